@@ -1,0 +1,19 @@
+"""The two ways a command can end badly; the command line turns each into one message and an exit code."""
+
+
+class SparseticketError(Exception):
+    """A message for the user that says what was wrong and what to do."""
+
+    exit_code = 1
+
+
+class UserError(SparseticketError):
+    """A mistake in what was asked for or given: bad option, missing data, a ticket that does not fit."""
+
+    exit_code = 2
+
+
+class RunFailure(SparseticketError):
+    """Something that broke while working: a full disk, a loss that is not finite, zeros that did not stay zero."""
+
+    exit_code = 1

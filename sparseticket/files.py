@@ -1,0 +1,47 @@
+"""Files are written whole or not at all: to a temporary name in the same folder, then renamed."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sparseticket.errors import RunFailure
+
+
+def write_whole(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
+    """Write ``content`` (or let a function write it to the path it is given) so that ``path`` is never half there.
+
+    Raises:
+        RunFailure: the disk is full, read-only or failing; ``path`` is then as it was before.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunFailure(
+            f"could not write {path}: {error.strerror or error}. Nothing that was there has changed; "
+            "free some space or choose another folder, then run the same command again to continue."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, whole; NaN is refused."""
+    write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

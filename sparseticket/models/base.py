@@ -1,0 +1,76 @@
+"""What the rest knows of a model: a network with a backbone, what may be pruned in it, and what came pre-trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+HeadKind = Literal["sequence-classification", "regression", "masked-lm", "image-classification"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a task puts on the backbone: its kind and, for classification, how many classes."""
+
+    kind: HeadKind
+    classes: int = 0
+
+
+@dataclass
+class Network:
+    """A backbone with a task's head on it.
+
+    Attributes:
+        module: the whole network, a plain transformers or torchvision module.
+        prefix: what the backbone's names begin with inside ``module`` ("bert." or "" for a ResNet).
+        prunable: names (inside the backbone) of the weights that may be pruned, in model order, pooler included.
+        head: names (inside ``module``) of the head's parameters and buffers.
+        pretrained: names (inside the backbone) of the tensors and buffers that were read from the pre-trained file.
+        head_pretrained: the head came with the checkpoint, so that the network means something before training.
+    """
+
+    spec: ModelSpec
+    module: nn.Module
+    prefix: str
+    prunable: tuple[str, ...]
+    head: frozenset[str]
+    pretrained: frozenset[str]
+    head_pretrained: bool = False
+    notes: list[str] = field(default_factory=list)  # said once on screen: a fresh MLM head, a random backbone
+
+    def backbone(self) -> dict[str, Tensor]:
+        """Live parameters and persistent buffers of the backbone, by their names inside the backbone."""
+        return {
+            name.removeprefix(self.prefix): tensor
+            for name, tensor in self.module.state_dict(keep_vars=True).items()
+            if name.startswith(self.prefix) and name not in self.head
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the network into ``folder`` so that plain transformers or torchvision load it."""
+        self.spec.save(self, folder)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A registry entry. Subclasses (text, vision) say how to build, save and feed the model.
+
+    ``name`` is what tickets record: the alias, hub name or, for a folder, the folder's own name (never a path).
+    """
+
+    name: str
+    kind: Literal["text", "vision"]
+
+    def build(self, head: Head, *, seed: int, weights: Path | None = None) -> Network:
+        """A fresh network on the CPU in fp32: pre-trained backbone, and a head drawn from ``seed``
+        (``derive(seed, "head")``) unless the checkpoint has one that fits.
+        """
+        raise NotImplementedError
+
+    def save(self, network: Network, folder: Path) -> None:
+        """See :meth:`Network.save`."""
+        raise NotImplementedError

@@ -1,0 +1,64 @@
+"""Tasks by name. A new task is one file whose class registers itself here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sparseticket.errors import UserError
+from sparseticket.models import ModelSpec
+from sparseticket.tasks.base import Batch, Task, TaskOptions
+
+__all__ = ["Batch", "Task", "TaskEntry", "TaskOptions", "entries", "entry", "make_task", "register"]
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A registered task: how to make it, for which kind of model, and the recipe that holds its default settings."""
+
+    name: str
+    kind: str  # "text" or "vision"
+    recipe: str  # e.g. "neurips20/sst2"
+    make: Callable[[ModelSpec, TaskOptions], Task]
+
+
+_REGISTRY: dict[str, TaskEntry] = {}
+
+
+def register(name: str, *, kind: str, recipe: str) -> Callable:
+    """Register a class or function ``(spec, options) -> Task`` as the task ``name``."""
+
+    def add(make: Callable[[ModelSpec, TaskOptions], Task]) -> Callable[[ModelSpec, TaskOptions], Task]:
+        _REGISTRY[name] = TaskEntry(name, kind, recipe, make)
+        return make
+
+    return add
+
+
+def entries() -> dict[str, TaskEntry]:
+    """All registered tasks by name."""
+    from sparseticket.tasks import docstrings, glue, images, mlm, text_files  # noqa: F401  (they register themselves)
+
+    return dict(sorted(_REGISTRY.items()))
+
+
+def entry(name: str) -> TaskEntry:
+    """The registered task ``name``; :class:`UserError` with close matches where there is none."""
+    known = entries()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"there is no task {name!r}.{hint} Tasks: {', '.join(known)}.")
+    return known[name]
+
+
+def make_task(name: str, spec: ModelSpec, options: TaskOptions) -> Task:
+    """Make the task ``name`` for a model; reads (and checks) its data."""
+    found = entry(name)
+    if found.kind != spec.kind:
+        raise UserError(
+            f"task {name!r} is for {found.kind} models and {spec.name!r} is a {spec.kind} model: "
+            "choose another of the two."
+        )
+    return found.make(spec, options)

@@ -1,0 +1,67 @@
+"""What the training loop knows of a task. A new task is one file with a class that has these members."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sparseticket.models import Head
+
+Batch = Mapping[str, "Tensor"]
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What a user may say about a task's data. ``batch_size`` is global; ``max_length`` (tokens) is for text only."""
+
+    data: Path | None = None
+    batch_size: int = 32
+    max_length: int = 128
+
+
+class Task(Protocol):
+    """A task = data + head + loss + metric.
+
+    ``batches`` is a sequence, so that a resumed round goes straight to its next batch: element i is a function of
+    (split, seed, round, epoch, i) alone, tensors on the CPU, every tensor's first dimension the batch. Its length does
+    not depend on seed, round or epoch. Split "train" is shuffled and augmented, "eval" is neither. An example's own
+    randomness (augmentation, MLM masking) is a function of (seed, round, epoch, index of the example).
+    """
+
+    name: str
+    metric: str  # the key of evaluate()'s result that verdicts use
+    head: Head
+    data_id: str  # SHA-256 that tells two data sets apart (file names and sizes, or the content)
+
+    def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]: ...
+
+    def loss(self, model: nn.Module, batch: Batch, *, step: int) -> Tensor:
+        """Mean loss over the batch, a scalar; ``batch`` is on the model's device."""
+
+    def after_step(self, model: nn.Module) -> None:
+        """Called after every optimizer step (a momentum encoder, a queue)."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics as fractions over the whole evaluation split, in eval mode, restoring the mode that was."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Stateless:
+    """The half of a task that most tasks leave empty."""
+
+    def after_step(self, model: nn.Module) -> None:
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        return None
