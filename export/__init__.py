@@ -1,1 +1,5 @@
-"""export"""
+"""Ship tickets: to ONNX, verified against PyTorch.
+
+``sparseticket.export.to_onnx.export_onnx`` is the way in; ``source`` says what may be exported, ``loaded_model`` loads
+it, ``graph`` traces and writes it, ``layers`` recounts the zeros in the written file, ``verify`` compares the answers.
+"""

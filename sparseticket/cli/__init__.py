@@ -1,0 +1,37 @@
+"""The command line: one file a verb, and here what they share: how an error ends."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run ``sparseticket``. Exit code 2 for a mistake of the user's, 1 for a failure; a traceback only with --debug."""
+    from sparseticket.errors import SparseticketError
+
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    from sparseticket.cli.app import app
+
+    try:
+        app(arguments)
+    except SparseticketError as error:
+        if debug:
+            raise
+        _stop(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _stop("stopped. Run the same command again to continue.", 130)
+    except OSError as error:
+        if debug:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        _stop(f"{error.strerror or error}{where}. What was finished is kept; run the same command again.", 1)
+    except Exception as error:
+        if debug:
+            raise
+        _stop(f"{type(error).__name__}: {error}\nThis was not foreseen; --debug shows where it happened.", 1)
+
+
+def _stop(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

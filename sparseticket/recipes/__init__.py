@@ -1,0 +1,117 @@
+"""Recipes: both papers' settings as TOML that a person can read beside the paper.
+
+A recipe has ``title`` and ``source``, a table ``[find]`` (the fields of ``RunSettings``), ``[protocol]``, ``[training]``,
+and optionally ``[transfer]`` (``round``, ``seeds``, ``controls``) for what ``sparseticket run`` does after finding.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparseticket.controls import check_control
+from sparseticket.errors import UserError
+from sparseticket.files import write_whole
+from sparseticket.settings import Protocol, RunSettings, Training, from_table
+
+FOLDER = Path(__file__).parent
+KEYS = {"title", "source", "find", "protocol", "training", "transfer"}
+
+
+@dataclass(frozen=True)
+class TransferPart:
+    """What a recipe transfers after finding: the ticket of ``round`` (default: the last)."""
+
+    seeds: int = 3
+    controls: list[str] = field(default_factory=list)
+    round: int = -1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A validated recipe."""
+
+    name: str
+    title: str
+    source: str
+    settings: RunSettings
+    transfer: TransferPart | None
+
+
+def names() -> list[str]:
+    """Names of all recipes that come with the package, like ``neurips20/sst2``."""
+    return sorted(str(path.relative_to(FOLDER).with_suffix("")).replace("\\", "/") for path in FOLDER.rglob("*.toml"))
+
+
+def path_of(name: str) -> Path:
+    """The file of a packaged recipe or, for ``name.toml``, a user's own; :class:`UserError` where there is none."""
+    if name.endswith(".toml") and Path(name).is_file():
+        return Path(name)
+    if name in names():
+        return FOLDER / f"{name}.toml"
+    close = difflib.get_close_matches(name, names(), n=3)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise UserError(f"there is no recipe {name!r}.{hint} See `sparseticket recipes ls`, or give a .toml file.")
+
+
+def load(name: str) -> Recipe:
+    """Read and validate a recipe; :class:`UserError` says what is wrong in it."""
+    path = path_of(name)
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"recipe {name}: {error}") from error
+    if unknown := sorted(table.keys() - KEYS):
+        raise UserError(f"recipe {name}: there is no table {unknown[0]!r}; there are {', '.join(sorted(KEYS))}.")
+    for key in ("title", "source"):
+        if not isinstance(table.get(key), str):
+            raise UserError(f"recipe {name}: {key} must say in words what this is and where it is from.")
+    where = f"recipe {name}"
+    find = dict(table.get("find", {}))
+    if missing := sorted({"model", "task"} - find.keys()):
+        raise UserError(f"{where}: [find] lacks {missing[0]}.")
+    settings = from_table(
+        RunSettings,
+        {
+            **find,
+            "protocol": from_table(Protocol, table.get("protocol", {}), where=f"{where} [protocol]"),
+            "training": from_table(Training, table.get("training", {}), where=f"{where} [training]"),
+        },
+        where=f"{where} [find]",
+    )
+    part = from_table(TransferPart, table["transfer"], where=f"{where} [transfer]") if "transfer" in table else None
+    for control in part.controls if part else ():
+        check_control(control)
+    return Recipe(name, table["title"], table["source"], settings, part)
+
+
+def task_defaults(task: str, protocol: str = "paper") -> RunSettings:
+    """The settings of the recipe that belongs to a task, as the paper says or as the code was released."""
+    from sparseticket.tasks import entry
+
+    name = entry(task).recipe + ("" if protocol == "paper" else f"-{protocol}")
+    if name not in names():
+        raise UserError(
+            f"task {task!r} has no recipe for --protocol {protocol}: there is no {name}. Use --protocol paper."
+        )
+    return load(name).settings
+
+
+def copy_to(name: str, to: Path) -> None:
+    """Copy a recipe to a new file of the user's."""
+    if to.exists():
+        raise UserError(f"{to} exists: choose a new file.")
+    write_whole(to, path_of(name).read_bytes())
+
+
+def check_names(recipe: Recipe) -> None:
+    """Check that a recipe's model and task exist and go together; :class:`UserError` says which does not."""
+    from sparseticket.models import resolve
+    from sparseticket.tasks import entry
+
+    spec, task = resolve(recipe.settings.model), entry(recipe.settings.task)
+    if spec.kind != task.kind:
+        raise UserError(f"recipe {recipe.name}: task {task.name!r} is for {task.kind} models, not {spec.name!r}.")

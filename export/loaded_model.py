@@ -1,0 +1,107 @@
+"""Load a trained model folder for inference, with what it takes: named inputs, their limits, and deployment files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparseticket.errors import UserError
+from sparseticket.seeds import generator
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode, fp32, on the CPU, and how to feed it.
+
+    Attributes:
+        inputs: names of its inputs, in the order that ONNX gets them (``pixel_values`` for vision).
+        outputs: names of its outputs.
+        vocabulary: token ids are below it; 0 for vision.
+        token_types: token types are below it; 0 where the model takes none.
+        max_length: longest sequence in tokens; 0 for vision.
+        image: channels, height, width; None for text.
+        companions: files that are needed beside the model to deploy it, by name.
+    """
+
+    kind: Literal["text", "vision"]
+    module: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    vocabulary: int = 0
+    token_types: int = 0
+    max_length: int = 0
+    image: tuple[int, int, int] | None = None
+    companions: Mapping[str, bytes] = field(default_factory=dict)
+
+    def example(self, batch: int, length: int = 0, *, padded: bool = False, seed: int = 0) -> dict[str, Tensor]:
+        """Random inputs: int64 tokens [batch, length] (rows padded at their end if asked) or float32 images."""
+        draw = generator(seed, "example", batch, length)
+        if self.image is not None:
+            return {"pixel_values": torch.randn(batch, *self.image, generator=draw)}
+        shape = (batch, length)
+        mask = torch.ones(shape, dtype=torch.int64)
+        if padded:
+            real = torch.randint(1, length + 1, (batch, 1), generator=draw)
+            mask = (torch.arange(length)[None, :] < real).long()
+        tensors = {
+            "input_ids": torch.randint(0, self.vocabulary, shape, generator=draw),
+            "attention_mask": mask,
+        }
+        if self.token_types:
+            tensors["token_type_ids"] = torch.randint(0, self.token_types, shape, generator=draw)
+        return tensors
+
+    @torch.inference_mode()
+    def answer(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs by name."""
+        result = self.module(**inputs) if self.kind == "text" else self.module(inputs["pixel_values"])
+        return {"logits": result} if isinstance(result, Tensor) else {name: result[name] for name in self.outputs}
+
+
+def load(folder: Path, *, attention: str = "eager") -> LoadedModel:
+    """Load a model folder written by ``save_pretrained`` (text) or by this project (vision).
+
+    ``attention`` is transformers' name of an implementation: "eager" gives the cleanest graph, "sdpa" runs faster.
+
+    Raises:
+        UserError: it is damaged, incomplete, or of a kind that is not known.
+    """
+    if (folder / "model.json").is_file():
+        return _load_vision(folder)
+    from sparseticket.export.text_model import load_text
+
+    return load_text(folder, attention)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in ``file``; :class:`UserError` where it is none."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSON ({error}): write the model folder again.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} should hold a JSON object: write the model folder again.")
+    return value
+
+
+def _load_vision(folder: Path) -> LoadedModel:
+    from sparseticket.models.vision import describe_saved, load_saved
+
+    described = asdict(describe_saved(folder))
+    module = load_saved(folder).float()
+    stem = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
+    preprocessing = {key: described[key] for key in ("size", "mean", "std", "classes", "class_names")}
+    return LoadedModel(
+        kind="vision",
+        module=module,
+        inputs=("pixel_values",),
+        outputs=("logits",),
+        image=(stem.in_channels, described["size"], described["size"]),
+        companions={"preprocessing.json": (json.dumps(preprocessing, indent=2) + "\n").encode()},
+    )

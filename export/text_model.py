@@ -1,0 +1,118 @@
+"""Load a text model folder: any encoder of transformers that is called with input_ids and attention_mask."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from sparseticket.errors import UserError
+from sparseticket.export.loaded_model import LoadedModel, read_json
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file")
+
+
+def load_text(folder: Path, attention: str) -> LoadedModel:
+    """Load ``folder``; a tensor that its architecture needs and the file lacks is an error, never a random one."""
+    module = _load_module(folder, attention)
+    config = module.config
+    takes = inspect.signature(module.forward).parameters
+    if not {"input_ids", "attention_mask"} <= set(takes) or getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"{type(module).__name__} is not an encoder that takes input_ids and attention_mask.")
+    token_types = getattr(config, "type_vocab_size", 0) if "token_type_ids" in takes else 0
+    token_types = token_types if token_types > 1 else 0  # RoBERTa has one type, and needs no such input
+    inputs = ("input_ids", "attention_mask", "token_type_ids")[: 3 if token_types else 2]
+    unnamed = LoadedModel(
+        kind="text",
+        module=module,
+        inputs=inputs,
+        outputs=(),
+        vocabulary=config.vocab_size,
+        token_types=token_types,
+        max_length=_longest_sequence(module),
+        companions=_companions(folder),
+    )
+    with torch.inference_mode():
+        outputs = tuple(module(**unnamed.example(1, 2)).keys())
+    return LoadedModel(**{**vars(unnamed), "outputs": outputs})
+
+
+def _load_module(folder: Path, attention: str) -> nn.Module:
+    architectures = read_json(folder / "config.json").get("architectures") or [None]
+    architecture = architectures[0] if isinstance(architectures, list) else None
+    kind = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
+    if not (inspect.isclass(kind) and issubclass(kind, transformers.PreTrainedModel)):
+        raise UserError(
+            f"{folder / 'config.json'} names the architecture {architecture!r}, which transformers "
+            f"{transformers.__version__} does not have: save the model with save_pretrained of a transformers class."
+        )
+    try:
+        with _quiet():
+            module, loading = kind.from_pretrained(
+                folder,
+                output_loading_info=True,
+                use_safetensors=True,
+                local_files_only=True,
+                attn_implementation=attention,
+                dtype=torch.float32,
+            )
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{folder} cannot be loaded as {architecture}: {reason}") from error
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        first = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))[0]
+        raise UserError(f"{folder} has no weights for {first}, which {architecture} needs: save the whole model.")
+    if getattr(module, "pooler", None) is not None:
+        module.pooler = None  # a plain encoder is exported for its token embeddings; nothing reads its pooler
+    return module.eval()
+
+
+def _longest_sequence(module: nn.Module) -> int:
+    for name, layer in module.named_modules():
+        if name.endswith("position_embeddings") and isinstance(layer, nn.Embedding):
+            reserved = 0 if layer.padding_idx is None else layer.padding_idx + 1  # RoBERTa counts from there
+            return layer.num_embeddings - reserved
+    return getattr(module.config, "max_position_embeddings", 512)
+
+
+def _companions(folder: Path) -> dict[str, bytes]:
+    found = {}
+    for name in ("config.json", *TOKENIZER_FILES):
+        file = folder / name
+        if file.is_file() and name in ("config.json", "tokenizer_config.json"):
+            content = {key: value for key, value in read_json(file).items() if key not in PATH_KEYS}
+            found[name] = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+        elif file.is_file():
+            found[name] = file.read_bytes()
+    return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

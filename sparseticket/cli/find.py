@@ -1,0 +1,77 @@
+"""``sparseticket find``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+
+def find(
+    model: Annotated[str, Option(help="Alias (bert-base, minilm, resnet50, resnet20-cifar, …), hub name or folder.")],
+    task: Annotated[str | None, Option(help="Task to find it on. Default for text: mlm, the universal ticket.")] = None,
+    sparsity: Annotated[float | None, Option(help="Target: share of zeros, 0.7 is 70 %.")] = None,
+    schedule: Annotated[str | None, Option(help="linear:0.1, geometric:0.2, one-round or one-shot.")] = None,
+    round_length: Annotated[str | None, Option(help="Training a round: 3ep or 500it.")] = None,
+    protocol: Annotated[str, Option(help="paper, or released (as the papers' code was).")] = "paper",
+    rewind: Annotated[str | None, Option(help="theta_p, 5%, 1ep, 500it, or none.")] = None,
+    head: Annotated[str | None, Option(help="rewind or keep the task's head between rounds.")] = None,
+    optimizer_state: Annotated[str | None, Option(help="fresh or keep between rounds.")] = None,
+    lr_schedule: Annotated[str | None, Option(help="restart in every round, or keep one over all rounds.")] = None,
+    prune_pooler: Annotated[bool | None, Option(help="Prune a BERT's pooler too.")] = None,
+    prune_first: Annotated[bool | None, Option(help="Prune before any training.")] = None,
+    pattern: Annotated[str | None, Option(help="Where zeros may lie: unstructured.")] = None,
+    optimizer: Annotated[str | None, Option(help="adamw or sgd.")] = None,
+    lr: Annotated[float | None, Option(help="Learning rate.")] = None,
+    batch_size: Annotated[int | None, Option(help="Examples a step, over all processes.")] = None,
+    max_length: Annotated[int | None, Option(help="Tokens of a text.")] = None,
+    weight_decay: Annotated[float | None, Option(help="Weight decay.")] = None,
+    precision: Annotated[str | None, Option(help="no, fp16 or bf16 (mixed precision).")] = None,
+    dense: Annotated[
+        bool, Option("--dense/--no-dense", help="Where pruning comes first: train one dense network for reference.")
+    ] = True,
+    seed: Annotated[int, Option(help="Every random draw is a function of it.")] = 0,
+    weights: Annotated[Path | None, Option(help="File of the pre-trained weights, instead of the model's own.")] = None,
+    data: Annotated[Path | None, Option(help="File or folder of the task's data.")] = None,
+    out: Annotated[Path | None, Option(help="Run folder. Default: runs/MODEL-TASK.")] = None,
+    checkpoint_every: Annotated[float, Option(help="Seconds between checkpoints inside a round.")] = 300.0,
+) -> None:
+    """Find a lottery ticket: train, prune, rewind, repeat. Run again to continue."""
+    from sparseticket.imp import find as search
+    from sparseticket.options import default_folder, find_settings
+    from sparseticket.progress import Screen
+    from sparseticket.show import show_find
+
+    settings = find_settings(
+        model,
+        task=task,
+        protocol_name=protocol,
+        data=data,
+        weights=weights,
+        seed=seed,
+        dense=dense,
+        protocol={
+            "schedule": schedule,
+            "sparsity": sparsity,
+            "pattern": pattern,
+            "rewind": rewind,
+            "head": head,
+            "optimizer_state": optimizer_state,
+            "lr_schedule": lr_schedule,
+            "prune_pooler": prune_pooler,
+            "prune_first": prune_first,
+        },
+        training={
+            "round_length": round_length,
+            "batch_size": batch_size,
+            "max_length": max_length,
+            "optimizer": optimizer,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "precision": precision,
+        },
+    )
+    screen = Screen()
+    folder = out or default_folder(settings.model, settings.task)
+    show_find(screen, search(settings, folder, screen=screen, checkpoint_every=checkpoint_every), folder)

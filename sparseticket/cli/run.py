@@ -1,0 +1,22 @@
+"""``sparseticket run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+
+def run(
+    recipe: Annotated[str, Argument(help="A name of `sparseticket recipes ls`, or a .toml file.")],
+    data: Annotated[Path | None, Option(help="File or folder of the task's data.")] = None,
+    weights: Annotated[Path | None, Option(help="File of the pre-trained weights.")] = None,
+    out: Annotated[Path | None, Option(help="Folder. Default: runs/RECIPE.")] = None,
+) -> None:
+    """Run a whole recipe: find, then transfer where it says so. Run again to continue."""
+    from sparseticket.progress import Screen
+    from sparseticket.recipes import load
+    from sparseticket.recipes.runner import run_recipe
+
+    run_recipe(load(recipe), data=data, weights=weights, out=out, screen=Screen())

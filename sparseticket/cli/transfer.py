@@ -1,0 +1,59 @@
+"""``sparseticket transfer``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+
+def transfer(
+    ticket: Annotated[Path, Argument(help="A ticket file: RUN/round-NN/ticket.ticket.")],
+    task: Annotated[str | None, Option(help="Task to train it on. Default: the one it was found on.")] = None,
+    seeds: Annotated[int, Option(help="Runs of each arm: 3 is seeds 0, 1, 2.")] = 3,
+    control: Annotated[list[str] | None, Option(help="Another arm: random-mask. May be given several times.")] = None,
+    round_length: Annotated[str | None, Option(help="Length of each training: 3ep or 500it.")] = None,
+    optimizer: Annotated[str | None, Option(help="adamw or sgd.")] = None,
+    lr: Annotated[float | None, Option(help="Learning rate.")] = None,
+    batch_size: Annotated[int | None, Option(help="Examples a step, over all processes.")] = None,
+    max_length: Annotated[int | None, Option(help="Tokens of a text.")] = None,
+    weight_decay: Annotated[float | None, Option(help="Weight decay.")] = None,
+    precision: Annotated[str | None, Option(help="no, fp16 or bf16 (mixed precision).")] = None,
+    weights: Annotated[Path | None, Option(help="File of the ticket's θ. Default: that of its run.")] = None,
+    allow_other_weights: Annotated[bool, Option(help="Use the ticket with weights that are not its own.")] = False,
+    data: Annotated[Path | None, Option(help="File or folder of the task's data.")] = None,
+    out: Annotated[Path | None, Option(help="Folder. Default: beside the run that the ticket came from.")] = None,
+    checkpoint_every: Annotated[float, Option(help="Seconds between checkpoints inside a training.")] = 300.0,
+) -> None:
+    """Train dense against ticket over several seeds, and give the verdict. Run again to continue."""
+    from sparseticket.options import given
+    from sparseticket.progress import Screen
+    from sparseticket.show import show_transfer
+    from sparseticket.transfer import plan
+    from sparseticket.transfer import transfer as train_arms
+
+    loaded, settings, beside = plan(
+        ticket,
+        task=task,
+        data=data,
+        weights=weights,
+        seeds=seeds,
+        controls=tuple(control or ()),
+        allow_other_weights=allow_other_weights,
+        training=given(
+            {
+                "round_length": round_length,
+                "batch_size": batch_size,
+                "max_length": max_length,
+                "optimizer": optimizer,
+                "lr": lr,
+                "weight_decay": weight_decay,
+                "precision": precision,
+            }
+        ),
+    )
+    screen, folder = Screen(), out or beside
+    show_transfer(
+        screen, train_arms(loaded, settings, folder, screen=screen, checkpoint_every=checkpoint_every), folder
+    )

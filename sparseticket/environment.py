@@ -1,0 +1,29 @@
+"""What this machine offers: versions, processors, and which kernels can run here and why not."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from sparseticket.provenance import LIBRARIES, versions
+
+
+def describe() -> dict[str, Any]:
+    """Versions, CPU threads, GPUs, and the state of the kernels."""
+    import torch
+
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return {
+        "versions": versions((*LIBRARIES, "triton", "onnx", "onnxscript", "onnxruntime", "datasets")),
+        "platform": platform.platform(),
+        "cpu": {
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "isa": torch.backends.cpu.get_cpu_capability(),
+        },
+        "gpus": gpus,
+        "kernels": "none yet: this version trains and runs tickets as dense weights with zeros",
+    }

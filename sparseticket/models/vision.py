@@ -1,0 +1,226 @@
+"""ResNets for image classification: how they are built from a weights file, saved, and loaded again."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from sparseticket.errors import RunFailure, UserError
+from sparseticket.files import write_json, write_whole
+from sparseticket.models.base import Head, ModelSpec, Network
+from sparseticket.models.vision_weights import check_fit, read_weights
+from sparseticket.seeds import derive
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+STEM = "conv1.weight"  # never pruned, in either paper's code
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What a model eats: square RGB images of ``size`` pixels a side, scaled to 0..1, then (x - mean) / std."""
+
+    size: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class VisionModel(ModelSpec):
+    """A ResNet by alias. Families say how the bare network is made and where its usual weights come from.
+
+    ``small_stem`` is the 3x3 stride-1 stem without max-pool for 32x32 images; ``class_names`` are the task's, if known.
+    """
+
+    format: ImageFormat
+    head_name: str
+    small_stem: bool = False
+    class_names: tuple[str, ...] | None = None
+
+    def make_module(self, classes: int) -> nn.Module:
+        """The bare network, randomly initialised from torch's global generator."""
+        raise NotImplementedError
+
+    def default_weights(self) -> dict[str, Tensor] | None:
+        """The weights that this architecture is usually pre-trained with; None where there are none to be had."""
+        raise NotImplementedError
+
+    def for_images(self, size: int) -> VisionModel:
+        """The same architecture for images of another size."""
+        return replace(self, format=replace(self.format, size=size))
+
+    def build(self, head: Head, *, seed: int, weights: Path | None = None) -> Network:
+        """See :meth:`ModelSpec.build`. ``weights`` is a ``.th``, ``.pt``, ``.pth``, ``.tar`` or ``.safetensors`` file.
+
+        Raises:
+            UserError: the file cannot be read or does not fit, or there is no network to fetch the usual weights.
+        """
+        if head.kind != "image-classification":
+            raise UserError(f"{self.name} classifies images: it cannot have a head for {head.kind}.")
+        module = self._random_module(head.classes, seed)
+        network = Network(
+            spec=self,
+            module=module,
+            prefix="",
+            prunable=prunable_names(module),
+            head=frozenset(name for name in module.state_dict() if name.startswith(f"{self.head_name}.")),
+            pretrained=frozenset(),
+        )
+        stored = self.default_weights() if weights is None else read_weights(weights)
+        if stored is None:
+            network.notes.append(
+                f"no pre-trained weights: {self.name} starts from random initialisation from seed {seed} "
+                "(pass --weights FILE for pre-trained ones)"
+            )
+        else:
+            _load_pretrained(network, stored, source=str(weights or f"the usual weights of {self.name}"))
+        if stored is not None and STEM not in network.pretrained:
+            network.notes.append(f"{self.name} for small images: its 3x3 conv1 is drawn fresh from seed {seed}")
+        return network
+
+    def _random_module(self, classes: int, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive(seed, "init"))
+            module = self.make_module(classes)
+            torch.default_generator.manual_seed(derive(seed, "head"))
+            module.get_submodule(self.head_name).reset_parameters()
+        return module
+
+    def save(self, network: Network, folder: Path) -> None:
+        """Write ``model.safetensors`` (a plain state_dict) and ``model.json``, both or neither.
+
+        Raises:
+            RunFailure: the disk is full, read-only or failing.
+        """
+        classes = network.module.get_submodule(self.head_name).out_features
+        description = SavedModel(
+            self.name, classes, self.class_names, self.format.size, self.format.mean, self.format.std, self.small_stem
+        )
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.module.state_dict().items()}
+        staging = folder.with_name(f".{folder.name}.part")
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            write_whole(staging / "model.safetensors", safetensors_bytes(tensors))
+            write_json(staging / "model.json", asdict(description))
+            if folder.is_dir():  # keep what else is there; each file is replaced whole, the description last
+                (staging / "model.safetensors").replace(folder / "model.safetensors")
+                (staging / "model.json").replace(folder / "model.json")
+            else:
+                staging.rename(folder)
+        except OSError as error:
+            raise RunFailure(
+                f"could not save the model in {folder}: {error.strerror or error}. "
+                "Free some space or choose another folder, then run the same command again."
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def prunable_names(module: nn.Module) -> tuple[str, ...]:
+    """The weights of every convolution but the stem, in model order (ResNet-50: 52 tensors, 23,445,504 weights)."""
+    convolutions = (f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Conv2d))
+    return tuple(name for name in convolutions if name != STEM)
+
+
+def _load_pretrained(network: Network, stored: dict[str, Tensor], *, source: str) -> None:
+    """Copy what was stored into the network; the head only where it has as many classes."""
+    spec, live = network.spec, network.module.state_dict()
+    assert isinstance(spec, VisionModel)
+    fitting_head = all(name in stored and stored[name].shape == live[name].shape for name in network.head)
+    head_prefix = f"{spec.head_name}."
+    wanted = {name: tensor for name, tensor in stored.items() if fitting_head or not name.startswith(head_prefix)}
+    if spec.small_stem and STEM in wanted and wanted[STEM].shape[-2:] == (7, 7):
+        del wanted[STEM]  # as in the vision paper: a 7x7 stem has no place on 32x32 images
+    missing_allowed = network.head | ({STEM} if spec.small_stem else frozenset())
+    check_fit(wanted, live, missing_allowed=missing_allowed, source=source, model=spec.name)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            live[name].copy_(tensor)
+    network.pretrained = frozenset(wanted) - network.head
+    network.head_pretrained = fitting_head
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """The ``model.json`` beside a saved network's weights."""
+
+    architecture: str
+    classes: int
+    class_names: tuple[str, ...] | None
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    small_stem: bool
+
+
+def describe_saved(folder: Path) -> SavedModel:
+    """Read and check ``model.json``; :class:`UserError` where it is not one that :meth:`VisionModel.save` wrote."""
+    path = folder / "model.json"
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no saved vision model: {path.name} cannot be read ({error}).") from error
+    if not isinstance(found, dict) or set(found) != set(SavedModel.__dataclass_fields__):
+        raise UserError(f"{path} does not describe a saved vision model.")
+    names = found["class_names"]
+    sound = (
+        isinstance(found["architecture"], str)
+        and _is_count(found["classes"])
+        and _is_count(found["size"])
+        and _are_three_numbers(found["mean"])
+        and _are_three_numbers(found["std"])
+        and min(found["std"]) > 0
+        and isinstance(found["small_stem"], bool)
+        and (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)))
+        and (names is None or len(names) == found["classes"])
+    )
+    if not sound:
+        raise UserError(f"{path} does not describe a saved vision model: a field has a value that it cannot have.")
+    for field in ("mean", "std"):
+        found[field] = tuple(float(value) for value in found[field])
+    return SavedModel(**{**found, "class_names": None if names is None else tuple(names)})
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000
+
+
+def _are_three_numbers(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(part, int | float) and not isinstance(part, bool) and math.isfinite(part) for part in value)
+    )
+
+
+def load_saved(folder: Path) -> nn.Module:
+    """The network that :meth:`VisionModel.save` wrote into ``folder``, on the CPU, in eval mode.
+
+    Raises:
+        UserError: no saved vision model there, a damaged file, or weights that are not those of the architecture.
+    """
+    from sparseticket.models import resolve
+
+    saved = describe_saved(folder)
+    spec = resolve(saved.architecture)
+    if not isinstance(spec, VisionModel):
+        raise UserError(f"{folder / 'model.json'}: {saved.architecture!r} is not a vision model.")
+    module = replace(spec.for_images(saved.size), small_stem=saved.small_stem)._random_module(saved.classes, seed=0)
+    path = folder / "model.safetensors"
+    try:
+        stored = safetensors_load(path.read_bytes())
+    except Exception as error:  # safetensors' own error type is not an OSError or ValueError
+        raise UserError(f"{path} cannot be read as safetensors: {error}.") from error
+    live = module.state_dict()
+    check_fit(stored, live, missing_allowed=frozenset(), source=str(path), model=saved.architecture)
+    module.load_state_dict(stored, strict=False)  # check_fit allows absent BatchNorm counters only
+    return module.eval()

@@ -1,0 +1,66 @@
+"""From what a user gave to complete settings: the recipe of the task, with what was said instead."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sparseticket.errors import UserError
+from sparseticket.models import resolve
+from sparseticket.recipes import task_defaults
+from sparseticket.settings import RunSettings
+from sparseticket.tasks import entries
+
+
+def find_settings(
+    model: str,
+    *,
+    task: str | None = None,
+    protocol_name: str = "paper",
+    data: Path | None = None,
+    weights: Path | None = None,
+    seed: int = 0,
+    dense: bool = True,
+    protocol: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+) -> RunSettings:
+    """Settings of a ``find``. ``protocol`` and ``training`` hold fields to override; those that are None are left."""
+    kind = resolve(model).kind
+    if task is None:
+        if kind != "text":
+            known = [name for name, entry in entries().items() if entry.kind == kind]
+            raise UserError(f"{model!r} is a {kind} model: name its task with --task: {', '.join(known)}.")
+        task = "mlm"
+    if protocol_name not in ("paper", "released"):
+        raise UserError(f"--protocol is paper or released, not {protocol_name!r}.")
+    if seed < 0:
+        raise UserError(f"--seed is a whole number from 0, not {seed}.")
+    recipe = task_defaults(task, protocol_name)
+    return RunSettings(
+        model=_as_given(model),
+        task=task,
+        data=str(data.resolve()) if data else "",
+        weights=str(weights.resolve()) if weights else "",
+        seed=seed,
+        dense=dense,
+        protocol=replace(recipe.protocol, **given(protocol or {})),
+        training=replace(recipe.training, **given(training or {})),
+    )
+
+
+def given(fields: dict[str, Any]) -> dict[str, Any]:
+    """Those that a user said something about."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def default_folder(model: str, task: str) -> Path:
+    """``runs/MODEL-TASK``, with a folder or hub name as a plain word."""
+    word = re.sub(r"[^\w.-]+", "-", Path(model).name if Path(model).is_dir() else model).strip("-")
+    return Path("runs") / f"{word}-{task}"
+
+
+def _as_given(model: str) -> str:
+    """A model's folder by its whole path, so that the run can be run again from elsewhere."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model

@@ -1,0 +1,37 @@
+"""Run a whole recipe: find, then transfer where it says so; what is finished is skipped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sparseticket.imp import TICKET, find
+from sparseticket.progress import Screen
+from sparseticket.recipes import Recipe
+from sparseticket.runs import RunFolder
+from sparseticket.show import show_find, show_transfer
+from sparseticket.transfer import plan, transfer
+
+
+def run_recipe(
+    recipe: Recipe, *, data: Path | None, weights: Path | None, out: Path | None, screen: Screen
+) -> dict[str, Any]:
+    """Run it into ``out`` (default ``runs/RECIPE``); returns both summaries."""
+    settings = replace(
+        recipe.settings,
+        data=str(data.resolve()) if data else recipe.settings.data,
+        weights=str(weights.resolve()) if weights else recipe.settings.weights,
+    )
+    folder = out or Path("runs") / recipe.name.removesuffix(".toml").replace("/", "-")
+    screen.say(f"{recipe.title} ({recipe.name})")
+    found = find(settings, folder, screen=screen)
+    show_find(screen, found, folder)
+    if recipe.transfer is None:
+        return {"find": found}
+    number = range(len(found["rounds"]))[recipe.transfer.round]
+    ticket = RunFolder(folder).round(number) / TICKET
+    loaded, settings, beside = plan(ticket, seeds=recipe.transfer.seeds, controls=tuple(recipe.transfer.controls))
+    transferred = transfer(loaded, settings, beside, screen=screen)
+    show_transfer(screen, transferred, beside)
+    return {"find": found, "transfer": transferred}

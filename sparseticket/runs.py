@@ -1,0 +1,123 @@
+"""The run folder: what was asked (run.toml), a folder a round, and markers that say what is finished."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sparseticket import toml
+from sparseticket.errors import RunFailure, UserError
+from sparseticket.files import write_json, write_whole
+from sparseticket.settings import Protocol, RunSettings, Training, from_table
+
+SETTINGS = "run.toml"
+THETA = "theta.safetensors"
+GAMMA = "gamma.safetensors"
+
+
+class RunFolder:
+    """A folder of one run. Opening it again with the same settings continues it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path, settings: dict[str, Any], *, what: str = SETTINGS) -> RunFolder:
+        """Make the folder, or check that it is of a run with the same settings.
+
+        Raises:
+            UserError: the folder cannot be made, holds something else, or a run with other settings (shows which).
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            occupied = any(not entry.name.startswith(".") for entry in path.iterdir())
+        except OSError as error:
+            raise UserError(f"cannot make the folder {path}: {error.strerror}. Choose another with --out.") from error
+        found = path / what
+        if found.exists():
+            _same_settings(found, settings)
+        elif occupied:
+            raise UserError(f"{path} holds other files and no {what}: choose a new or empty folder with --out.")
+        else:
+            write_whole(found, toml.dumps(settings))
+        for unfinished in path.rglob(".*.part"):  # what a kill during a write left behind
+            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink(missing_ok=True)
+        return cls(path)
+
+    def round(self, number: int) -> Path:
+        """The folder of a round."""
+        return self.path / f"round-{number:02d}"
+
+    def finished(self, part: str) -> bool:
+        """True when a part of the run (``round-03``, ``dense``) has its ``done`` marker."""
+        return (self.path / part / "done").exists()
+
+    def finish(self, part: str, metrics: dict[str, Any]) -> None:
+        """Write a part's metrics and, last, its marker."""
+        write_json(self.path / part / "metrics.json", metrics)
+        write_whole(self.path / part / "done", "")
+
+    def metrics(self, part: str) -> dict[str, Any]:
+        """What :meth:`finish` wrote."""
+        return read_json(self.path / part / "metrics.json")
+
+    def log(self, **entry: Any) -> None:
+        """Append a line to log.jsonl; times are in here and nowhere that counts."""
+        try:
+            with (self.path / "log.jsonl").open("a") as file:
+                file.write(json.dumps({"time": round(time.time(), 1), **entry}) + "\n")
+        except OSError as error:
+            raise RunFailure(
+                f"could not write {self.path / 'log.jsonl'}: {error.strerror}. Free some space."
+            ) from error
+
+
+def settings_table(settings: RunSettings) -> dict[str, Any]:
+    """Run settings as the table that run.toml holds."""
+    return asdict(settings)
+
+
+def read_settings(path: Path) -> RunSettings:
+    """The settings in a run.toml."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    table["protocol"] = from_table(Protocol, table.get("protocol", {}), where=str(path))
+    table["training"] = from_table(Training, table.get("training", {}), where=str(path))
+    return from_table(RunSettings, table, where=str(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a run; :class:`UserError` where it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Is this the folder of a run?") from error
+
+
+def _same_settings(path: Path, wanted: dict[str, Any]) -> None:
+    try:
+        found = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}. Choose another folder with --out.") from error
+    old, new = _flat(found), _flat(tomllib.loads(toml.dumps(wanted)))
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if differing:
+        lines = [f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing]
+        raise UserError(
+            f"{path.parent} holds a run with other settings:\n" + "\n".join(lines) + "\n"
+            "Choose another folder with --out, or the same settings to continue."
+        )
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

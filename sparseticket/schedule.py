@@ -1,0 +1,51 @@
+"""Which sparsity each round trains at."""
+
+from __future__ import annotations
+
+from sparseticket.errors import UserError
+
+SNAP = 0.0005  # a target this near to a step of the schedule is that step (67.23 % for 67.232 %)
+MOST_ROUNDS = 1000
+SYNTAX = (
+    "linear:0.1 (10 % of the original a round), geometric:0.2 (20 % of the remaining a round), one-round or one-shot"
+)
+
+
+def check_sparsity(sparsity: float) -> float:
+    """The sparsity, when it is a share that a ticket can have: above 0 and below 1."""
+    if not 0 < sparsity < 1:  # NaN fails too
+        raise UserError(f"sparsity is the share of zeros, above 0 and below 1 (0.7 is 70 %), not {sparsity}")
+    return sparsity
+
+
+def round_sparsities(schedule: str, target: float, *, prune_first: bool = False) -> list[float]:
+    """The sparsity of each training, in order: ``[0.0, 0.1, …, target]``, or without the 0 where pruning comes first.
+
+    The last pruning is cut so that the target is hit exactly. One-shot always prunes first.
+
+    Raises:
+        UserError: an unknown schedule, a step outside 0 to 1, or a target that is no sparsity.
+    """
+    check_sparsity(target)
+    kind, _, step_text = schedule.partition(":")
+    if schedule == "one-shot":
+        return [target]
+    if schedule == "one-round":
+        return [target] if prune_first else [0.0, target]
+    try:
+        step = float(step_text)
+    except ValueError:
+        step = -1.0
+    if kind not in ("linear", "geometric") or not 0 < step < 1:
+        raise UserError(f"there is no schedule {schedule!r}. A schedule is {SYNTAX}; its step is above 0 and below 1.")
+    sparsities = [0.0]
+    while sparsities[-1] < target:
+        pruned = len(sparsities)
+        following = round(step * pruned if kind == "linear" else 1 - (1 - step) ** pruned, 12)
+        if abs(following - target) <= SNAP:
+            sparsities.append(following)
+            break
+        if pruned > MOST_ROUNDS:
+            raise UserError(f"{schedule} takes more than {MOST_ROUNDS} rounds to {target}: take a larger step.")
+        sparsities.append(min(following, target))
+    return sparsities[1:] if prune_first else sparsities

@@ -1,0 +1,206 @@
+"""What a run is: model, task, protocol and training, each field named, checked, and written into run.toml and tickets."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from sparseticket.errors import UserError
+from sparseticket.schedule import round_sparsities
+
+
+@dataclass(frozen=True)
+class Length:
+    """A length of training: ``3ep`` (epochs, may be fractional) or ``500it`` (optimizer steps)."""
+
+    value: float
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> Length:
+        """Read ``3ep`` or ``500it``; anything else is a :class:`UserError`."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|it)", str(text).strip())
+        if not match or float(match[1]) <= 0 or (match[2] == "it" and not float(match[1]).is_integer()):
+            raise UserError(f"{text!r} is not a length: write 3ep for three epochs or 500it for 500 steps.")
+        return cls(float(match[1]), match[2])
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """The number of optimizer steps, at least 1."""
+        return max(1, round(self.value * steps_per_epoch)) if self.unit == "ep" else int(self.value)
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """Where weights go back to: the start (``theta_p``), a point of the training (``5%``, ``1ep``, ``500it``), nowhere."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.text not in ("theta_p", "none") and not self._share:
+            try:
+                Length.parse(self.text)
+            except UserError as error:
+                raise UserError(
+                    f"{self.text!r} is nothing to rewind to: write theta_p, a share of the training (5%), "
+                    "a length (1ep, 500it), or none for no rewinding."
+                ) from error
+
+    @property
+    def _share(self) -> float | None:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)%", self.text)
+        share = float(match[1]) / 100 if match else None
+        return share if share and share < 1 else None
+
+    def step(self, total: int, steps_per_epoch: int) -> int:
+        """The step that is rewound to: 0 for θ_p (and where nothing is rewound)."""
+        if self.text in ("theta_p", "none"):
+            return 0
+        step = round(self._share * total) if self._share else Length.parse(self.text).steps(steps_per_epoch)
+        if not 0 < step < total:
+            raise UserError(f"rewinding to {self.text} is step {step}, which is not inside a round of {total} steps.")
+        return step
+
+
+class _Checked:
+    """Checks a settings class: choices against their ``Literal``, numbers against what they can be."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for item in fields(self):
+            value, hint = getattr(self, item.name), hints[item.name]
+            choices = get_args(hint)
+            label = item.name.replace("_", "-")
+            if choices and all(isinstance(choice, str) for choice in choices) and value not in choices:
+                raise UserError(f"{label} is one of {', '.join(choices)}, not {value!r}.")
+            if hint is bool and not isinstance(value, bool):
+                raise UserError(f"{label} is true or false, not {value!r}.")
+            if hint is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise UserError(f"{label} is a whole number from 1, not {value!r}.")
+            if hint is float and not (_is_number(value) and value >= 0):
+                raise UserError(f"{label} is a number from 0, not {value!r}.")
+            if hint is str and not isinstance(value, str):
+                raise UserError(f"{label} is a text, not {value!r}.")
+
+
+@dataclass(frozen=True)
+class Protocol(_Checked):
+    """How tickets are found: the fields on which papers and released code differ (``docs/protocol.md`` of the papers).
+
+    Attributes:
+        name: whose reading this is, ``paper`` or ``released``.
+        schedule: see :mod:`sparseticket.schedule`.
+        sparsity: the target, a fraction.
+        rewind: where the backbone goes back to after a pruning.
+        head: goes back to γ_i, or keeps its trained value.
+        optimizer_state: fresh in every round, or kept over prunings (masked).
+        lr_schedule: restarts in every round, or is one schedule over all rounds.
+        prune_pooler: a BERT's ``pooler.dense`` is pruned too.
+        prune_first: the first pruning comes before any training.
+    """
+
+    name: Literal["paper", "released"] = "paper"
+    schedule: str = "linear:0.1"
+    sparsity: float = 0.7
+    pattern: Literal["unstructured"] = "unstructured"
+    rewind: str = "theta_p"
+    head: Literal["rewind", "keep"] = "rewind"
+    optimizer_state: Literal["fresh", "keep"] = "fresh"
+    lr_schedule: Literal["restart", "keep"] = "restart"
+    prune_pooler: bool = False
+    prune_first: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Rewind(self.rewind)
+        self.sparsities()
+
+    def sparsities(self) -> list[float]:
+        """The sparsity of each round's training."""
+        return round_sparsities(self.schedule, self.sparsity, prune_first=self.prune_first)
+
+
+@dataclass(frozen=True)
+class Training(_Checked):
+    """How one network is trained. Shapes in time (milestones, warm-up) are fractions of the round.
+
+    Attributes:
+        round_length: ``3ep`` or ``500it``.
+        batch_size: global, whatever the number of processes.
+        max_length: tokens of a text; not used for images.
+        clip: largest norm of the gradient, 0 for none.
+        decay: the learning rate over a round: linear to 0, constant, or ×0.1 at each of ``milestones``.
+        precision: mixed precision, by Accelerate.
+    """
+
+    round_length: str = "3ep"
+    batch_size: int = 32
+    max_length: int = 128
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 2e-5
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+    momentum: float = 0.9
+    clip: float = 0.0
+    decay: Literal["linear", "constant", "steps"] = "linear"
+    milestones: list[float] = field(default_factory=list)
+    warmup: float = 0.0
+    precision: Literal["no", "fp16", "bf16"] = "no"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Length.parse(self.round_length)
+        if self.lr == 0:
+            raise UserError("lr is above 0.")
+        milestones = self.milestones
+        if not (isinstance(milestones, list) and all(_is_number(m) and 0 < m < 1 for m in milestones)):
+            raise UserError(f"milestones are fractions of a round, above 0 and below 1, not {milestones!r}.")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"warmup is a fraction of a round, from 0 and below 1, not {self.warmup}.")
+
+    def lr_factor(self, step: int, total: int) -> float:
+        """What the learning rate is multiplied with at ``step`` (from 0) of a schedule of ``total`` steps."""
+        warmup = round(self.warmup * total)
+        if step < warmup:
+            return (step + 1) / warmup
+        if self.decay == "linear":
+            return (total - step) / (total - warmup)
+        if self.decay == "steps":
+            return 0.1 ** sum(step >= round(milestone * total) for milestone in self.milestones)
+        return 1.0
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything needed to run a ``find`` again.
+
+    Attributes:
+        data: path of the data, absolute, or "" for a task that needs none or takes it from the hub.
+        weights: path of the weights θ_p, or "" for the model's own.
+        dense: where pruning comes first, one dense network is trained for reference.
+    """
+
+    model: str
+    task: str
+    data: str = ""
+    weights: str = ""
+    seed: int = 0
+    dense: bool = True
+    protocol: Protocol = field(default_factory=Protocol)
+    training: Training = field(default_factory=Training)
+
+
+def from_table(kind: type, table: dict[str, Any], *, where: str) -> Any:
+    """Make a settings class from a TOML table; unknown keys are a :class:`UserError` that lists the known ones."""
+    known = {item.name for item in fields(kind)}
+    if unknown := sorted(table.keys() - known):
+        raise UserError(f"{where}: there is no setting {unknown[0]!r}. Settings: {', '.join(sorted(known))}.")
+    try:
+        return kind(**table)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,84 @@
+"""What a person sees at the end of a verb; all of it is in a file too. Shares are percent here, fractions in files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from sparseticket import masks as mask_algebra
+from sparseticket.progress import Screen, clock
+from sparseticket.ticket import Ticket
+from sparseticket.verdict import Verdict
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent, or a dash."""
+    return "–" if value is None else f"{value:.2%}"
+
+
+def show_find(screen: Screen, summary: dict[str, Any], folder: Path) -> None:
+    """The curve of a run."""
+    table = Table("round", "sparsity", summary["metric"], "time", title=f"{summary['model']} on {summary['task']}")
+    if summary["start"] is not None:
+        table.add_row("before training", percent(0.0), percent(summary["start"]), "–")
+    if summary["dense"] is not None and summary["rounds"][0]["sparsity"] > 0:
+        table.add_row("dense, for reference", percent(0.0), percent(summary["dense"]), "–")
+    for entry in summary["rounds"]:
+        table.add_row(str(entry["round"]), percent(entry["sparsity"]), percent(entry["value"]), clock(entry["seconds"]))
+    screen.console.print(table)
+    screen.say(f"Ticket: {folder / summary['ticket']}\nSummary: {folder / 'summary.json'}")
+
+
+def show_transfer(screen: Screen, summary: dict[str, Any], folder: Path) -> None:
+    """Every arm's mean and spread, and the verdict."""
+    title = f"{summary['model']} on {summary['task']}, ticket {summary['sparsity']:.2%} sparse"
+    table = Table("arm", summary["metric"], "std", "runs", title=title)
+    for name, arm in summary["arms"].items():
+        table.add_row(name, percent(arm["mean"]), percent(arm["std"]), str(arm["n"]))
+    screen.console.print(table)
+    verdict = Verdict(summary["matching"], summary["strict"], summary["reason"])
+    screen.say(f"Verdict: {verdict}\nResult: {folder / 'transfer.json'}")
+
+
+def show_ticket(screen: Screen, ticket: Ticket) -> None:
+    """Sparsity per layer, and provenance."""
+    table = Table("parameter", "shape", "alive", "sparsity", title=f"ticket of {ticket.model}")
+    for name, mask in ticket.masks.items():
+        shape = " × ".join(map(str, mask.shape))
+        table.add_row(name, shape, f"{int(mask.count_nonzero()):,}", percent(mask_algebra.sparsity({name: mask})))
+    table.add_section()
+    table.add_row("all", "", f"{mask_algebra.alive(ticket.masks):,}", percent(ticket.sparsity))
+    screen.console.print(table)
+    facts = {
+        "identity": ticket.identity,
+        "θ": f"{len(ticket.theta)} tensors" + (f", file {ticket.theta_file}" if ticket.theta_file else ""),
+        "round": ticket.round,
+        "pattern": ticket.pattern,
+        "task": ticket.task.get("name"),
+        "data": ticket.task.get("data_id"),
+        "protocol": _fields(ticket.protocol),
+        "training": _fields(ticket.training),
+        "seeds": _fields(ticket.seeds),
+        "versions": _fields(ticket.versions),
+    }
+    for name, value in facts.items():
+        screen.say(f"{name + ':':10} {value}")
+    for past in ticket.metrics.get("rounds", []):
+        screen.say(f"round {past['round']}: {past['sparsity']:.2%} sparse, {past['value']:.2%}")
+
+
+def show_environment(screen: Screen, found: dict[str, Any]) -> None:
+    """Versions, processors, kernels."""
+    for library, version in found["versions"].items():
+        screen.say(f"{library + ':':14} {version}")
+    cpu = found["cpu"]
+    screen.say(f"{'platform:':14} {found['platform']}")
+    screen.say(f"{'cpu:':14} {cpu['cores']} cores, {cpu['threads']} threads, {cpu['isa']}")
+    screen.say(f"{'gpu:':14} {', '.join(found['gpus']) or 'none that torch can use: everything runs on the CPU'}")
+    screen.say(f"{'kernels:':14} {found['kernels']}")
+
+
+def _fields(table: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in table.items()) or "–"

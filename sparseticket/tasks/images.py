@@ -1,0 +1,8 @@
+"""The image tasks: importing this module registers them. A new one is a subclass of :class:`ImageTask` in its file."""
+
+from sparseticket.tasks.cifar_binary import Cifar10
+from sparseticket.tasks.digits import Digits
+from sparseticket.tasks.image_folder import ImageFolder
+from sparseticket.tasks.image_task import ImageTask
+
+__all__ = ["Cifar10", "Digits", "ImageFolder", "ImageTask"]

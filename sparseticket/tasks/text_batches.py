@@ -1,0 +1,136 @@
+"""What every text task shares: tokens made once, and batches of them padded to their longest row."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from sparseticket.errors import UserError
+from sparseticket.hub import quiet_transformers
+from sparseticket.models.text import TextModel
+from sparseticket.seeds import generator
+from sparseticket.tasks.base import Batch
+
+EVAL_BATCH = 64
+CHUNK = 10_000  # texts tokenized at a time: the tokenizer's own objects are several times as large as the ids
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Token sequences of different lengths, end to end: row i is ``ids[starts[i] : starts[i + 1]]``.
+
+    Attributes:
+        ids: int32 [tokens].
+        types: int8 [tokens], which of a pair's two texts a token belongs to; None where the model does not use it.
+        starts: int64 [rows + 1].
+    """
+
+    ids: Tensor
+    types: Tensor | None
+    starts: Tensor
+
+    @classmethod
+    def of(cls, ids: Iterable[Sequence[int]], types: Iterable[Sequence[int]] | None = None) -> TokenRows:
+        """Rows from lists of token ids and, where there are any, token types."""
+        rows = [torch.tensor(row, dtype=torch.int32) for row in ids]
+        lengths = torch.tensor([0, *map(len, rows)])
+        flat_types = None if types is None else torch.cat([torch.tensor(row, dtype=torch.int8) for row in types])
+        return cls(torch.cat(rows), flat_types, lengths.cumsum(0))
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens in each row, int64 [rows]."""
+        return self.starts.diff()
+
+    def pad(self, rows: Sequence[int], pad_id: int, limit: int) -> dict[str, Tensor]:
+        """The rows as int64 [rows, width] ``input_ids``, ``attention_mask`` and, where known, ``token_type_ids``.
+
+        The width is that of the longest row, rounded up to a multiple of 8 (which tensor cores like) within ``limit``.
+        """
+        spans = [(int(self.starts[row]), int(self.starts[row + 1])) for row in rows]
+        longest = max(end - start for start, end in spans)
+        width = max(longest, min(-(-longest // 8) * 8, limit))
+        padded = {"input_ids": torch.full((len(spans), width), pad_id)}
+        padded["attention_mask"] = torch.zeros(len(spans), width, dtype=torch.long)
+        if self.types is not None:
+            padded["token_type_ids"] = torch.zeros(len(spans), width, dtype=torch.long)
+        for line, (start, end) in enumerate(spans):
+            padded["input_ids"][line, : end - start] = self.ids[start:end]
+            padded["attention_mask"][line, : end - start] = 1
+            if self.types is not None:
+                padded["token_type_ids"][line, : end - start] = self.types[start:end]
+        return padded
+
+
+@dataclass(frozen=True)
+class RowBatches(Sequence[Batch]):
+    """Batches made when asked for: batch i holds rows ``order[i * size : (i + 1) * size]``; the last is short."""
+
+    order: Tensor
+    size: int
+    make: Callable[[list[int]], Batch]
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.size)
+
+    def __getitem__(self, index: int) -> Batch:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        start = index % len(self) * self.size
+        return self.make(self.order[start : start + self.size].tolist())
+
+
+def shuffled(rows: int, *, seed: int, round: int, epoch: int) -> Tensor:
+    """The training order of an epoch, int64 [rows]."""
+    return torch.randperm(rows, generator=generator(seed, "order", round, epoch))
+
+
+def by_length(rows: TokenRows) -> Tensor:
+    """The evaluation order, int64 [rows]: shortest first, so that little of a batch is padding."""
+    return torch.argsort(rows.lengths, stable=True)
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+) -> TokenRows:
+    """Texts (or pairs of them) with their special tokens, cut at ``max_length`` tokens, the longer of a pair first."""
+    ids: list[list[int]] = []
+    types: list[list[int]] = []
+    with quiet_transformers():
+        for start in range(0, len(texts), CHUNK):
+            second = None if pairs is None else list(pairs[start : start + CHUNK])
+            encoded = tokenizer(list(texts[start : start + CHUNK]), second, truncation=True, max_length=max_length)
+            ids += encoded["input_ids"]
+            types += encoded.get("token_type_ids", [])
+    return TokenRows.of(ids, types or None)
+
+
+def fitting_length(spec: TextModel, max_length: int) -> int:
+    """``max_length`` where the model has that many positions; :class:`UserError` otherwise."""
+    if not 8 <= max_length <= spec.max_positions:
+        raise UserError(
+            f"sequences of {max_length} tokens do not fit {spec.name}, which takes 8 to {spec.max_positions}: "
+            "choose another maximal length."
+        )
+    return max_length
+
+
+def digest(*parts: Iterable[object]) -> str:
+    """SHA-256 over sequences of texts or labels: tells two data sets apart, wherever they lie."""
+    total = hashlib.sha256()
+    for part in parts:
+        for item in part:
+            text = str(item).encode(errors="surrogatepass")
+            total.update(len(text).to_bytes(8, "little") + text)
+        total.update(b"\xff" * 8)  # no text is that long: the end of a part
+    return total.hexdigest()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device

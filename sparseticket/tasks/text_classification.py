@@ -1,0 +1,116 @@
+"""Classification and regression of texts: what GLUE, a user's files and docstring topics have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassMatthewsCorrCoef
+
+from sparseticket.models import Head
+from sparseticket.models.text import TextModel
+from sparseticket.tasks.base import Batch, Stateless, TaskOptions
+from sparseticket.tasks.text_batches import (
+    EVAL_BATCH,
+    RowBatches,
+    TokenRows,
+    by_length,
+    device_of,
+    digest,
+    fitting_length,
+    shuffled,
+    tokenize,
+)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts with their labels: class numbers, or floats for a regression. ``pairs`` holds second texts, if any."""
+
+    texts: Sequence[str]
+    labels: Sequence[int] | Sequence[float]
+    pairs: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class _Split:
+    rows: TokenRows
+    labels: Tensor
+
+
+class TextClassification(Stateless):
+    """A text task with one label a text; ``metric`` is "accuracy" or "matthews"."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: TextModel,
+        options: TaskOptions,
+        train: Examples,
+        evaluation: Examples,
+        *,
+        classes: int,
+        metric: str = "accuracy",
+    ) -> None:
+        self.name = name
+        self.metric = metric
+        self.head = Head("sequence-classification", classes) if classes else Head("regression")
+        self.data_id = digest(
+            *(part or () for split in (train, evaluation) for part in (split.texts, split.pairs, split.labels))
+        )
+        self._batch_size = options.batch_size
+        self._limit = fitting_length(spec, options.max_length)
+        self._pad_id = spec.tokenizer().pad_token_id
+        self._splits = {"train": self._encode(spec, train), "eval": self._encode(spec, evaluation)}
+
+    def _encode(self, spec: TextModel, examples: Examples) -> _Split:
+        rows = tokenize(spec.tokenizer(), examples.texts, examples.pairs, self._limit)
+        return _Split(rows, torch.tensor(examples.labels))
+
+    def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]:
+        """See :class:`Task`; a batch has ``labels`` [rows] beside the model's inputs [rows, width]."""
+        data = self._splits[split]
+
+        def make(rows: list[int]) -> Batch:
+            return data.rows.pad(rows, self._pad_id, self._limit) | {"labels": data.labels[rows]}
+
+        if split == "train":
+            order = shuffled(len(data.labels), seed=seed, round=round, epoch=epoch)
+            return RowBatches(order, self._batch_size, make)
+        return RowBatches(by_length(data.rows), EVAL_BATCH, make)
+
+    def loss(self, model: nn.Module, batch: Batch, *, step: int) -> Tensor:
+        """Cross entropy of the logits, or their mean squared error for a regression."""
+        logits = _logits(model, batch)
+        if self.head.kind == "regression":
+            return mse_loss(logits.squeeze(-1), batch["labels"].float())
+        return cross_entropy(logits, batch["labels"])
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """The task's metric over the evaluation split."""
+        was_training, device = model.training, device_of(model)
+        network = extract_model_from_parallel(model)  # every process evaluates everything: nothing to synchronize
+        score = self._fresh_metric().to(device)
+        model.eval()
+        try:
+            with torch.inference_mode():
+                for batch in self.batches("eval", seed=0, round=0, epoch=0):
+                    on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+                    score.update(_logits(network, on_device).argmax(-1), on_device["labels"])
+        finally:
+            model.train(was_training)
+        return {self.metric: float(score.compute())}
+
+    def _fresh_metric(self) -> Metric:
+        if self.metric == "matthews":
+            return MulticlassMatthewsCorrCoef(self.head.classes)
+        return MulticlassAccuracy(self.head.classes, average="micro")
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    return model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits.float()

@@ -1,0 +1,165 @@
+"""A ticket = masks + provenance, and its file: safetensors with packed bits and one JSON record, never unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sparseticket import masks as mask_algebra
+from sparseticket.errors import UserError
+from sparseticket.files import write_whole
+from sparseticket.masks import Masks
+
+FORMAT = 1
+POOLER = "pooler."
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """Masks by parameter name inside the backbone, and what says where they come from.
+
+    Attributes:
+        masks: bool tensors, True is alive, on the CPU.
+        model: alias or hub name of the model.
+        theta: SHA-256 of each backbone tensor of the weights that the ticket belongs to.
+        theta_file: SHA-256 of ``theta.safetensors``, where θ is a state of the run and no published checkpoint.
+        scheduled_sparsity: the sparsity that the schedule asked for, a fraction.
+        task: name, metric and ``data_id`` of the task it was found on, and the options of its data.
+        protocol: every field of the protocol; training: every setting of the training.
+        metrics: what the rounds before this ticket measured, as fractions.
+    """
+
+    masks: Masks
+    model: str
+    theta: dict[str, str]
+    scheduled_sparsity: float
+    theta_file: str | None = None
+    pattern: str = "unstructured"
+    task: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    round: int = 0
+    seeds: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of pruned weights over all tensors, 0 to 1."""
+        return mask_algebra.sparsity(self.masks)
+
+    def record(self) -> dict[str, Any]:
+        """The JSON record: all but the bits. Holds no time, host or path."""
+        record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "masks"}
+        shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
+        return {"format": FORMAT, "sparsity": self.sparsity, "shapes": shapes, **record}
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over names, shapes, mask bytes and the canonical JSON record."""
+        return _identity(self.record(), {name: mask_algebra.pack(mask) for name, mask in self.masks.items()})
+
+    def save(self, path: Path) -> None:
+        """Write the ticket to ``path``, whole or not at all."""
+        packed = {name: mask_algebra.pack(mask) for name, mask in self.masks.items()}
+        record = self.record()
+        metadata = {"sparseticket": _canonical(record), "identity": _identity(record, packed)}
+        write_whole(path, safetensors.torch.save(packed, metadata))
+
+    @classmethod
+    def load(cls, path: Path) -> Ticket:
+        """Read and validate a ticket.
+
+        Raises:
+            UserError: the file is missing, is no ticket, is of a newer format, or is not as it was written.
+        """
+        record, packed = _read(path)
+        try:
+            shapes = record.pop("shapes")
+            if shapes.keys() != packed.keys():
+                raise ValueError(f"its record and its masks differ: {sorted(shapes.keys() ^ packed.keys())[0]}")
+            masks = {name: _unpack(name, packed[name], shape) for name, shape in shapes.items()}
+            stated, _ = record.pop("sparsity"), record.pop("format")
+            ticket = cls(masks=masks, **record)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is not a valid ticket: {error}. Make it again, or copy it again.") from error
+        if ticket.sparsity != stated:
+            raise UserError(f"{path} is not a valid ticket: it says {stated} and its masks have {ticket.sparsity}.")
+        return ticket
+
+    def check_theta(self, theta: dict[str, str]) -> list[str]:
+        """Check that a network with these hashes is the ticket's own θ.
+
+        Every pruned tensor must be there and agree (a pooler, which some heads do without, may be missing); of the
+        others, those that both sides have must agree. Returns what one side lacks.
+
+        Raises:
+            UserError: names the first tensor that differs or is missing.
+        """
+        lacking = sorted(self.theta.keys() ^ theta.keys())
+        for name in self.masks:
+            if name not in theta and not name.startswith(POOLER):
+                raise UserError(
+                    f"this ticket prunes {name} of {self.model!r}, which this network does not have (or not from its "
+                    f"pre-trained file): use the ticket with {self.model!r}."
+                )
+        for name, digest in self.theta.items():
+            if name in theta and theta[name] != digest:
+                raise UserError(
+                    f"this ticket belongs to other weights of {self.model!r}: {name} differs. Give its own weights with "
+                    "--weights FILE, or use it all the same with --allow-other-weights."
+                )
+        return lacking
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise UserError(f"there is no ticket {path}. A run keeps its tickets as RUN/round-NN/ticket.ticket.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a ticket, or it is truncated or damaged ({error}). Copy it again.") from error
+    if "sparseticket" not in metadata:
+        raise UserError(f"{path} is a safetensors file but not a ticket: it has no sparseticket record.")
+    try:
+        record = json.loads(metadata["sparseticket"])
+        version = record["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a valid ticket: its record cannot be read. Copy it again.") from error
+    if version != FORMAT:
+        raise UserError(
+            f"{path} is a ticket of format {version}; this version reads format {FORMAT}: update sparseticket."
+        )
+    if metadata.get("identity") != _identity(record, packed):
+        raise UserError(f"{path} is damaged: its content does not give its identity hash. Copy it again.")
+    return record, packed
+
+
+def _unpack(name: str, packed: Tensor, shape: list[int]) -> Tensor:
+    if not all(isinstance(side, int) and side > 0 for side in shape):
+        raise ValueError(f"{name} has the shape {shape}")
+    try:
+        return mask_algebra.unpack(packed, tuple(shape))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _canonical(record: dict[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _identity(record: dict[str, Any], packed: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(_canonical(record).encode())
+    for name in sorted(packed):
+        digest.update(f"|{name}|{tuple(record.get('shapes', {}).get(name, ()))}|".encode())
+        digest.update(packed[name].numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,187 @@
+"""One training loop for every task, on Accelerate. It knows a task only by ``sparseticket.tasks.base.Task``."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from sparseticket.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors
+from sparseticket.errors import RunFailure, UserError
+from sparseticket.masking import MaskedParameters, refuse_if_zeros_move
+from sparseticket.masks import Masks
+from sparseticket.models import Network
+from sparseticket.seeds import derive
+from sparseticket.settings import Length, Training
+from sparseticket.tasks import Batch, Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+
+
+def make_accelerator(precision: str = "no") -> Accelerator:
+    """An Accelerator for data-parallel training (one process, or several by ``accelerate launch`` or ``torchrun``).
+
+    Raises:
+        UserError: it would shard parameters, whose shards the masks do not fit.
+    """
+    for variable, name in SHARDED.items():
+        if os.environ.get(variable, "").lower() in ("1", "true"):
+            raise UserError(f"{name} shards the weights, and masks do not fit the shards: use plain data parallelism.")
+    from accelerate import Accelerator
+
+    return Accelerator(mixed_precision=precision)
+
+
+@dataclass
+class Round:
+    """One training's place in a run: its names for random draws, and its place in the learning rate's schedule.
+
+    Attributes:
+        seed, number: what data order, dropout and augmentation are functions of, beside the step.
+        start: the step at which this training begins (above 0 after a rewind to a step).
+        schedule_offset, schedule_rounds: place in a learning rate schedule over several rounds; 0 and 1 for its own.
+        optimizer_state: tensors to begin with, where the protocol keeps the optimizer's state.
+        at_step: called once with the network's state after this many steps (θ_i is taken so).
+    """
+
+    seed: int
+    number: int
+    start: int = 0
+    schedule_offset: int = 0
+    schedule_rounds: int = 1
+    optimizer_state: dict[str, torch.Tensor] | None = None
+    at_step: tuple[int, Callable[[], None]] | None = None
+
+
+@dataclass
+class Trained:
+    """What a training leaves beside the weights. Seconds are of this process, the last attempt only."""
+
+    steps: int
+    seconds: float
+    optimizer_state: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def total_steps(task: Task, settings: Training, *, seed: int) -> tuple[int, int]:
+    """Optimizer steps of a round, and of an epoch."""
+    per_epoch = len(task.batches("train", seed=seed, round=0, epoch=0))
+    return Length.parse(settings.round_length).steps(per_epoch), per_epoch
+
+
+def train(
+    network: Network,
+    task: Task,
+    masks: Masks,
+    settings: Training,
+    place: Round,
+    *,
+    accelerator: Accelerator,
+    checkpoint: Checkpoint | None = None,
+    on_step: Callable[[int, int, float], None] = lambda step, total, loss: None,
+) -> Trained:
+    """Train ``network`` under ``masks`` for one round, in place; its pruned weights are exactly 0 from first to last.
+
+    Raises:
+        RunFailure: a loss that is not finite, or a pruned weight that moved.
+    """
+    total, per_epoch = total_steps(task, settings, seed=place.seed)
+    module = network.module.to(accelerator.device)
+    pruned = MaskedParameters(network.backbone(), masks)  # type: ignore[arg-type]
+    refuse_if_zeros_move(lambda parameters: make_optimizer(parameters, settings))
+    raw_optimizer = make_optimizer([p for p in module.parameters() if p.requires_grad], settings)
+    if place.optimizer_state:
+        load_optimizer_tensors(raw_optimizer, place.optimizer_state)
+    step, scaler_state = place.start, {}
+    if checkpoint and (found := checkpoint.load(module, raw_optimizer, task)):
+        step, scaler_state = found
+    pruned.mask_parameters()
+    pruned.mask_optimizer(raw_optimizer)
+    objective, optimizer = accelerator.prepare(_Objective(module, task), raw_optimizer)
+    if accelerator.scaler and scaler_state:
+        accelerator.scaler.load_state_dict(scaler_state)
+    module.train()
+    begun, batches, epoch = time.monotonic(), None, -1
+    while step < total:
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            batches = task.batches("train", seed=place.seed, round=place.number, epoch=epoch)
+        lr = settings.lr * settings.lr_factor(place.schedule_offset + step, place.schedule_rounds * total)
+        for group in raw_optimizer.param_groups:
+            group["lr"] = lr
+        batch, weight = _share_of_process(batches[step % per_epoch], accelerator)
+        torch.manual_seed(derive(place.seed, "dropout", place.number, step, accelerator.process_index))
+        loss = objective(batch, step)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise RunFailure(
+                f"the loss became {value} at step {step} of round {place.number}. Finished rounds are kept; "
+                f"a lower --lr than {settings.lr:g} in a new folder may help."
+            )
+        accelerator.backward(loss * weight)
+        accelerator.unscale_gradients(optimizer)
+        pruned.mask_gradients()
+        if settings.clip:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        task.after_step(module)
+        step += 1
+        if place.at_step and step == place.at_step[0]:
+            place.at_step[1]()
+        on_step(step, total, value)
+        if checkpoint and step < total and accelerator.is_main_process and checkpoint.due():
+            checkpoint.save(
+                step, module, raw_optimizer, task, accelerator.scaler.state_dict() if accelerator.scaler else {}
+            )
+    seconds = time.monotonic() - begun
+    accelerator.free_memory()
+    pruned.check_zeros()
+    return Trained(total, seconds, optimizer_tensors(raw_optimizer))
+
+
+def make_optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
+    """The optimizer of these settings."""
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+    return torch.optim.AdamW(parameters, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay)
+
+
+class _Objective(nn.Module):
+    """A task's loss as a forward: DDP reduces gradients only of what went through the module that it wraps."""
+
+    def __init__(self, module: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.module = module
+        self._loss = task.loss
+
+    def forward(self, batch: Batch, step: int) -> torch.Tensor:
+        return self._loss(self.module, batch, step=step)
+
+
+def _share_of_process(batch: Batch, accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], float]:
+    """This process's examples of a global batch, on its device, and what its loss weighs.
+
+    DDP averages over processes: the weight makes that the mean over the batch where shares differ in size. A process
+    without an example takes the first with weight 0, because all must take part in the reduction.
+    """
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    size = len(next(iter(batch.values())))
+    mine = slice(rank, None, processes) if rank < size else slice(0, 1)
+    share = {name: tensor[mine].to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+    examples = len(range(rank, size, processes))
+    return share, examples * processes / size

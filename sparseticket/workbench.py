@@ -1,0 +1,100 @@
+"""Everything that one network is trained with: built from names once, then used for every training of a command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sparseticket.errors import RunFailure, UserError
+from sparseticket.masks import Masks
+from sparseticket.models import ModelSpec, Network, resolve
+from sparseticket.rewind import Origin
+from sparseticket.settings import Protocol
+from sparseticket.tasks import Task, TaskOptions, make_task
+from sparseticket.ticket import POOLER
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from sparseticket.progress import Screen
+
+
+@dataclass
+class Workbench:
+    """A model with a task's head, the task, and the copy of where both began."""
+
+    spec: ModelSpec
+    task: Task
+    network: Network
+    origin: Origin
+    accelerator: Accelerator
+    screen: Screen
+
+    @classmethod
+    def build(
+        cls,
+        model: str,
+        task: str,
+        options: TaskOptions,
+        *,
+        seed: int,
+        weights: Path | None,
+        accelerator: Accelerator,
+        screen: Screen,
+    ) -> Workbench:
+        """Read the data, build the network with its head drawn from ``seed``, and copy its state."""
+        if options.data is not None and not options.data.exists():
+            raise UserError(f"there is no file or folder {options.data}: give the data's place with --data.")
+        if weights is not None and not weights.is_file():
+            raise UserError(f"there is no file {weights}: give the weights' file with --weights.")
+        spec = resolve(model)
+        made = make_task(task, spec, options)
+        if adapt := getattr(made, "adapt", None):  # images of 32 × 32 give a torchvision ResNet a smaller stem
+            spec = adapt(spec)
+        network = spec.build(made.head, seed=seed, weights=weights)
+        if network.module.training is False:
+            network.module.train()
+        for note in network.notes:
+            screen.say(f"Note: {note}")
+        return cls(spec, made, network, Origin.of(network), accelerator, screen)
+
+    @property
+    def random_backbone(self) -> bool:
+        """True when nothing was pre-trained: θ is a state drawn from the seed and has to be kept in a file."""
+        return not self.network.pretrained
+
+    def theta(self) -> dict[str, str]:
+        """θ's identity: hashes of what came from the pre-trained file, or of all where nothing did."""
+        return self.origin.theta(self.network.pretrained or frozenset(self.origin.backbone))
+
+    def prunable(self, protocol: Protocol) -> dict[str, torch.nn.Parameter]:
+        """The weights that this protocol prunes, by name inside the backbone: those that belong to θ."""
+        backbone, theta = self.network.backbone(), self.theta()
+        chosen = [
+            name
+            for name in self.network.prunable
+            if name in theta and (protocol.prune_pooler or not name.startswith(POOLER))
+        ]
+        if not chosen:
+            raise UserError(f"{self.spec.name!r} has no weights to prune: none of its matrices came with its weights.")
+        return {name: backbone[name] for name in chosen}
+
+    def evaluate(self) -> dict[str, float]:
+        """The task's metrics of the network as it is."""
+        self.network.module.to(self.accelerator.device)
+        return {name: float(value) for name, value in self.task.evaluate(self.network.module).items()}
+
+    def same_on_every_process(self, masks: Masks) -> None:
+        """Raise :class:`RunFailure` unless all processes hold the same masks."""
+        if self.accelerator.num_processes == 1:
+            return
+        from accelerate.utils import gather_object
+
+        from sparseticket.theta import tensor_hashes
+
+        mine = sorted(tensor_hashes(masks).items())
+        if any(other != mine for other in gather_object([mine])):
+            raise RunFailure("the processes pruned to different masks: their weights have drifted apart.")

@@ -1,0 +1,144 @@
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from sparseticket.bench.runner import bench, short_names
+from sparseticket.errors import UserError
+
+KEYS = {"name", "provider", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "n", "throughput", "bytes", "load_ms"} | {
+    "memory_bytes",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "sparsity",
+    "against",
+}
+
+
+def quick(*candidates, out, **options):
+    options = {"threads": 1, "seconds": 0.05, "min_rounds": 8, **options}
+    return bench([str(one) for one in candidates], out, **options)
+
+
+@pytest.fixture(scope="module")
+def measured(bert, bert_onnx, tmp_path_factory):
+    out = tmp_path_factory.mktemp("measured")
+    return out, quick(bert, bert_onnx, out=out)
+
+
+def test_pytorch_and_onnx_runtime_are_measured_side_by_side(measured):
+    out, result = measured
+    assert json.loads((out / "bench.json").read_text()) == result
+    cpu = [record for record in result["records"] if record["provider"].endswith("-cpu")]
+    assert [(record["name"], record["provider"]) for record in cpu] == [
+        ("bert", "pytorch-cpu"),
+        ("onnx", "onnxruntime-cpu"),
+    ]
+    for record in cpu:
+        assert set(record) == KEYS
+        assert 0 < record["p50_ms"] <= record["p90_ms"] <= record["p95_ms"] <= record["p99_ms"]
+        assert record["n"] >= 32
+        assert record["load_ms"] > 0
+        assert record["sparsity"] == pytest.approx(0.45, abs=0.06)
+    assert cpu[0]["speedup"] == 1.0
+    assert cpu[1]["speedup_low"] <= cpu[1]["speedup"] <= cpu[1]["speedup_high"]
+
+
+def test_sizes_are_those_of_the_weights_on_disk(measured, bert, bert_onnx):
+    sizes = {record["name"]: record["bytes"] for record in measured[1]["records"]}
+    assert sizes["bert"] == (bert / "model.safetensors").stat().st_size
+    assert sizes["onnx"] == (bert_onnx / "model.onnx").stat().st_size
+
+
+def test_it_says_that_zeros_do_not_speed_up_what_ran(measured):
+    notes = " ".join(measured[1]["notes"])
+    assert "ONNX Runtime multiplies by zeros" in notes
+    assert "PyTorch multiplies by zeros" in notes
+
+
+def test_the_machine_is_described_and_not_named(measured):
+    machine = measured[1]["machine"]
+    assert machine["cpu"]
+    assert machine["threads"] == 1
+    assert {"torch", "onnxruntime", "transformers"} <= set(machine["versions"])
+
+
+def test_a_slower_file_is_slower_and_said_to_be_not_faster(make_image_file, tmp_path):
+    small, large = make_image_file("small", 1, zero=0.9), make_image_file("large", 20, width=512)
+    result = quick(small, large, out=tmp_path / "out")
+    record = next(one for one in result["records"] if one["name"] == "large.onnx")
+    assert record["speedup_high"] < 1
+    assert record["against"] == "small.onnx (onnxruntime-cpu)"
+    assert any("large.onnx (onnxruntime-cpu) is not faster" in note for note in result["notes"])
+    assert any(note.startswith("small.onnx is 90 % zeros") for note in result["notes"])
+    result = quick(large, small, out=tmp_path / "out")
+    record = next(one for one in result["records"] if one["name"] == "small.onnx")
+    assert record["speedup_low"] > 1
+    assert not any("not faster" in note for note in result["notes"])
+
+
+def test_throughput_counts_rows(make_image_file, tmp_path):
+    record = quick(make_image_file("net", 4), out=tmp_path / "out", batch=32)["records"][0]
+    assert record["throughput"] == pytest.approx(32_000 / record["p50_ms"], rel=0.8)
+
+
+def test_names_are_as_short_as_tells_them_apart():
+    assert short_names(["runs/a/onnx", "runs/b/onnx"]) == ["a/onnx", "b/onnx"]
+    assert short_names(["x/dense.onnx", "y/ticket.onnx"]) == ["dense.onnx", "ticket.onnx"]
+    with pytest.raises(UserError, match="twice"):
+        short_names(["a", "./a"])
+
+
+def test_the_number_of_threads_of_the_caller_is_left_as_it_was(make_image_file, tmp_path):
+    import torch
+
+    before = torch.get_num_threads()
+    quick(make_image_file("net", 1), out=tmp_path / "out", threads=1)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (None, None, "there is no"),
+        ("x.onnx", b"\xff\xffdamaged", "damaged|cannot"),
+        ("x.txt", b"", "cannot be measured"),
+    ],
+)
+def test_what_cannot_be_measured_is_a_clear_error(tmp_path, name, content, words):
+    file = tmp_path / (name or "nowhere.onnx")
+    if name:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=words) as error:
+        quick(file, out=tmp_path / "out")
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch": 0}, {"seq_length": -1}, {"threads": 0}, {"seconds": 0.0}, {"seconds": float("nan")}]
+)
+def test_numbers_that_make_no_sense_are_refused(make_image_file, tmp_path, options):
+    with pytest.raises(UserError, match="makes no sense"):
+        quick(make_image_file("net", 1), out=tmp_path / "out", **options)
+
+
+def test_an_out_that_cannot_be_made_is_refused_before_measuring(make_image_file, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made"):
+        quick(make_image_file("net", 1), out=tmp_path / "file" / "out")
+
+
+def test_the_command_prints_the_table_and_writes_both_files(make_image_file, tmp_path):
+    from sparseticket.cli.bench import bench as command
+
+    app = typer.Typer()
+    app.command()(command)
+    files = [str(make_image_file("dense", 2)), str(make_image_file("ticket", 2, zero=0.5))]
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, [*files, "--out", str(out), "--seconds", "0.05", "--threads", "1"])
+    assert result.exit_code == 0, result.output
+    assert "50 % zeros" in result.output.replace("\n", " ")
+    assert len(json.loads((out / "bench.json").read_text())["records"]) >= 2
+    assert (out / "bench.md").read_text().count("| dense.onnx |") == 1
