@@ -143,7 +143,7 @@ def _onnx_call(
 def _torch_call(
     candidate: Candidate, device: str, feeds: Feeds, threads: int
 ) -> tuple[Callable[[], object], Callable[[], object] | None]:
-    module = load(candidate.path, attention="sdpa").module.to(device)
+    module = load(candidate.path, attention=None).module.to(device)
     inputs = {name: torch.from_numpy(array).to(device) for name, array in feeds.for_torch(candidate.needs).items()}
     arguments, named = ((inputs["pixel_values"],), {}) if "pixel_values" in inputs else ((), inputs)
 

@@ -20,6 +20,7 @@ from sparseticket.files import write_json, write_whole
 
 DEFAULT_OUT = Path("runs/bench")
 SPARSE_FROM = 0.1  # below this share of zeros nobody expects a speed-up from them
+ENOUGH_FOR_P99 = 100
 RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 
 
@@ -31,7 +32,7 @@ def bench(
     seq_length: int | None = None,
     threads: int | None = None,
     seconds: float = 10.0,
-    min_rounds: int = 25,
+    min_rounds: int = 5,
 ) -> dict[str, Any]:
     """Time every candidate on every device it can run on, taking turns, and compare with the first.
 
@@ -42,7 +43,7 @@ def bench(
         seq_length: tokens per row; by default 128, or fewer where a model takes no more.
         threads: threads of each call; by default as many as PyTorch takes (the physical cores).
         seconds: how long to measure, for each record.
-        min_rounds: measure at least so many rounds of ``timing.CALLS_PER_TURN`` calls (25: a hundred samples).
+        min_rounds: measure at least so many rounds of ``timing.CALLS_PER_TURN`` calls, however long that takes.
 
     Returns:
         What is written as ``bench.json``. Times are in milliseconds, throughput in rows per second.
@@ -132,6 +133,9 @@ def _notes(found: list[Candidate], records: list[dict[str, Any]]) -> list[str]:
         for record in records
         if record["against"] is not None and record["speedup_low"] <= 1
     ]
+    fewest = min(record["n"] for record in records)
+    if fewest < ENOUGH_FOR_P99:
+        notes.append(f"only {fewest} calls were measured, so p99 is hardly more than the slowest: raise --seconds.")
     return notes
 
 

@@ -64,10 +64,10 @@ class LoadedModel:
         return {"logits": result} if isinstance(result, Tensor) else {name: result[name] for name in self.outputs}
 
 
-def load(folder: Path, *, attention: str = "eager") -> LoadedModel:
+def load(folder: Path, *, attention: str | None = "eager") -> LoadedModel:
     """Load a model folder written by ``save_pretrained`` (text) or by this project (vision).
 
-    ``attention`` is transformers' name of an implementation: "eager" gives the cleanest graph, "sdpa" runs faster.
+    ``attention`` is transformers' name of an implementation: "eager" gives the cleanest graph, None the fastest.
 
     Raises:
         UserError: it is damaged, incomplete, or of a kind that is not known.

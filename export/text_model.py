@@ -30,7 +30,7 @@ TOKENIZER_FILES = (
 PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_map_file")
 
 
-def load_text(folder: Path, attention: str) -> LoadedModel:
+def load_text(folder: Path, attention: str | None) -> LoadedModel:
     """Load ``folder``; a tensor that its architecture needs and the file lacks is an error, never a random one."""
     module = _load_module(folder, attention)
     config = module.config
@@ -55,7 +55,7 @@ def load_text(folder: Path, attention: str) -> LoadedModel:
     return LoadedModel(**{**vars(unnamed), "outputs": outputs})
 
 
-def _load_module(folder: Path, attention: str) -> nn.Module:
+def _load_module(folder: Path, attention: str | None) -> nn.Module:
     architectures = read_json(folder / "config.json").get("architectures") or [None]
     architecture = architectures[0] if isinstance(architectures, list) else None
     kind = getattr(transformers, architecture, None) if isinstance(architecture, str) else None

@@ -13,9 +13,7 @@ def describe() -> dict[str, Any]:
     """Versions, CPU threads, GPUs, and the state of the kernels."""
     import torch
 
-    gpus = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return {
         "versions": versions((*LIBRARIES, "triton", "onnx", "onnxscript", "onnxruntime", "datasets")),
         "platform": platform.platform(),
@@ -24,6 +22,6 @@ def describe() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "isa": torch.backends.cpu.get_cpu_capability(),
         },
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(i) for i in gpus],
         "kernels": "none yet: this version trains and runs tickets as dense weights with zeros",
     }

@@ -1,7 +1,7 @@
 """Zeros stay zero: masks held as state of the run and applied to parameters, optimizer states and gradients.
 
-The weights stay ordinary parameters whose pruned entries are exactly 0.0. Nothing is hooked or reparametrized: DDP hands
-out views of its buckets to hooks, and ``torch.nn.utils.prune`` multiplies on every forward and backward.
+The weights stay ordinary parameters whose pruned entries are exactly 0.0. Nothing is hooked or reparametrized: DDP
+hands out views of its buckets to hooks, and ``torch.nn.utils.prune`` multiplies on every forward and backward.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ Masks = dict[str, Tensor]
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Pack a bool mask into uint8, row-major, least significant bit first, padding bits 0: ``ceil(numel / 8)`` bytes."""
+    """Pack a bool mask into ``ceil(numel / 8)`` uint8: row-major, least significant bit first, padding bits 0."""
     return torch.from_numpy(np.packbits(mask.detach().cpu().flatten().numpy(), bitorder="little"))
 
 

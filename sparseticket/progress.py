@@ -26,10 +26,17 @@ class Screen:
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         self.trainings = trainings
         self._announced = False
+        self._notes: set[str] = set()
 
     def say(self, text: str) -> None:
         """Print one message."""
         self.console.print(text, markup=False)
+
+    def note(self, text: str) -> None:
+        """Print a note, once however often it is given."""
+        if text not in self._notes:
+            self._notes.add(text)
+            self.say(f"Note: {text}")
 
     @contextmanager
     def training(self, title: str) -> Iterator[OnStep]:
@@ -44,9 +51,11 @@ class Screen:
         )
         with Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True) as bars:
             bar = bars.add_task(title, total=None, loss=float("nan"))
-            yield self._on_step(
-                title, lambda step, total, loss: bars.update(bar, completed=step, total=total, loss=loss)
-            )
+
+            def update(step: int, total: int, loss: float) -> None:
+                bars.update(bar, completed=step, total=total, loss=loss)
+
+            yield self._on_step(title, update)
 
     def _on_step(self, title: str, update: OnStep) -> OnStep:
         first: list[float] = []  # the time of this training's first step here, and how many steps there were by then
@@ -71,8 +80,8 @@ class Screen:
         if not self._announced and estimate >= LONG:
             self.say(
                 f"This will take about {clock(estimate)} for {self.trainings} trainings. Shorter: a smaller "
-                "--round-length, a lower --sparsity or a larger step of --schedule; stop it with Ctrl-C at any time and "
-                "run the same command again to continue."
+                "--round-length, a lower --sparsity or a larger step of --schedule. Stop it with Ctrl-C at any "
+                "time, and run the same command again to continue."
             )
         self._announced = True
 

@@ -58,8 +58,8 @@ def read_masks(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
         raise UserError(
-            f"{file} cannot be read as tensors only ({str(error).splitlines()[0]}). Pickled code is never run: save the "
-            "mask dictionary alone with torch.save."
+            f"{file} cannot be read as tensors only ({str(error).splitlines()[0]}). Pickled code is never run: save "
+            "the mask dictionary alone with torch.save."
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

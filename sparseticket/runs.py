@@ -18,6 +18,10 @@ from sparseticket.settings import Protocol, RunSettings, Training, from_table
 SETTINGS = "run.toml"
 THETA = "theta.safetensors"
 GAMMA = "gamma.safetensors"
+TICKET = "ticket.ticket"
+CARRY = "carry.safetensors"
+START = "start.json"
+SUMMARY = "summary.json"
 
 
 class RunFolder:

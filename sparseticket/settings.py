@@ -1,4 +1,4 @@
-"""What a run is: model, task, protocol and training, each field named, checked, and written into run.toml and tickets."""
+"""What a run is: model, task, protocol and training; each field named, checked, and in run.toml and in tickets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Rewind:
-    """Where weights go back to: the start (``theta_p``), a point of the training (``5%``, ``1ep``, ``500it``), nowhere."""
+    """Where weights go back to: ``theta_p``, a point of the training (``5%``, ``1ep``, ``500it``), or ``none``."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""Tensors by name in one safetensors file: for θ, heads and checkpoints. Read back whole and checked, never unpickled."""
+"""Tensors by name in one safetensors file, for θ, heads and checkpoints: checked when read, never unpickled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The identity of a network's starting weights θ: one SHA-256 a tensor, so that a ticket can tell its θ from another."""
+"""The identity of a network's starting weights θ: one SHA-256 a tensor, so that a ticket knows its own θ."""
 
 from __future__ import annotations
 

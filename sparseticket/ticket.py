@@ -113,8 +113,8 @@ class Ticket:
         for name, digest in self.theta.items():
             if name in theta and theta[name] != digest:
                 raise UserError(
-                    f"this ticket belongs to other weights of {self.model!r}: {name} differs. Give its own weights with "
-                    "--weights FILE, or use it all the same with --allow-other-weights."
+                    f"this ticket belongs to other weights of {self.model!r}: {name} differs. Give its own weights "
+                    "with --weights FILE, or use it all the same with --allow-other-weights."
                 )
         return lacking
 

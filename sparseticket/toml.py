@@ -1,4 +1,4 @@
-"""Settings to TOML text (the standard library only reads it): tables of strings, numbers, booleans and lists of them."""
+"""Settings to TOML text, which the standard library only reads: tables of strings, numbers, booleans and lists."""
 
 from __future__ import annotations
 

@@ -72,12 +72,13 @@ class Trained:
 
     steps: int
     seconds: float
+    seconds_checkpoints: float
     optimizer_state: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def total_steps(task: Task, settings: Training, *, seed: int) -> tuple[int, int]:
-    """Optimizer steps of a round, and of an epoch."""
-    per_epoch = len(task.batches("train", seed=seed, round=0, epoch=0))
+def total_steps(task: Task, settings: Training) -> tuple[int, int]:
+    """Optimizer steps of a round, and of an epoch (which does not depend on seed, round or epoch)."""
+    per_epoch = len(task.batches("train", seed=0, round=0, epoch=0))
     return Length.parse(settings.round_length).steps(per_epoch), per_epoch
 
 
@@ -97,7 +98,7 @@ def train(
     Raises:
         RunFailure: a loss that is not finite, or a pruned weight that moved.
     """
-    total, per_epoch = total_steps(task, settings, seed=place.seed)
+    total, per_epoch = total_steps(task, settings)
     module = network.module.to(accelerator.device)
     pruned = MaskedParameters(network.backbone(), masks)  # type: ignore[arg-type]
     refuse_if_zeros_move(lambda parameters: make_optimizer(parameters, settings))
@@ -143,13 +144,12 @@ def train(
             place.at_step[1]()
         on_step(step, total, value)
         if checkpoint and step < total and accelerator.is_main_process and checkpoint.due():
-            checkpoint.save(
-                step, module, raw_optimizer, task, accelerator.scaler.state_dict() if accelerator.scaler else {}
-            )
+            scaler_state = accelerator.scaler.state_dict() if accelerator.scaler else {}
+            checkpoint.save(step, module, raw_optimizer, task, scaler_state)
     seconds = time.monotonic() - begun
     accelerator.free_memory()
     pruned.check_zeros()
-    return Trained(total, seconds, optimizer_tensors(raw_optimizer))
+    return Trained(total, seconds, checkpoint.seconds if checkpoint else 0.0, optimizer_tensors(raw_optimizer))
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
@@ -158,7 +158,10 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.
         return torch.optim.SGD(
             parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
-    return torch.optim.AdamW(parameters, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay)
+    fused = parameters[0].device.type in ("cpu", "cuda")  # one pass: 33 ms a step on MiniLM on one core, else 250 ms
+    return torch.optim.AdamW(
+        parameters, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay, fused=fused
+    )
 
 
 class _Objective(nn.Module):
@@ -174,7 +177,7 @@ class _Objective(nn.Module):
 
 
 def _share_of_process(batch: Batch, accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], float]:
-    """This process's examples of a global batch, on its device, and what its loss weighs.
+    """Examples of a global batch that are this process's, on its device, and what its loss weighs.
 
     DDP averages over processes: the weight makes that the mean over the batch where shares differ in size. A process
     without an example takes the first with weight 0, because all must take part in the reduction.

@@ -95,7 +95,6 @@ def transfer(
     screen.trainings = len(settings.arms) * settings.seeds
     with accelerator.main_process_first():
         run = RunFolder.open(out, asdict(settings), what="transfer.toml")
-    metric = ""
     for seed in range(settings.seeds):
         missing = [arm for arm in settings.arms if not run.finished(f"{arm}-seed{seed}")]
         if not missing:
@@ -113,8 +112,7 @@ def transfer(
         masks = fit(ticket, work, allow_other_weights=settings.allow_other_weights)
         for arm in missing:
             _train_arm(arm, seed, _arm_masks(arm, masks, seed), work, settings, run, checkpoint_every)
-        metric = work.task.metric
-    return _summarise(settings, run, ticket, metric, main=accelerator.is_main_process)
+    return _summarise(settings, run, ticket, main=accelerator.is_main_process)
 
 
 def fit(ticket: Ticket, work: Workbench, *, allow_other_weights: bool = False) -> Masks:
@@ -122,8 +120,8 @@ def fit(ticket: Ticket, work: Workbench, *, allow_other_weights: bool = False) -
 
     A pooler that the network lacks is left out, and said; everything else must be there.
     """
-    backbone = work.network.backbone()
-    masks = {name: mask for name, mask in ticket.masks.items() if name in backbone or not name.startswith(POOLER)}
+    backbone, theta = work.network.backbone(), work.theta()
+    masks = {name: mask for name, mask in ticket.masks.items() if name in theta or not name.startswith(POOLER)}
     for name, mask in masks.items():
         if name not in backbone:
             raise UserError(
@@ -136,12 +134,12 @@ def fit(ticket: Ticket, work: Workbench, *, allow_other_weights: bool = False) -
                 f"{work.spec.name!r} is {tuple(backbone[name].shape)}. Use it with {ticket.model!r}."
             )
     if allow_other_weights:
-        work.screen.say("Note: the weights are not checked against the ticket's (--allow-other-weights).")
+        work.screen.note("the weights are not checked against the ticket's (--allow-other-weights).")
         return masks
-    lacking = ticket.check_theta(work.theta())
+    lacking = ticket.check_theta(theta)
     if lacking:
         shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
-        work.screen.say(f"Note: in one of ticket and network only: {shown}.")
+        work.screen.note(f"in one of ticket and network only: {shown}.")
     return masks
 
 
@@ -189,16 +187,14 @@ def _train_arm(
     work.accelerator.wait_for_everyone()
 
 
-def _summarise(
-    settings: TransferSettings, run: RunFolder, ticket: Ticket, metric: str, *, main: bool
-) -> dict[str, Any]:
+def _summarise(settings: TransferSettings, run: RunFolder, ticket: Ticket, *, main: bool) -> dict[str, Any]:
     results = {arm: [run.metrics(f"{arm}-seed{seed}") for seed in range(settings.seeds)] for arm in settings.arms}
     arms = {arm: Arm([result["value"] for result in of_arm]) for arm, of_arm in results.items()}
     verdict = judge(arms["ticket"], arms["dense"])
     summary = {
         "model": settings.model,
         "task": settings.task,
-        "metric": metric or results["dense"][0]["metric"],
+        "metric": results["dense"][0]["metric"],
         "ticket": ticket.identity,
         "sparsity": results["ticket"][0]["sparsity"],
         "seeds": list(range(settings.seeds)),
@@ -215,7 +211,7 @@ def _summarise(
 
 
 def _own_theta(ticket: Ticket, path: Path) -> Path | None:
-    """``theta.safetensors`` of a ticket whose θ is a state of its run; it lies beside the ticket or in the run's folder."""
+    """``theta.safetensors`` of a ticket whose θ is a state of its run: beside the ticket or in the run's folder."""
     if ticket.theta_file is None:
         return None
     for folder in (path.resolve().parent, path.resolve().parent.parent):

@@ -32,7 +32,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``matching``: mean(ticket) ≥ mean(dense) − std(dense). ``strict``: mean(ticket) ≥ mean(dense). None: cannot say."""
+    """``matching``: mean(ticket) ≥ mean(dense) − std(dense); ``strict``: ≥ mean(dense). None where nobody can say."""
 
     matching: bool | None
     strict: bool | None

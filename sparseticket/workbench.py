@@ -55,10 +55,8 @@ class Workbench:
         if adapt := getattr(made, "adapt", None):  # images of 32 × 32 give a torchvision ResNet a smaller stem
             spec = adapt(spec)
         network = spec.build(made.head, seed=seed, weights=weights)
-        if network.module.training is False:
-            network.module.train()
         for note in network.notes:
-            screen.say(f"Note: {note}")
+            screen.note(note)
         return cls(spec, made, network, Origin.of(network), accelerator, screen)
 
     @property

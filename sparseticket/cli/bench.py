@@ -18,7 +18,7 @@ def bench(
         int | None, typer.Option(help="Tokens per row. Default: 128, or fewer where a model takes no more.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads per call. Default: the physical cores.")] = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure each model, at least 100 calls.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="How long to measure each model, at least 20 calls.")] = 10.0,
 ) -> None:
     """Measure models on PyTorch and ONNX Runtime, taking turns, against the first named."""
     from rich.console import Console

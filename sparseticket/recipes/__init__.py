@@ -1,7 +1,7 @@
 """Recipes: both papers' settings as TOML that a person can read beside the paper.
 
-A recipe has ``title`` and ``source``, a table ``[find]`` (the fields of ``RunSettings``), ``[protocol]``, ``[training]``,
-and optionally ``[transfer]`` (``round``, ``seeds``, ``controls``) for what ``sparseticket run`` does after finding.
+A recipe has ``title`` and ``source``, the tables ``[find]`` (fields of ``RunSettings``), ``[protocol]`` and
+``[training]``, and optionally ``[transfer]``: what ``sparseticket run`` does after finding.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparseticket.imp import TICKET, find
+from sparseticket.imp import find
 from sparseticket.progress import Screen
 from sparseticket.recipes import Recipe
-from sparseticket.runs import RunFolder
+from sparseticket.runs import TICKET, RunFolder
 from sparseticket.show import show_find, show_transfer
 from sparseticket.transfer import plan, transfer
 

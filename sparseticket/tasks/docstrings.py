@@ -29,11 +29,12 @@ SKIPPED = {
     "lib2to3",
     "turtledemo",
     "ensurepip",
+    "encodings",  # tables of characters: slow to parse, and hardly any text
     "site-packages",
     "dist-packages",
 }
 TOPICS = 8
-MOST_A_TOPIC = 250  # the largest package has three times as many as the eighth: it would be guessed too often
+MOST_A_TOPIC = 200  # the largest package has three times as many as the eighth: it would be guessed too often
 SHORTEST, LONGEST = 8, 60  # words
 
 
@@ -73,11 +74,16 @@ def _docstrings_in(path: Path) -> Iterator[str]:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError, OSError):
             return  # templates and deliberately broken files
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            words = (ast.get_docstring(node) or "").split()
-            if len(words) >= SHORTEST:
-                yield " ".join(words)
+    yield from _docstrings_under(tree)
+
+
+def _docstrings_under(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    words = (ast.get_docstring(node) or "").split()
+    if len(words) >= SHORTEST:
+        yield " ".join(words)
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _docstrings_under(child)
 
 
 def _hash(text: str) -> bytes:

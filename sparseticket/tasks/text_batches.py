@@ -17,6 +17,7 @@ from sparseticket.seeds import generator
 from sparseticket.tasks.base import Batch
 
 EVAL_BATCH = 64
+POOL = 50  # batches
 CHUNK = 10_000  # texts tokenized at a time: the tokenizer's own objects are several times as large as the ids
 
 
@@ -88,6 +89,20 @@ class RowBatches(Sequence[Batch]):
 def shuffled(rows: int, *, seed: int, round: int, epoch: int) -> Tensor:
     """The training order of an epoch, int64 [rows]."""
     return torch.randperm(rows, generator=generator(seed, "order", round, epoch))
+
+
+def shuffled_by_length(rows: TokenRows, size: int, *, seed: int, round: int, epoch: int) -> Tensor:
+    """The training order of an epoch, int64 [rows]: batches of ``size`` rows of similar length, in random order.
+
+    Rows are drawn into pools of 50 batches and sorted by length within one, as transformers' group_by_length does: on
+    SST-2 a step takes half the time of plain shuffling, because half of a plain batch is padding.
+    """
+    pools = shuffled(len(rows.lengths), seed=seed, round=round, epoch=epoch).split(POOL * size)
+    draw = generator(seed, "order of batches", round, epoch)
+    order = torch.cat([pool[rows.lengths[pool].argsort(stable=True)] for pool in pools])
+    batches = list(order.split(size))
+    short = [batches.pop()] if len(batches[-1]) < size else []
+    return torch.cat([batches[i] for i in torch.randperm(len(batches), generator=draw)] + short)
 
 
 def by_length(rows: TokenRows) -> Tensor:

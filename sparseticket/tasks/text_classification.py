@@ -23,7 +23,7 @@ from sparseticket.tasks.text_batches import (
     device_of,
     digest,
     fitting_length,
-    shuffled,
+    shuffled_by_length,
     tokenize,
 )
 
@@ -80,7 +80,7 @@ class TextClassification(Stateless):
             return data.rows.pad(rows, self._pad_id, self._limit) | {"labels": data.labels[rows]}
 
         if split == "train":
-            order = shuffled(len(data.labels), seed=seed, round=round, epoch=epoch)
+            order = shuffled_by_length(data.rows, self._batch_size, seed=seed, round=round, epoch=epoch)
             return RowBatches(order, self._batch_size, make)
         return RowBatches(by_length(data.rows), EVAL_BATCH, make)
 

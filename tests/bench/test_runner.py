@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from sparseticket.bench import timing
 from sparseticket.bench.runner import bench, short_names
 from sparseticket.errors import UserError
 
@@ -79,9 +81,15 @@ def test_a_slower_file_is_slower_and_said_to_be_not_faster(make_image_file, tmp_
     assert not any("not faster" in note for note in result["notes"])
 
 
-def test_throughput_counts_rows(make_image_file, tmp_path):
-    record = quick(make_image_file("net", 4), out=tmp_path / "out", batch=32)["records"][0]
-    assert record["throughput"] == pytest.approx(32_000 / record["p50_ms"], rel=0.8)
+def test_a_record_says_what_the_clock_read(make_image_file, tmp_path, monkeypatch):
+    times = [np.array([[2.0, 2.0], [4.0, 8.0]]), np.full((2, 2), 1.0)]
+    monkeypatch.setattr(timing, "interleave", lambda *_, **__: times)
+    monkeypatch.setattr("sparseticket.bench.candidates.PROVIDERS", {"cpu": "CPUExecutionProvider"})
+    result = quick(make_image_file("a", 1), make_image_file("b", 1), out=tmp_path / "out", batch=32)
+    dense, ticket = result["records"]
+    assert any("only 4 calls" in note for note in result["notes"])
+    assert (dense["p50_ms"], dense["n"], dense["throughput"]) == (3.0, 4, 8000)  # 32 rows in 4 ms on average
+    assert (ticket["speedup"], ticket["speedup_low"], ticket["speedup_high"]) == (4.0, 2.0, 6.0)
 
 
 def test_names_are_as_short_as_tells_them_apart():

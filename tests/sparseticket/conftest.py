@@ -30,7 +30,7 @@ SIZES = {
 
 def save_tiny(folder, model):
     characters = [*string.ascii_lowercase, *string.digits, ".", ",", "'"]
-    pieces = [f"##{letter}" for letter in string.ascii_lowercase]
+    pieces = [f"##{character}" for character in string.ascii_lowercase + string.digits]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *characters, *pieces]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")

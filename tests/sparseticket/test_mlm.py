@@ -156,6 +156,44 @@ def test_a_model_without_a_backbone_inside_computes_all_logits_and_agrees(spec, 
         torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
 
 
+def test_a_data_parallel_wrapper_is_called_so_that_it_reduces_the_gradients(spec, corpus, tmp_path):
+    task = make_task("mlm", spec, options(corpus))
+    model = spec.build(task.head, seed=0).module.eval()
+    batch = task.batches("train", seed=0, round=0, epoch=0)[0]
+    task.loss(model, batch, step=0).backward()
+    alone = model.bert.encoder.layer[0].output.dense.weight.grad.clone()
+    model.zero_grad()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        wrapped.register_comm_hook(None, halve)
+        task.loss(wrapped, batch, step=0).backward()
+        assert task.evaluate(wrapped) == task.evaluate(model)
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(model.bert.encoder.layer[0].output.dense.weight.grad, alone / 2)
+
+
+def halve(_, bucket):
+    """Stands in for the reduction, visibly."""
+    future = torch.futures.Future()
+    future.set_result(bucket.buffer() / 2)
+    return future
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_loss_and_evaluation_work_on_a_gpu(spec, corpus):
+    task = make_task("mlm", spec, options(corpus))
+    model = spec.build(task.head, seed=0).module.eval()
+    batch = task.batches("train", seed=0, round=0, epoch=0)[0]
+    expected = task.loss(model, batch, step=0).item()
+    model.cuda()
+    assert task.loss(model, {key: t.cuda() for key, t in batch.items()}, step=0).item() == pytest.approx(
+        expected, abs=1e-4
+    )
+    assert 0 <= task.evaluate(model)["masked_accuracy"] <= 1
+
+
 def test_evaluation_is_the_share_of_hidden_tokens_that_are_named(spec, corpus):
     task = make_task("mlm", spec, options(corpus))
     model = spec.build(task.head, seed=0).module.train()

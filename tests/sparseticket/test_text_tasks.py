@@ -1,6 +1,7 @@
-"""Text classification tasks: their data, their batches, their metric, and what they say about data that does not fit."""
+"""Text classification tasks: data, batches, metric, and what is said about data that does not fit."""
 
 import csv
+import hashlib
 import json
 import os
 import sys
@@ -294,7 +295,7 @@ def test_labels_may_be_words_or_numbers_and_are_numbered_in_their_order(spec, tm
         assert task.head.classes == 3
         for batch in task.batches("train", seed=0, round=0, epoch=0):
             texts = spec.tokenizer().batch_decode(batch["input_ids"], skip_special_tokens=True)
-            found = [int(text.replace(" ", "").replace("##", "")) for text in texts]
+            found = [int(text) for text in texts]
             assert batch["labels"].tolist() == [classes[number % 3] for number in found]
 
 
@@ -335,14 +336,13 @@ def test_missing_data_for_the_text_task_says_what_it_takes(spec, tmp_path):
 def test_docstrings_are_real_texts_each_once_in_a_fixed_order():
     texts = [docstring.text for docstring in docstrings()]
     assert len(texts) == len(set(texts)) > 1000
-    docstrings.cache_clear()
-    assert [docstring.text for docstring in docstrings()] == texts
+    assert texts == sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
 
 
 def test_docstring_topics_are_eight_balanced_packages_with_nothing_in_both_splits():
     train, evaluation = topic_examples()
     counts = torch.bincount(torch.tensor([*train.labels, *evaluation.labels]))
-    assert len(counts) == 8 and counts.max() <= 2 * counts.min()
+    assert len(counts) == 8 and counts.max() <= 3 * counts.min()
     assert not set(train.texts) & set(evaluation.texts)
     assert set(train.labels) == set(evaluation.labels) == set(range(8))
 
@@ -364,6 +364,5 @@ def test_docstring_tasks_need_and_take_no_data(spec, tmp_path, name):
 
 def test_a_python_without_sources_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
-    docstrings.cache_clear()
     with pytest.raises(UserError, match="no sources of its standard library"):
-        docstrings()
+        docstrings.__wrapped__()  # behind its cache

@@ -1,0 +1,38 @@
+# Everything that a fresh machine with Python and make needs: `make demo`, `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Real data for tests, where it lies beside the project; tests that need it skip with a reason otherwise.
+SHARED_DATA := $(wildcard ../shared/data)
+export SPARSETICKET_DATA ?= $(if $(SHARED_DATA),$(abspath $(SHARED_DATA)))
+PYTEST := $(BIN)/python -m pytest
+STAMP := $(VENV)/.dependencies
+
+.PHONY: venv demo test lint kill-test masking-cost
+
+# Dependencies are reused while pyproject.toml and the constraints are unchanged; the project itself is always installed anew,
+# as a copy built from this checkout, so that the right code is tested whichever checkout made the environment.
+venv:
+	@set -e; \
+	wanted="$$(cat pyproject.toml constraints.txt | sha256sum | cut -d' ' -f1)"; \
+	if [ "$$(cat $(STAMP) 2>/dev/null)" != "$$wanted" ]; then \
+		echo "installing dependencies into $(VENV) (about 5 GB, a few minutes)"; \
+		[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[demo,dev]" "setuptools>=77"; \
+		echo "$$wanted" > $(STAMP); \
+	fi; \
+	$(BIN)/python -m pip uninstall --quiet --yes sparseticket; \
+	rm -rf build sparseticket.egg-info; \
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-cache-dir .; \
+	rm -rf build sparseticket.egg-info
+
+demo: venv
+	$(BIN)/sparseticket --version
+	$(BIN)/python -m sparseticket.demo
+
+test: venv
+	$(PYTEST) -n 2
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

@@ -1,0 +1,41 @@
+"""What a protocol keeps over a pruning instead of rewinding it: weights, head or optimizer, in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparseticket.models import Network
+from sparseticket.rewind import head_state
+from sparseticket.settings import Protocol
+from sparseticket.tensors import load_tensors, save_tensors
+
+
+def save_carry(path: Path, network: Network, optimizer_state: dict[str, Tensor], protocol: Protocol) -> None:
+    """Write what ``protocol`` keeps of a trained network; no file where it keeps nothing."""
+    kept = {
+        "backbone": network.backbone() if protocol.rewind == "none" else {},
+        "head": head_state(network) if protocol.head == "keep" else {},
+        "optimizer": optimizer_state if protocol.optimizer_state == "keep" else {},
+    }
+    tensors = {f"{part}/{name}": tensor for part, state in kept.items() for name, tensor in state.items()}
+    if tensors:
+        save_tensors(path, tensors)
+
+
+@torch.no_grad()
+def load_carry(path: Path, network: Network) -> dict[str, Tensor] | None:
+    """Put kept weights and head into ``network``; returns the optimizer's state, or None where that is fresh."""
+    if not path.exists():
+        return None
+    live = {"backbone": network.backbone(), "head": head_state(network)}
+    optimizer_state = {}
+    for name, tensor in load_tensors(path)[0].items():
+        part, _, rest = name.partition("/")
+        if part == "optimizer":
+            optimizer_state[rest] = tensor
+        else:
+            live[part][rest].copy_(tensor)
+    return optimizer_state or None

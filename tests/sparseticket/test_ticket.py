@@ -1,0 +1,141 @@
+import json
+import struct
+
+import pytest
+import safetensors.torch
+import torch
+
+from sparseticket.errors import UserError
+from sparseticket.theta import tensor_hash, tensor_hashes
+from sparseticket.ticket import Ticket
+
+WEIGHTS = {"encoder.a.weight": torch.arange(12.0).reshape(3, 4), "encoder.b.weight": torch.ones(5, 2)}
+
+
+def ticket(**changes):
+    masks = {name: weight > 3 if name.endswith("a.weight") else weight > 0 for name, weight in WEIGHTS.items()}
+    fields = {"masks": masks, "model": "tiny", "theta": tensor_hashes(WEIGHTS), "scheduled_sparsity": 0.2, "round": 2}
+    return Ticket(**fields | changes)
+
+
+def rewrite(path, change):
+    """Change a ticket's JSON header bytes by hand, keeping the file well formed."""
+    content = path.read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    header = change(json.loads(content[8 : 8 + size]))
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+
+
+def test_a_ticket_comes_back_as_it_was_written(tmp_path):
+    written = ticket(metrics={"rounds": [{"round": 0, "sparsity": 0.0, "value": 0.9}]}, seeds={"seed": 3})
+    written.save(tmp_path / "a.ticket")
+    read = Ticket.load(tmp_path / "a.ticket")
+    assert read.record() == written.record() and read.identity == written.identity
+    assert all(torch.equal(read.masks[name], mask) for name, mask in written.masks.items())
+
+
+def test_the_same_ticket_has_the_same_bytes_and_any_change_another_identity(tmp_path):
+    ticket().save(tmp_path / "a.ticket")
+    ticket().save(tmp_path / "b.ticket")
+    assert (tmp_path / "a.ticket").read_bytes() == (tmp_path / "b.ticket").read_bytes()
+    flipped = dict(ticket().masks)
+    flipped["encoder.b.weight"] = ~flipped["encoder.b.weight"]
+    others = [ticket(round=3), ticket(seeds={"seed": 1}), ticket(masks=flipped)]
+    assert len({other.identity for other in [ticket(), *others]}) == 4
+
+
+def test_a_ticket_of_bert_base_takes_eleven_megabytes(tmp_path):
+    one = torch.ones(768, 768, dtype=torch.bool)
+    masks = {f"{i}": one for i in range(48)} | {f"f{i}": torch.ones(3072, 768, dtype=torch.bool) for i in range(24)}
+    assert sum(mask.numel() for mask in masks.values()) == 84_934_656
+    ticket(masks=masks).save(tmp_path / "a.ticket")
+    assert (tmp_path / "a.ticket").stat().st_size == pytest.approx(10.6e6, rel=0.02)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_a_truncated_ticket_is_refused(tmp_path, keep):
+    path = tmp_path / "a.ticket"
+    ticket().save(path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match="truncated"):
+        Ticket.load(path)
+
+
+def test_a_flipped_byte_anywhere_is_refused(tmp_path):
+    path = tmp_path / "a.ticket"
+    ticket().save(path)
+    content = path.read_bytes()
+    for place in [*range(0, len(content), 37), len(content) - 1]:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x01]) + content[place + 1 :])
+        with pytest.raises(UserError):
+            Ticket.load(path)
+
+
+def test_a_file_that_is_no_ticket_is_refused(tmp_path):
+    path = tmp_path / "a.ticket"
+    with pytest.raises(UserError, match="there is no ticket"):
+        Ticket.load(path)
+    path.write_text("hello")
+    with pytest.raises(UserError, match="not a ticket"):
+        Ticket.load(path)
+    path.write_bytes(safetensors.torch.save({"w": torch.ones(2)}))
+    with pytest.raises(UserError, match="no sparseticket record"):
+        Ticket.load(path)
+
+
+def test_a_ticket_of_a_newer_format_says_so(tmp_path):
+    path = tmp_path / "a.ticket"
+    ticket().save(path)
+
+    def newer(header):
+        record = json.loads(header["__metadata__"]["sparseticket"]) | {"format": 2}
+        header["__metadata__"]["sparseticket"] = json.dumps(record)
+        return header
+
+    rewrite(path, newer)
+    with pytest.raises(UserError, match="format 2"):
+        Ticket.load(path)
+
+
+def test_a_record_with_another_shape_is_refused_even_with_its_hash_made_to_fit(tmp_path):
+    from sparseticket.ticket import _canonical, _identity
+
+    path = tmp_path / "a.ticket"
+    ticket().save(path)
+    packed = safetensors.torch.load_file(path)
+
+    def reshaped(header):
+        record = json.loads(header["__metadata__"]["sparseticket"])
+        record["shapes"]["encoder.b.weight"] = [50, 2]
+        header["__metadata__"] = {"sparseticket": _canonical(record), "identity": _identity(record, packed)}
+        return header
+
+    rewrite(path, reshaped)
+    with pytest.raises(UserError, match=r"encoder\.b\.weight"):
+        Ticket.load(path)
+
+
+def test_theta_that_differs_is_an_error_that_names_the_first_tensor():
+    other = {**WEIGHTS, "encoder.b.weight": WEIGHTS["encoder.b.weight"] + 1e-7}
+    with pytest.raises(UserError, match=r"encoder\.b\.weight differs"):
+        ticket().check_theta(tensor_hashes(other))
+
+
+def test_theta_that_lacks_a_pruned_tensor_is_an_error_but_a_pooler_may_be_missing():
+    with pytest.raises(UserError, match=r"prunes encoder\.b\.weight"):
+        ticket().check_theta(tensor_hashes({"encoder.a.weight": WEIGHTS["encoder.a.weight"]}))
+    pooled = ticket(
+        masks=ticket().masks | {"pooler.dense.weight": torch.ones(2, 2, dtype=torch.bool)},
+        theta=tensor_hashes(WEIGHTS | {"pooler.dense.weight": torch.ones(2, 2)}),
+    )
+    assert pooled.check_theta(tensor_hashes(WEIGHTS)) == ["pooler.dense.weight"]
+
+
+def test_a_hash_tells_name_dtype_shape_and_bytes_apart():
+    weight = torch.zeros(2, 3)
+    others = [tensor_hash("b", weight), tensor_hash("a", weight.half()), tensor_hash("a", weight.reshape(3, 2))]
+    others += [tensor_hash("a", weight + 1), tensor_hash("a", -weight)]  # −0.0 is other bytes
+    assert len({tensor_hash("a", weight), *others}) == 6
+    assert tensor_hash("a", weight.t().contiguous().t()) == tensor_hash("a", weight)  # not the strides
+    assert tensor_hash("n", torch.tensor(5)) != tensor_hash("n", torch.tensor([5]))
