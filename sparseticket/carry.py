@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sparseticket.errors import UserError
 from sparseticket.models import Network
 from sparseticket.rewind import head_state
 from sparseticket.settings import Protocol
@@ -21,14 +22,18 @@ def save_carry(path: Path, network: Network, optimizer_state: dict[str, Tensor],
         "optimizer": optimizer_state if protocol.optimizer_state == "keep" else {},
     }
     tensors = {f"{part}/{name}": tensor for part, state in kept.items() for name, tensor in state.items()}
-    if tensors:
+    if _keeps_something(protocol):
         save_tensors(path, tensors)
 
 
 @torch.no_grad()
-def load_carry(path: Path, network: Network) -> dict[str, Tensor] | None:
-    """Put kept weights and head into ``network``; returns the optimizer's state, or None where that is fresh."""
-    if not path.exists():
+def load_carry(path: Path, network: Network, protocol: Protocol) -> dict[str, Tensor] | None:
+    """Put kept weights and head into ``network``; returns the optimizer's state, or None where that is fresh.
+
+    Raises:
+        UserError: the file is missing or damaged, or not of this network.
+    """
+    if not _keeps_something(protocol):
         return None
     live = {"backbone": network.backbone(), "head": head_state(network)}
     optimizer_state = {}
@@ -37,5 +42,11 @@ def load_carry(path: Path, network: Network) -> dict[str, Tensor] | None:
         if part == "optimizer":
             optimizer_state[rest] = tensor
         else:
+            if part not in live or rest not in live[part] or live[part][rest].shape != tensor.shape:
+                raise UserError(f"{path} is not of this run: its {name} fits nothing. Copy it again.")
             live[part][rest].copy_(tensor)
     return optimizer_state or None
+
+
+def _keeps_something(protocol: Protocol) -> bool:
+    return protocol.rewind == "none" or "keep" in (protocol.head, protocol.optimizer_state)

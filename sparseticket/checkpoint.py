@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sparseticket.errors import UserError
 from sparseticket.tasks import Task
 from sparseticket.tensors import load_tensors, save_tensors
 
@@ -38,6 +39,12 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def check_interval(seconds: float) -> None:
+    """Refuse a time between checkpoints that is no time."""
+    if not seconds >= 0:  # NaN too
+        raise UserError(f"--checkpoint-every is a number of seconds from 0, not {seconds}.")
+
+
 class Checkpoint:
     """One file, replaced every ``every`` seconds; what is in it depends on the step alone, not on the clock."""
 
@@ -66,15 +73,23 @@ class Checkpoint:
     def load(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, task: Task
     ) -> tuple[int, dict[str, float]] | None:
-        """Put the last checkpoint's state back; its step and the loss scaler's state, or None where there is none."""
+        """Put the last checkpoint's state back; its step and the loss scaler's state, or None where there is none.
+
+        Raises:
+            UserError: the file is damaged, or not of this network.
+        """
         if not self.path.exists():
             return None
         tensors, record = load_tensors(self.path)
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "task": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
-            parts[part][rest] = tensor
-        for name, tensor in unique_state(module).items():
+            parts.get(part, {})[rest] = tensor
+        live = unique_state(module)
+        stored = {name: tensor.shape for name, tensor in parts["model"].items()}
+        if stored != {name: tensor.shape for name, tensor in live.items()} or not {"step", "scaler"} <= record.keys():
+            raise UserError(f"{self.path} is no checkpoint of this training: remove it, and run again.")
+        for name, tensor in live.items():
             tensor.copy_(parts["model"][name])
         load_optimizer_tensors(optimizer, parts["optimizer"])
         task.load_state_dict(parts["task"])

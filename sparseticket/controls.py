@@ -16,6 +16,6 @@ CONTROLS: dict[str, Callable[[Masks, int], Masks]] = {
 
 def check_control(name: str) -> str:
     """The name, when there is such a control."""
-    if name not in CONTROLS:
+    if not isinstance(name, str) or name not in CONTROLS:
         raise UserError(f"there is no control {name!r}. Controls: {', '.join(CONTROLS)}.")
     return name

@@ -18,7 +18,8 @@ import torch
 
 from sparseticket import masks as mask_algebra
 from sparseticket.carry import load_carry, save_carry
-from sparseticket.checkpoint import Checkpoint
+from sparseticket.checkpoint import Checkpoint, check_interval
+from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.masks import Masks
 from sparseticket.progress import Screen
@@ -40,6 +41,7 @@ def find(settings: RunSettings, out: Path, *, screen: Screen, checkpoint_every: 
 
     Inside a round a checkpoint is written every ``checkpoint_every`` seconds.
     """
+    check_interval(checkpoint_every)
     accelerator = make_accelerator(settings.training.precision)
     screen.console.quiet |= not accelerator.is_main_process
     options = TaskOptions(
@@ -54,9 +56,10 @@ def find(settings: RunSettings, out: Path, *, screen: Screen, checkpoint_every: 
         accelerator=accelerator,
         screen=screen,
     )
+    search = Search(settings, work, RunFolder(out), checkpoint_every)  # refuses what does not fit before it writes
     with accelerator.main_process_first():
-        run = RunFolder.open(out, settings_table(settings))
-    return Search(settings, work, run, checkpoint_every).run_all()
+        RunFolder.open(out, settings_table(settings))
+    return search.run_all()
 
 
 class Search:
@@ -95,6 +98,7 @@ class Search:
     def start(self) -> None:
         """The run's beginning: its first ticket, θ where it is in no published file, the value before any training."""
         if self.run.finished("round-00") or (self.run.path / START).exists():
+            self.check_kept_theta()
             return
         value = self.work.evaluate()[self.work.task.metric] if self.work.network.head_pretrained else None
         if self.on_main and self.work.random_backbone:
@@ -106,6 +110,18 @@ class Search:
         if self.on_main:
             write_json(self.run.path / START, {"start": value})
         self.work.accelerator.wait_for_everyone()
+
+    def check_kept_theta(self) -> None:
+        """Where θ is in a file of the run: it is still the one that the newest ticket names."""
+        newest = max((k for k in range(self.last + 1) if (self.run.round(k) / TICKET).exists()), default=0)
+        if self.run.finished(f"round-{self.last:02d}") or (newest == 0 and self.rewind_step):
+            return  # nothing more to do, or round 0 has yet to keep θ_i
+        wanted, path = Ticket.load(self.run.round(newest) / TICKET).theta_file, self.run.path / THETA
+        if wanted and not (path.is_file() and file_hash(path) == wanted):
+            raise UserError(
+                f"{path} is missing or is not the θ that this run's tickets name: copy it again, or start anew in "
+                "another folder with --out."
+            )
 
     def train_reference(self) -> None:
         """Train the dense network under round 0's names: same head, same order of data."""
@@ -129,7 +145,7 @@ class Search:
             return None
         keeps_weights, keeps_head = self.protocol.rewind == "none", self.protocol.head == "keep"
         self.origin(k).restore(self.work.network, backbone=not keeps_weights, head=not keeps_head)
-        return load_carry(self.run.round(k - 1) / CARRY, self.work.network)
+        return load_carry(self.run.round(k - 1) / CARRY, self.work.network, self.protocol)
 
     def origin(self, k: int) -> Origin:
         """θ_i and γ_i of round k: the pre-trained state, or after round 0 the one kept at the rewind step."""

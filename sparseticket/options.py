@@ -35,8 +35,6 @@ def find_settings(
         task = "mlm"
     if protocol_name not in ("paper", "released"):
         raise UserError(f"--protocol is paper or released, not {protocol_name!r}.")
-    if seed < 0:
-        raise UserError(f"--seed is a whole number from 0, not {seed}.")
     recipe = task_defaults(task, protocol_name)
     return RunSettings(
         model=_as_given(model),

@@ -67,8 +67,16 @@ class RunFolder:
         write_whole(self.path / part / "done", "")
 
     def metrics(self, part: str) -> dict[str, Any]:
-        """What :meth:`finish` wrote."""
-        return read_json(self.path / part / "metrics.json")
+        """What :meth:`finish` wrote.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        path = self.path / part / "metrics.json"
+        found = read_json(path)
+        if not isinstance(found.get("value"), int | float):
+            raise UserError(f"{path} is damaged: it has no value. Remove the folder {path.parent} and run again.")
+        return found
 
     def log(self, **entry: Any) -> None:
         """Append a line to log.jsonl; times are in here and nowhere that counts."""
@@ -91,7 +99,7 @@ def read_settings(path: Path) -> RunSettings:
     try:
         table = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}. Copy it again, or start anew in a new folder.") from error
     table["protocol"] = from_table(Protocol, table.get("protocol", {}), where=str(path))
     table["training"] = from_table(Training, table.get("training", {}), where=str(path))
     return from_table(RunSettings, table, where=str(path))
@@ -100,9 +108,12 @@ def read_settings(path: Path) -> RunSettings:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a run; :class:`UserError` where it cannot be read."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Is this the folder of a run?") from error
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is missing or damaged: {error}. Copy it again, or start anew in a new folder.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object. Copy it again, or start anew in a new folder.")
+    return found
 
 
 def _same_settings(path: Path, wanted: dict[str, Any]) -> None:

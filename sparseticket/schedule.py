@@ -14,7 +14,7 @@ SYNTAX = (
 def check_sparsity(sparsity: float) -> float:
     """The sparsity, when it is a share that a ticket can have: above 0 and below 1."""
     if not 0 < sparsity < 1:  # NaN fails too
-        raise UserError(f"sparsity is the share of zeros, above 0 and below 1 (0.7 is 70 %), not {sparsity}")
+        raise UserError(f"sparsity is the share of zeros, above 0 and below 1 (0.7 is 70 %), not {sparsity}.")
     return sparsity
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from sparseticket.errors import UserError
-from sparseticket.schedule import round_sparsities
+from sparseticket.schedule import check_sparsity, round_sparsities
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class Rewind:
 class _Checked:
     """Checks a settings class: choices against their ``Literal``, numbers against what they can be."""
 
+    FROM_ZERO: ClassVar[tuple[str, ...]] = ()  # whole numbers that may be 0
+
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for item in fields(self):
@@ -76,8 +78,9 @@ class _Checked:
                 raise UserError(f"{label} is one of {', '.join(choices)}, not {value!r}.")
             if hint is bool and not isinstance(value, bool):
                 raise UserError(f"{label} is true or false, not {value!r}.")
-            if hint is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise UserError(f"{label} is a whole number from 1, not {value!r}.")
+            least = 0 if item.name in self.FROM_ZERO else 1
+            if hint is int and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise UserError(f"{label} is a whole number from {least}, not {value!r}.")
             if hint is float and not (_is_number(value) and value >= 0):
                 raise UserError(f"{label} is a number from 0, not {value!r}.")
             if hint is str and not isinstance(value, str):
@@ -112,6 +115,8 @@ class Protocol(_Checked):
     prune_first: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.sparsity, float):
+            check_sparsity(self.sparsity)
         super().__post_init__()
         Rewind(self.rewind)
         self.sparsities()
@@ -152,7 +157,7 @@ class Training(_Checked):
         super().__post_init__()
         Length.parse(self.round_length)
         if self.lr == 0:
-            raise UserError("lr is above 0.")
+            raise UserError("lr is a number above 0.")
         milestones = self.milestones
         if not (isinstance(milestones, list) and all(_is_number(m) and 0 < m < 1 for m in milestones)):
             raise UserError(f"milestones are fractions of a round, above 0 and below 1, not {milestones!r}.")
@@ -172,7 +177,7 @@ class Training(_Checked):
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class RunSettings(_Checked):
     """Everything needed to run a ``find`` again.
 
     Attributes:
@@ -180,6 +185,8 @@ class RunSettings:
         weights: path of the weights θ_p, or "" for the model's own.
         dense: where pruning comes first, one dense network is trained for reference.
     """
+
+    FROM_ZERO: ClassVar[tuple[str, ...]] = ("seed",)
 
     model: str
     task: str
@@ -193,9 +200,14 @@ class RunSettings:
 
 def from_table(kind: type, table: dict[str, Any], *, where: str) -> Any:
     """Make a settings class from a TOML table; unknown keys are a :class:`UserError` that lists the known ones."""
+    if not isinstance(table, dict):
+        raise UserError(f"{where}: a table of settings belongs here, not {table!r}.")
     known = {item.name for item in fields(kind)}
     if unknown := sorted(table.keys() - known):
         raise UserError(f"{where}: there is no setting {unknown[0]!r}. Settings: {', '.join(sorted(known))}.")
+    needed = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
+    if missing := sorted(needed - table.keys()):
+        raise UserError(f"{where}: it lacks {missing[0]}.")
     try:
         return kind(**table)
     except UserError as error:

@@ -19,7 +19,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], **record: Any) -> No
     """Write copies of ``tensors`` and a JSON ``record`` to ``path``, whole or not at all."""
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"record": json.dumps(record, sort_keys=True)}
-    write_whole(path, lambda temporary: safetensors.torch.save_file(ready, temporary, metadata))
+
+    def write(temporary: Path) -> None:
+        try:
+            safetensors.torch.save_file(ready, temporary, metadata)
+        except SafetensorError as error:  # a full disk, among others
+            raise OSError(str(error)) from error
+
+    write_whole(path, write)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -83,11 +83,13 @@ class Ticket:
         record, packed = _read(path)
         try:
             shapes = record.pop("shapes")
+            if not shapes:
+                raise ValueError("it has no masks")
             if shapes.keys() != packed.keys():
                 raise ValueError(f"its record and its masks differ: {sorted(shapes.keys() ^ packed.keys())[0]}")
             masks = {name: _unpack(name, packed[name], shape) for name, shape in shapes.items()}
             stated, _ = record.pop("sparsity"), record.pop("format")
-            ticket = cls(masks=masks, **record)
+            ticket = cls(masks=masks, **_checked(record))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a valid ticket: {error}. Make it again, or copy it again.") from error
         if ticket.sparsity != stated:
@@ -133,15 +135,26 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         record = json.loads(metadata["sparseticket"])
         version = record["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        identity = _identity(record, packed) if version == FORMAT else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a valid ticket: its record cannot be read. Copy it again.") from error
     if version != FORMAT:
         raise UserError(
             f"{path} is a ticket of format {version}; this version reads format {FORMAT}: update sparseticket."
         )
-    if metadata.get("identity") != _identity(record, packed):
+    if metadata.get("identity") != identity:
         raise UserError(f"{path} is damaged: its content does not give its identity hash. Copy it again.")
     return record, packed
+
+
+def _checked(record: dict[str, Any]) -> dict[str, Any]:
+    """The record, when each field is of the type that :class:`Ticket` gives it (it may have been made by hand)."""
+    tables = ("theta", "task", "protocol", "training", "seeds", "metrics", "versions")
+    kinds = {"model": str, "pattern": str, "round": int, "scheduled_sparsity": float, "theta_file": str | None}
+    for name, kind in (kinds | dict.fromkeys(tables, dict)).items():
+        if not isinstance(record[name], kind):
+            raise ValueError(f"its {name} is {record[name]!r}")
+    return record
 
 
 def _unpack(name: str, packed: Tensor, shape: list[int]) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseticket import masks as mask_algebra
-from sparseticket.checkpoint import Checkpoint
+from sparseticket.checkpoint import Checkpoint, check_interval
 from sparseticket.controls import CONTROLS, check_control
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
@@ -16,7 +16,7 @@ from sparseticket.masks import Masks
 from sparseticket.progress import Screen
 from sparseticket.recipes import task_defaults
 from sparseticket.runs import SETTINGS, THETA, RunFolder, read_settings
-from sparseticket.settings import Training
+from sparseticket.settings import Training, from_table
 from sparseticket.tasks import TaskOptions
 from sparseticket.theta import file_hash
 from sparseticket.ticket import POOLER, Ticket
@@ -69,8 +69,17 @@ def plan(
     task = task or ticket.task.get("name")
     if task is None:
         raise UserError("this ticket does not say on which task it was found: name one with --task.")
-    base = Training(**ticket.training) if own_task and ticket.training else task_defaults(task).training
+    if own_task and ticket.training:
+        base = from_table(Training, ticket.training, where=f"the training in {ticket_path}")
+    else:
+        base = task_defaults(task).training
     kept_theta = _own_theta(ticket, ticket_path)
+    if ticket.theta_file and not (kept_theta or weights or allow_other_weights):
+        raise UserError(
+            f"the weights that this ticket belongs to are in no published file, but in the {THETA} of its run, which "
+            "is missing beside it or not the one that it names: copy that file into the ticket's folder, give it "
+            "with --weights FILE, or use the model's own weights with --allow-other-weights."
+        )
     settings = TransferSettings(
         ticket=ticket.identity,
         model=found.model if found else ticket.model,
@@ -90,6 +99,7 @@ def transfer(
     ticket: Ticket, settings: TransferSettings, out: Path, *, screen: Screen, checkpoint_every: float = 300.0
 ) -> dict[str, Any]:
     """Train every arm with every seed, resuming what is there; returns (and leaves) ``transfer.json``."""
+    check_interval(checkpoint_every)
     accelerator = make_accelerator(settings.training.precision)
     screen.console.quiet |= not accelerator.is_main_process
     screen.trainings = len(settings.arms) * settings.seeds

@@ -65,7 +65,7 @@ def _read_torch(path: Path) -> Any:
             f"--weights {path} is damaged, or holds more than tensors and could run code when loaded: "
             "save its state_dict alone, or as safetensors."
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # foreign bytes fail in a dozen ways, IndexError among them
         raise UserError(f"--weights {path} cannot be read as a torch file: it is damaged or no such file.") from error
 
 

@@ -23,11 +23,20 @@ KEYS = {"title", "source", "find", "protocol", "training", "transfer"}
 
 @dataclass(frozen=True)
 class TransferPart:
-    """What a recipe transfers after finding: the ticket of ``round`` (default: the last)."""
+    """What a recipe transfers after finding: the ticket of ``round`` (default: the last; −2 is the one before)."""
 
     seeds: int = 3
     controls: list[str] = field(default_factory=list)
     round: int = -1
+
+    def __post_init__(self) -> None:
+        for name, sound in (("seeds", _is_whole(self.seeds) and self.seeds >= 1), ("round", _is_whole(self.round))):
+            if not sound:
+                raise UserError(f"{name} is a whole number{' from 1' * (name == 'seeds')}, not {getattr(self, name)!r}.")
+        if not isinstance(self.controls, list):
+            raise UserError(f'controls is a list of names, like ["random-mask"], not {self.controls!r}.')
+        for control in self.controls:
+            check_control(control)
 
 
 @dataclass(frozen=True)
@@ -70,9 +79,9 @@ def load(name: str) -> Recipe:
         if not isinstance(table.get(key), str):
             raise UserError(f"recipe {name}: {key} must say in words what this is and where it is from.")
     where = f"recipe {name}"
-    find = dict(table.get("find", {}))
-    if missing := sorted({"model", "task"} - find.keys()):
-        raise UserError(f"{where}: [find] lacks {missing[0]}.")
+    find = table.get("find", {})
+    if not isinstance(find, dict) or find.keys() & {"protocol", "training"}:
+        raise UserError(f"{where}: [find], [protocol] and [training] are three tables beside each other.")
     settings = from_table(
         RunSettings,
         {
@@ -83,8 +92,9 @@ def load(name: str) -> Recipe:
         where=f"{where} [find]",
     )
     part = from_table(TransferPart, table["transfer"], where=f"{where} [transfer]") if "transfer" in table else None
-    for control in part.controls if part else ():
-        check_control(control)
+    rounds = len(settings.protocol.sparsities())
+    if part and not -rounds <= part.round < rounds:
+        raise UserError(f"{where} [transfer]: there is no round {part.round}; this recipe's are 0 to {rounds - 1}.")
     return Recipe(name, table["title"], table["source"], settings, part)
 
 
@@ -115,3 +125,7 @@ def check_names(recipe: Recipe) -> None:
     spec, task = resolve(recipe.settings.model), entry(recipe.settings.task)
     if spec.kind != task.kind:
         raise UserError(f"recipe {recipe.name}: task {task.name!r} is for {task.kind} models, not {spec.name!r}.")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -55,7 +55,7 @@ def read_rows(path: Path) -> list[Row]:
     try:
         rows = [_row(record, f"{path}, line {line}") for line, record in read(path)]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} could not be read as UTF-8 text: {error}") from error
+        raise UserError(f"{path} could not be read as a table of UTF-8 text: {error}") from error
     if not rows:
         raise UserError(f"{path} has no rows.")
     return rows
@@ -78,8 +78,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error.msg}).") from error
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: not JSON ({error}).") from error
             if not isinstance(record, dict):
                 raise UserError(f"{path}, line {number}: each line must be a JSON object with text and label.")
             _check_columns(list(record), f"{path}, line {number}")

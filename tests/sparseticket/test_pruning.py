@@ -80,7 +80,7 @@ def test_a_sparsity_that_no_ticket_has_is_refused(target):
 
 @pytest.mark.parametrize("schedule", ["", "linear", "linear:0", "linear:1", "linear:x", "cubic:0.1", "geometric:nan"])
 def test_a_schedule_that_is_none_is_refused(schedule):
-    with pytest.raises(UserError, match="linear:0.1"):
+    with pytest.raises(UserError, match=r"linear:0\.1"):
         round_sparsities(schedule, 0.5)
 
 

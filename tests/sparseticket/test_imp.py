@@ -1,0 +1,292 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from sparseticket import masks as algebra
+from sparseticket.errors import UserError
+from sparseticket.imp import find
+from sparseticket.models import resolve
+from sparseticket.options import find_settings
+from sparseticket.progress import Screen
+from sparseticket.runs import read_settings
+from sparseticket.theta import file_hash
+from sparseticket.ticket import Ticket
+from sparseticket.transfer import plan, transfer
+
+ROOT = Path(__file__).parents[2]
+WORDS = ("good", "fine", "very good"), ("bad", "dull", "not good")
+
+
+@pytest.fixture(scope="module")
+def csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    lines = [f"the film {n} is {WORDS[n % 2][n // 2 % 3]},{n % 2}" for n in range(80)]
+    path.write_text("text,label\n" + "\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_bert, csv):
+    return find_settings(
+        str(tiny_bert),
+        task="text",
+        data=csv,
+        protocol={"schedule": "linear:0.3", "sparsity": 0.6},
+        training={"round_length": "8it", "batch_size": 8, "max_length": 16, "lr": 3e-3},
+    )
+
+
+def search(settings, out):
+    return find(settings, out, screen=Screen(quiet=True))
+
+
+def changed(settings, **protocol):
+    return replace(settings, protocol=replace(settings.protocol, **protocol))
+
+
+def ticket(run, k):
+    return Ticket.load(run / f"round-{k:02d}" / "ticket.ticket")
+
+
+def trained(run, k):
+    return load_file(run / f"round-{k:02d}" / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def run(settings, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "a"
+    search(settings, out)
+    return out
+
+
+def test_each_round_is_trained_at_the_scheduled_sparsity_and_masks_only_shrink(run):
+    tickets = [ticket(run, k) for k in range(3)]
+    assert [t.scheduled_sparsity for t in tickets] == pytest.approx([0, 0.3, 0.6])
+    for found in tickets:
+        assert found.sparsity == pytest.approx(found.scheduled_sparsity, abs=1 / algebra.size(found.masks))
+    assert algebra.is_subset(tickets[2].masks, tickets[1].masks)
+
+
+def test_a_round_prunes_the_smallest_weights_that_its_own_training_left(run):
+    weights = trained(run, 1)
+    before, after = ticket(run, 1).masks, ticket(run, 2).masks
+    gone = torch.cat([weights[f"bert.{n}"][before[n] & ~after[n]].abs() for n in before])
+    kept = torch.cat([weights[f"bert.{n}"][after[n]].abs() for n in before])
+    assert gone.max() <= kept.min()
+
+
+def test_what_is_trained_is_zero_exactly_where_its_ticket_is(run):
+    for k in range(3):
+        weights = trained(run, k)
+        assert all(not weights[f"bert.{n}"][~mask].any() for n, mask in ticket(run, k).masks.items())
+
+
+def test_the_pooler_is_pruned_only_by_choice(run, settings, tmp_path):
+    assert not any(name.startswith("pooler") for name in ticket(run, 2).masks)
+    released = changed(settings, prune_pooler=True, schedule="one-shot", sparsity=0.3)
+    search(replace(released, dense=False), tmp_path / "r")
+    assert "pooler.dense.weight" in ticket(tmp_path / "r", 0).masks
+
+
+def test_a_run_leaves_what_it_promises(run, tiny_bert):
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["metric"] == "accuracy" and summary["task"] == "text" and summary["start"] is None
+    assert summary["dense"] == summary["rounds"][0]["value"]
+    assert [entry["round"] for entry in summary["rounds"]] == [0, 1, 2]
+    assert all(0 <= entry["value"] <= 1 and entry["seconds"] > 0 for entry in summary["rounds"])
+    assert (run / summary["ticket"]).is_file()
+    assert all((run / f"round-{k:02d}" / "done").exists() for k in range(3))
+    assert not list(run.rglob("checkpoint*")) and not list(run.rglob("*.part")) and not list(run.rglob("carry*"))
+    found = ticket(run, 2)
+    assert found.model == tiny_bert.name and found.task["name"] == "text" and found.metrics["rounds"][0]["round"] == 0
+    assert str(run.parent) not in json.dumps(found.record()) and str(tiny_bert.parent) not in json.dumps(found.record())
+
+
+def test_plain_transformers_loads_a_trained_round(run):
+    model = AutoModelForSequenceClassification.from_pretrained(run / "round-02" / "model")
+    weights = trained(run, 2)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items() if name in weights)
+
+
+def test_a_finished_run_is_left_alone_when_it_is_run_again(run, settings):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    assert search(settings, run) == json.loads((run / "summary.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_other_settings_in_the_same_folder_are_an_error_that_shows_them(run, settings):
+    with pytest.raises(UserError, match=r"protocol\.sparsity: 0\.6 there, 0\.5 now"):
+        search(changed(settings, sparsity=0.5), run)
+
+
+def test_run_toml_is_everything_needed_to_run_it_again(run, settings, tmp_path):
+    again = read_settings(run / "run.toml")
+    assert again == settings
+    search(again, tmp_path / "again")
+    assert ticket(tmp_path / "again", 2).identity == ticket(run, 2).identity
+
+
+def test_another_seed_gives_another_ticket(run, settings, tmp_path):
+    search(replace(settings, seed=1), tmp_path / "b")
+    assert ticket(tmp_path / "b", 2).identity != ticket(run, 2).identity
+
+
+def test_weights_go_back_to_theta_p_and_a_fresh_head_to_its_first_draw(run, settings, tmp_path, monkeypatch):
+    seen = {}
+    original = sys.modules["sparseticket.imp"].train
+
+    def spy(network, task, masks, training, place, **kwargs):
+        seen[place.number] = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
+        return original(network, task, masks, training, place, **kwargs)
+
+    monkeypatch.setattr("sparseticket.imp.train", spy)
+    search(settings, tmp_path / "b")
+    assert all(torch.equal(seen[0][name], seen[k][name]) for k in (1, 2) for name in seen[0])
+    search(changed(settings, head="keep"), tmp_path / "c")
+    head = {name for name in seen[0] if not name.startswith("bert.")}
+    after_first = trained(tmp_path / "c", 0)
+    assert all(torch.equal(seen[1][name], after_first[name]) for name in head)
+    assert all(torch.equal(seen[1][name], seen[0][name]) for name in seen[0] if name not in head)
+    search(changed(settings, rewind="none"), tmp_path / "d")
+    after_first = trained(tmp_path / "d", 0)
+    assert all(torch.equal(seen[1][name], after_first[name]) for name in seen[0] if name not in head)
+
+
+def test_rewinding_to_a_step_goes_back_to_the_state_kept_there(settings, tmp_path):
+    out = tmp_path / "late"
+    search(changed(settings, rewind="25%"), out)  # step 2 of 8
+    theta = load_file(out / "theta.safetensors")
+    assert ticket(out, 1).theta_file == file_hash(out / "theta.safetensors") and ticket(out, 0).theta_file is None
+    short = replace(settings, training=replace(settings.training, round_length="8it", decay="constant"))
+    search(changed(short, rewind="25%"), tmp_path / "constant")
+    two = replace(short, training=replace(short.training, round_length="2it"))
+    search(two, tmp_path / "two")  # where nothing decays, θ after two steps is the end of a run of two steps
+    theta, end = load_file(tmp_path / "constant" / "theta.safetensors"), trained(tmp_path / "two", 0)
+    assert all(torch.equal(tensor, end[f"bert.{name}"]) for name, tensor in theta.items() if f"bert.{name}" in end)
+
+
+def test_one_shot_ranks_theta_p_itself_and_trains_a_dense_network_for_reference(settings, tmp_path, tiny_bert):
+    summary = search(changed(settings, schedule="one-shot", sparsity=0.5), tmp_path / "shot")
+    assert (
+        len(summary["rounds"]) == 1 and summary["dense"] is not None and (tmp_path / "shot" / "dense" / "done").exists()
+    )
+    from sparseticket.models import Head
+
+    network = resolve(str(tiny_bert)).build(Head("sequence-classification", 2), seed=0)
+    masks = ticket(tmp_path / "shot", 0).masks
+    scores = {name: network.backbone()[name].detach().abs() for name in masks}
+    assert max(scores[n][~m].max() for n, m in masks.items()) <= min(scores[n][m].min() for n, m in masks.items())
+    alone = search(replace(changed(settings, schedule="one-shot", sparsity=0.5), dense=False), tmp_path / "alone")
+    assert alone["dense"] is None and alone["rounds"][0]["value"] == summary["rounds"][0]["value"]
+
+
+def test_one_schedule_over_all_rounds_trains_otherwise_than_one_a_round(run, settings, tmp_path):
+    released = replace(settings, protocol=replace(settings.protocol, name="released", lr_schedule="keep",
+                                                  optimizer_state="keep", head="keep"))  # fmt: skip
+    search(released, tmp_path / "released")
+    assert ticket(tmp_path / "released", 2).identity != ticket(run, 2).identity
+    assert tomllib.loads((tmp_path / "released" / "run.toml").read_text())["protocol"]["lr_schedule"] == "keep"
+
+
+def command(settings, out, every="0.05"):
+    t, p = settings.training, settings.protocol
+    return [
+        *(sys.executable, "-c", "from sparseticket.cli import main; main()", "find", "--out", str(out)),
+        *("--model", settings.model, "--task", settings.task, "--data", settings.data, "--schedule", p.schedule),
+        *("--sparsity", str(p.sparsity), "--round-length", t.round_length, "--batch-size", str(t.batch_size)),
+        *("--max-length", str(t.max_length), "--lr", str(t.lr), "--checkpoint-every", every),
+    ]
+
+
+def test_a_run_that_is_killed_and_continued_gives_the_same_ticket(settings, tmp_path):
+    longer = replace(settings, training=replace(settings.training, round_length="60it"))
+    search(longer, tmp_path / "whole")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    out, kills, draw = tmp_path / "killed", 0, random.Random(0)
+    while kills < 3:
+        process = subprocess.Popen(command(longer, out), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        steps = count(out)
+        wanted = steps + draw.randint(2, 12)
+        while process.poll() is None and count(out) < wanted and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert process.poll() is None, process.stderr.read().decode()[-2000:]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    search(longer, out)
+    assert ticket(out, 2).identity == ticket(tmp_path / "whole", 2).identity
+    assert (out / "round-02" / "ticket.ticket").read_bytes() == (
+        tmp_path / "whole" / "round-02" / "ticket.ticket"
+    ).read_bytes()
+    killed, whole = trained(out, 2), trained(tmp_path / "whole", 2)
+    assert all(torch.equal(killed[name], whole[name]) for name in whole)
+
+
+def count(out):
+    log = out / "log.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def test_a_transfer_trains_every_arm_with_shared_seeds_and_gives_a_verdict(run, tmp_path):
+    loaded, settings, beside = plan(run / "round-01" / "ticket.ticket", seeds=3, controls=("random-mask",))
+    assert beside.parent == run and settings.data and settings.training.lr == 3e-3
+    result = transfer(loaded, settings, beside, screen=Screen(quiet=True))
+    assert result == json.loads((beside / "transfer.json").read_text())
+    assert set(result["arms"]) == {"dense", "ticket", "random-mask"}
+    assert all(arm["n"] == 3 and len(arm["values"]) == 3 for arm in result["arms"].values())
+    assert isinstance(result["matching"], bool) and isinstance(result["strict"], bool) and result["reason"] is None
+    # the dense arm of seed 0 is round 0 of the run: same head, same order, same dropout
+    assert result["arms"]["dense"]["values"][0] == json.loads((run / "summary.json").read_text())["dense"]
+    weights = load_file(beside / "ticket-seed0" / "model" / "model.safetensors")
+    assert all(not weights[f"bert.{n}"][~mask].any() for n, mask in loaded.masks.items())
+    sparsities = {
+        arm: json.loads((beside / f"{arm}-seed1" / "metrics.json").read_text())["sparsity"] for arm in result["arms"]
+    }
+    assert sparsities["dense"] == 0 and sparsities["ticket"] == sparsities["random-mask"] == loaded.sparsity
+
+
+def test_a_transfer_of_two_seeds_gives_no_verdict_but_the_reason(run, tmp_path):
+    loaded, settings, _ = plan(run / "round-01" / "ticket.ticket", seeds=2)
+    result = transfer(loaded, settings, tmp_path / "t", screen=Screen(quiet=True))
+    assert result["matching"] is None and result["strict"] is None and "too few" in result["reason"]
+
+
+def test_a_ticket_moves_to_a_task_whose_network_has_no_pooler(run, settings, tmp_path):
+    text = tmp_path / "corpus.txt"
+    text.write_text("the film is good and the plot is fine .\n" * 60)
+    loaded, planned, _ = plan(
+        run / "round-01" / "ticket.ticket",
+        task="mlm",
+        data=text,
+        seeds=1,
+        training={"round_length": "2it", "batch_size": 4, "max_length": 16},
+    )
+    assert planned.training.lr == 5e-5  # the recipe's, on another task
+    assert transfer(loaded, planned, tmp_path / "t", screen=Screen(quiet=True))["metric"] == "masked_accuracy"
+
+
+def test_a_random_backbone_is_kept_in_a_file_that_the_ticket_names(tmp_path):
+    digits = find_settings(
+        "resnet20-cifar",
+        task="digits",
+        protocol={"schedule": "one-round", "sparsity": 0.5},
+        training={"round_length": "2it", "batch_size": 16},
+    )
+    search(digits, tmp_path / "run")
+    found = ticket(tmp_path / "run", 1)
+    assert found.theta_file == file_hash(tmp_path / "run" / "theta.safetensors")
+    loaded, planned, _ = plan(tmp_path / "run" / "round-01" / "ticket.ticket", seeds=1)
+    assert transfer(loaded, planned, tmp_path / "t", screen=Screen(quiet=True))["arms"]["ticket"]["n"] == 1

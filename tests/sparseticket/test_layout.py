@@ -1,0 +1,64 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(code):
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("folder", ["kernels", "export", "bench"])
+def test_the_three_folders_are_subpackages_by_links(folder):
+    link = ROOT / "sparseticket" / folder
+    assert link.is_symlink() and os.readlink(link) == f"../{folder}"
+
+
+def test_transformers_is_importable_with_this_repository_on_the_path():
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import kernels, transformers; from transformers import BertModel"
+    python(code + "; import sparseticket.kernels as ours; print(kernels.__file__); print('triton' in sys.modules)")
+
+
+def test_kernels_is_harmless_under_either_name():
+    code = "import sys, kernels; assert not hasattr(kernels, '__version__'); print(sorted(sys.modules))"
+    modules = python(code)
+    assert "'triton'" not in modules and "'torch'" not in modules
+
+
+@pytest.mark.parametrize("start", ["import sparseticket", "import sparseticket.cli.app"])
+def test_neither_the_package_nor_its_help_imports_anything_heavy(start):
+    # these take seconds; without them `sparseticket --help` takes about 0.3 s
+    modules = python(f"{start}; import sys; print(sorted(sys.modules))")
+    for heavy in ("torch", "transformers", "torchvision", "onnx", "onnxruntime", "sklearn", "matplotlib", "accelerate"):
+        assert f"'{heavy}'" not in modules
+
+
+def test_the_core_imports_kernels_export_and_bench_only_inside_the_command_line_and_the_demo():
+    allowed = {"cli", "demo.py", "kernels", "export", "bench"}
+    for path in (ROOT / "sparseticket").rglob("*.py"):
+        if path.relative_to(ROOT / "sparseticket").parts[0] in allowed:
+            continue
+        for part in ("kernels", "export", "bench"):
+            assert f"sparseticket.{part}" not in path.read_text(), f"{path} imports {part}"
+
+
+def test_nothing_is_unpickled():
+    for folder in ("sparseticket", "export", "bench", "kernels"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text()
+            assert text.count("torch.load(") <= text.count("weights_only=True"), path
+            assert "pickle.load" not in text, path
+
+
+def test_everything_imports_absolutely():
+    for folder in ("sparseticket", "export", "bench", "kernels"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text()
+            assert "from ." not in text and "import kernels" not in text, path

@@ -1,0 +1,223 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from sparseticket import masks as algebra
+from sparseticket.checkpoint import Checkpoint
+from sparseticket.errors import RunFailure, UserError
+from sparseticket.imp import find
+from sparseticket.masking import MaskedParameters, refuse_if_zeros_move
+from sparseticket.models import resolve
+from sparseticket.progress import Screen
+from sparseticket.rewind import Origin
+from sparseticket.runs import read_settings
+from sparseticket.settings import Training
+from sparseticket.tasks import TaskOptions, make_task
+from sparseticket.ticket import Ticket
+from sparseticket.training import Round, make_accelerator, make_optimizer, train
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [
+    "the film is good",
+    "a very fine plot",
+    "it is dull",
+    "the plot was bad and dull",
+    "not good",
+    "very good film",
+]
+
+
+@pytest.fixture(scope="module")
+def csv(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    lines = [f"{TEXTS[i % 6]} {i},{'bad' if i % 6 in (2, 3, 4) else 'good'}" for i in range(60)]
+    path.write_text("text,label\n" + "\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def work(tiny_bert, csv):
+    spec = resolve(str(tiny_bert))
+    task = make_task("text", spec, TaskOptions(csv, batch_size=8, max_length=16))
+    return spec.build(task.head, seed=0), task
+
+
+def half_masks(network, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    backbone = network.backbone()
+    return {name: torch.rand(backbone[name].shape, generator=draw) < 0.5 for name in network.prunable}
+
+
+def run(network, task, masks, place=None, **settings):
+    settings = Training(**{"round_length": "12it", "batch_size": 8, "lr": 1e-2, "clip": 1.0} | settings)
+    return train(network, task, masks, settings, place or Round(0, 0), accelerator=make_accelerator())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "adamw", "weight_decay": 0.1}, {"optimizer": "sgd", "weight_decay": 1e-2}, {"clip": 0.0}],
+)
+def test_pruned_weights_are_plus_zero_after_training_and_living_ones_moved(work, settings):
+    network, task = work
+    masks, before = half_masks(network), Origin.of(network)
+    run(network, task, masks, **settings)
+    for name, mask in masks.items():
+        weight = network.backbone()[name]
+        dead = weight[~mask]
+        assert not dead.any() and not torch.signbit(dead).any()
+        assert (weight[mask] != before.backbone[name][mask]).float().mean() > 0.9
+
+
+def test_state_that_is_kept_over_a_pruning_does_not_move_newly_pruned_weights(work):
+    network, task = work
+    kept = run(network, task, algebra.ones({n: network.backbone()[n] for n in network.prunable})).optimizer_state
+    assert any(tensor.abs().sum() > 0 for tensor in kept.values())
+    masks = half_masks(network)
+    run(network, task, masks, Round(0, 1, optimizer_state=kept))
+    assert not any(network.backbone()[name][~mask].any() for name, mask in masks.items())
+
+
+def test_without_masked_states_kept_momentum_would_move_pruned_weights(work, monkeypatch):
+    network, task = work
+    kept = run(network, task, algebra.ones({n: network.backbone()[n] for n in network.prunable})).optimizer_state
+    monkeypatch.setattr(MaskedParameters, "mask_optimizer", lambda self, optimizer: None)
+    with pytest.raises(RunFailure, match="no longer 0"):
+        run(network, task, half_masks(network), Round(0, 1, optimizer_state=kept))
+
+
+def test_a_pruned_weight_that_moved_is_an_error_that_names_its_parameter(work, monkeypatch):
+    network, task = work
+    monkeypatch.setattr(MaskedParameters, "mask_gradients", lambda self: None)
+    with pytest.raises(RunFailure, match=r"encoder\.layer\.0\.attention\.self\.query\.weight"):
+        run(network, task, half_masks(network))
+
+
+def test_the_masks_do_not_reparametrize_or_rename_anything(work):
+    network, task = work
+    names = list(network.module.state_dict())
+    run(network, task, half_masks(network))
+    assert list(network.module.state_dict()) == names
+    assert all(type(m) is not nn.utils.parametrize.ParametrizationList for m in network.module.modules())
+
+
+def test_masking_gradients_then_clipping_is_clipping_the_living_gradients(work):
+    network, _ = work
+    masks = half_masks(network)
+    pruned = MaskedParameters(network.backbone(), masks)
+    for parameter in network.module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    pruned.mask_gradients()
+    total = torch.nn.utils.clip_grad_norm_(network.module.parameters(), 1.0)
+    every = sum(p.numel() for p in network.module.parameters())
+    assert float(total) == pytest.approx((every - algebra.size(masks) + algebra.alive(masks)) ** 0.5, rel=1e-5)
+
+
+class Noisy(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.add_(1e-3)
+
+
+def test_an_optimizer_that_moves_zeros_is_refused_and_ours_are_not():
+    with pytest.raises(UserError, match="Noisy"):
+        refuse_if_zeros_move(lambda parameters: Noisy(parameters, lr=0.1))
+    for optimizer in ("adamw", "sgd"):
+        refuse_if_zeros_move(lambda p, o=optimizer: make_optimizer(p, Training(optimizer=o, lr=0.1, weight_decay=0.1)))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_a_hint(work, monkeypatch):
+    network, task = work
+    loss = task.loss
+    monkeypatch.setattr(task, "loss", lambda m, b, *, step: loss(m, b, step=step) * (float("nan") if step == 3 else 1))
+    with pytest.raises(RunFailure, match=r"nan at step 3.*lower --lr"):
+        run(network, task, half_masks(network))
+
+
+@pytest.mark.parametrize("at", [1, 7, 11])
+def test_a_training_continued_from_a_checkpoint_is_bit_equal_to_one_that_was_not_stopped(work, tmp_path, at):
+    network, task = work
+    origin, masks = Origin.of(network), half_masks(network)
+    settings = Training(round_length="12it", batch_size=8, lr=1e-3, clip=1.0)
+    accelerator = make_accelerator()
+
+    def go(checkpoint=None, stop=None):
+        def on_step(step, total, loss):
+            if step == stop:
+                raise KeyboardInterrupt
+
+        train(
+            network, task, masks, settings, Round(0, 0), accelerator=accelerator, checkpoint=checkpoint, on_step=on_step
+        )
+        return Origin.of(network).hashes
+
+    whole = go()
+    origin.restore(network)
+    checkpoint = Checkpoint(tmp_path / "c.safetensors", every=0)
+    with pytest.raises(KeyboardInterrupt):
+        go(checkpoint, stop=at + 1)
+    assert checkpoint.path.exists()
+    origin.restore(network)
+    assert go(Checkpoint(tmp_path / "c.safetensors", every=1e9)) == whole
+
+
+def test_a_training_is_a_function_of_its_names_whatever_was_drawn_before(work):
+    network, task = work
+    origin, masks = Origin.of(network), half_masks(network)
+    results = []
+    for place, history in ((Round(0, 0), 1), (Round(0, 0), 2), (Round(0, 1), 1), (Round(1, 0), 1)):
+        origin.restore(network)
+        torch.manual_seed(history)
+        run(network, task, masks, place)
+        results.append(str(Origin.of(network).hashes))
+    assert results[0] == results[1] and len(set(results)) == 3
+
+
+def test_the_learning_rate_follows_its_shape():
+    linear = Training(decay="linear", warmup=0.1)
+    assert [linear.lr_factor(s, 100) for s in (0, 9, 10, 55, 99)] == pytest.approx([0.1, 1, 1, 0.5, 1 / 90])
+    steps = Training(decay="steps", milestones=[0.5, 0.747])
+    assert [steps.lr_factor(s, 182) for s in (0, 90, 91, 135, 136, 181)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert Training(decay="constant").lr_factor(7, 10) == 1
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharded_training_is_refused(monkeypatch, variable):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match="masks do not fit"):
+        make_accelerator()
+
+
+def test_two_processes_prune_to_the_same_masks_and_learn_what_one_does(tiny_bert, csv, tmp_path):
+    folder = tmp_path / "tiny"  # without dropout, whose draws differ from process to process
+    shutil.copytree(tiny_bert, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    arguments = ["find", "--model", folder, "--task", "text", "--data", csv, "--schedule", "one-round", "--lr", "1e-3"]
+    arguments += ["--sparsity", "0.5", "--round-length", "5it", "--batch-size", "7", "--max-length", "16"]
+    script = tmp_path / "run.py"
+    script.write_text("from sparseticket.cli import main\nmain()\n")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", script]
+    done = subprocess.run(
+        [*map(str, launch), *map(str, arguments), "--out", str(tmp_path / "two")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    settings = read_settings(tmp_path / "two" / "run.toml")
+    find(settings, tmp_path / "one", screen=Screen(quiet=True))
+    one, two = (load_file(tmp_path / name / "round-01" / "model" / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+    masks = [Ticket.load(tmp_path / name / "round-01" / "ticket.ticket").masks for name in ("one", "two")]
+    assert algebra.overlap(*masks).iou > 0.999  # a last bit of a sum may change a place at the threshold
