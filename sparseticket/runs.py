@@ -99,7 +99,7 @@ def read_settings(path: Path) -> RunSettings:
     try:
         table = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Copy it again, or start anew in a new folder.") from error
+        raise UserError(f"{path} cannot be read: {error}. Copy it again, or start in a new folder.") from error
     table["protocol"] = from_table(Protocol, table.get("protocol", {}), where=str(path))
     table["training"] = from_table(Training, table.get("training", {}), where=str(path))
     return from_table(RunSettings, table, where=str(path))
@@ -110,9 +110,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is missing or damaged: {error}. Copy it again, or start anew in a new folder.") from error
+        raise UserError(f"{path} is missing or damaged ({error}). Copy it again, or start in a new folder.") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object. Copy it again, or start anew in a new folder.")
+        raise UserError(f"{path} is damaged: it holds no JSON object. Copy it again, or start in a new folder.")
     return found
 
 

@@ -42,7 +42,10 @@ def make_accelerator(precision: str = "no") -> Accelerator:
             raise UserError(f"{name} shards the weights, and masks do not fit the shards: use plain data parallelism.")
     from accelerate import Accelerator
 
-    return Accelerator(mixed_precision=precision)
+    try:
+        return Accelerator(mixed_precision=precision)
+    except ValueError as error:  # fp16 without a GPU, or another precision than before in the same process
+        raise UserError(f"--precision {precision} cannot be used here: {error}") from error
 
 
 @dataclass

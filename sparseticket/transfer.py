@@ -13,9 +13,10 @@ from sparseticket.controls import CONTROLS, check_control
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.masks import Masks
+from sparseticket.models import resolve
 from sparseticket.progress import Screen
 from sparseticket.recipes import task_defaults
-from sparseticket.runs import SETTINGS, THETA, RunFolder, read_settings
+from sparseticket.runs import SETTINGS, THETA, TICKET, RunFolder, read_settings
 from sparseticket.settings import Training, from_table
 from sparseticket.tasks import TaskOptions
 from sparseticket.theta import file_hash
@@ -91,6 +92,13 @@ def plan(
         allow_other_weights=allow_other_weights,
         training=replace(base, **(training or {})),
     )
+    try:
+        resolve(settings.model)
+    except UserError as error:
+        raise UserError(
+            f"the model of this ticket, {settings.model!r}, is not here: it was a folder. Use the ticket where its run "
+            f"left it (RUN/round-NN/{TICKET}), or name the folder as model in {run / SETTINGS}."
+        ) from error
     folder = run if found else ticket_path.resolve().parent
     return ticket, settings, folder / f"transfer-{task}-{ticket.identity[:8]}"
 
@@ -103,8 +111,12 @@ def transfer(
     accelerator = make_accelerator(settings.training.precision)
     screen.console.quiet |= not accelerator.is_main_process
     screen.trainings = len(settings.arms) * settings.seeds
-    with accelerator.main_process_first():
-        run = RunFolder.open(out, asdict(settings), what="transfer.toml")
+    run = RunFolder(out)
+
+    def open_folder() -> None:
+        with accelerator.main_process_first():
+            RunFolder.open(out, asdict(settings), what="transfer.toml")
+
     for seed in range(settings.seeds):
         missing = [arm for arm in settings.arms if not run.finished(f"{arm}-seed{seed}")]
         if not missing:
@@ -120,8 +132,10 @@ def transfer(
             screen=screen,
         )
         masks = fit(ticket, work, allow_other_weights=settings.allow_other_weights)
+        open_folder()  # only now: what does not fit is refused before anything is written
         for arm in missing:
             _train_arm(arm, seed, _arm_masks(arm, masks, seed), work, settings, run, checkpoint_every)
+    open_folder()
     return _summarise(settings, run, ticket, main=accelerator.is_main_process)
 
 

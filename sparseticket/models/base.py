@@ -14,10 +14,11 @@ HeadKind = Literal["sequence-classification", "regression", "masked-lm", "image-
 
 @dataclass(frozen=True)
 class Head:
-    """What a task puts on the backbone: its kind and, for classification, how many classes."""
+    """What a task puts on the backbone: its kind and, for a classifier, how many classes (and their names if known)."""
 
     kind: HeadKind
     classes: int = 0
+    labels: tuple[str, ...] = ()
 
 
 @dataclass

@@ -79,6 +79,9 @@ class TextModel(ModelSpec):
         elif head.kind == "sequence-classification":
             load = AutoModelForSequenceClassification
             arguments = {"num_labels": head.classes, "problem_type": "single_label_classification"}
+            if head.labels:
+                arguments["id2label"] = dict(enumerate(head.labels))
+                arguments["label2id"] = {label: i for i, label in enumerate(head.labels)}
         elif head.kind == "regression":
             load, arguments = AutoModelForSequenceClassification, {"num_labels": 1, "problem_type": "regression"}
         else:

@@ -30,9 +30,10 @@ class TransferPart:
     round: int = -1
 
     def __post_init__(self) -> None:
-        for name, sound in (("seeds", _is_whole(self.seeds) and self.seeds >= 1), ("round", _is_whole(self.round))):
-            if not sound:
-                raise UserError(f"{name} is a whole number{' from 1' * (name == 'seeds')}, not {getattr(self, name)!r}.")
+        if not _is_whole(self.seeds) or self.seeds < 1:
+            raise UserError(f"seeds is a whole number from 1, not {self.seeds!r}.")
+        if not _is_whole(self.round):
+            raise UserError(f"round is a whole number, not {self.round!r}.")
         if not isinstance(self.controls, list):
             raise UserError(f'controls is a list of names, like ["random-mask"], not {self.controls!r}.')
         for control in self.controls:

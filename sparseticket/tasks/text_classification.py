@@ -55,11 +55,12 @@ class TextClassification(Stateless):
         evaluation: Examples,
         *,
         classes: int,
+        labels: Sequence[str] = (),
         metric: str = "accuracy",
     ) -> None:
         self.name = name
         self.metric = metric
-        self.head = Head("sequence-classification", classes) if classes else Head("regression")
+        self.head = Head("sequence-classification", classes, tuple(labels)) if classes else Head("regression")
         self.data_id = digest(
             *(part or () for split in (train, evaluation) for part in (split.texts, split.pairs, split.labels))
         )

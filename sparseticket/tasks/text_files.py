@@ -44,7 +44,9 @@ def make(spec: TextModel, options: TaskOptions) -> TextClassification:
     if len(labels) < 2:
         raise UserError(f"{options.data} has only one label ({labels[0]}): a classifier needs at least two.")
     splits = (_examples(rows, labels) for rows in (train, evaluation))
-    return TextClassification("text", spec, options, *splits, classes=len(labels))
+    return TextClassification(
+        "text", spec, options, *splits, classes=len(labels), labels=[str(label) for label in labels]
+    )
 
 
 def read_rows(path: Path) -> list[Row]:

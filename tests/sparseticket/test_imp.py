@@ -32,7 +32,7 @@ WORDS = ("good", "fine", "very good"), ("bad", "dull", "not good")
 @pytest.fixture(scope="module")
 def csv(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "reviews.csv"
-    lines = [f"the film {n} is {WORDS[n % 2][n // 2 % 3]},{n % 2}" for n in range(80)]
+    lines = [f"the film {n} is {WORDS[n % 2][n // 2 % 3]},{('good', 'bad')[n % 2]}" for n in range(80)]
     path.write_text("text,label\n" + "\n".join(lines) + "\n")
     return path
 
@@ -290,3 +290,8 @@ def test_a_random_backbone_is_kept_in_a_file_that_the_ticket_names(tmp_path):
     assert found.theta_file == file_hash(tmp_path / "run" / "theta.safetensors")
     loaded, planned, _ = plan(tmp_path / "run" / "round-01" / "ticket.ticket", seeds=1)
     assert transfer(loaded, planned, tmp_path / "t", screen=Screen(quiet=True))["arms"]["ticket"]["n"] == 1
+
+
+def test_a_trained_network_knows_the_names_of_a_users_labels(run):
+    config = json.loads((run / "round-02" / "model" / "config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "good"}

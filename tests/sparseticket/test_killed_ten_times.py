@@ -59,7 +59,9 @@ def test_a_run_killed_ten_times_and_twice_during_a_write_gives_the_ticket_of_an_
             wanted = lines(out) + draw.randint(2, 9)
             while process.poll() is None and lines(out) < wanted:
                 time.sleep(0.005)
-            assert process.poll() is None, "the run ended before it was killed: " + process.stderr.read().decode()[-2000:]
+            assert process.poll() is None, (
+                "the run ended before it was killed: " + process.stderr.read().decode()[-2000:]
+            )
             process.send_signal(signal.SIGKILL)
             process.wait()
         print(f"kill {kill + 1}: {lines(out)} steps logged, rounds finished: {len(list(out.glob('round-*/done')))}")
