@@ -87,7 +87,7 @@ def test_run_again_it_does_nothing_twice(ran, monkeypatch):
 
 
 def test_the_table_shows_what_the_file_holds_and_that_zeros_alone_are_not_faster(ran, capsys):
-    folder, _, result = ran
+    _, _, result = ran
     demo.show_demo(Screen(), result)
     shown = capsys.readouterr().out
     for task in result["tasks"]:
@@ -101,7 +101,7 @@ def test_a_folder_of_other_settings_is_refused_and_nothing_in_it_is_lost(ran, tm
     folder, _, _ = ran
     monkeypatch.chdir(folder)
     other = shortened(tmp_path, NAMES[1], schedule="one-round", round_length="3it", batch_size=8, seeds=1)
-    with pytest.raises(UserError, match="training.round_length: '2it' there, '3it' now"):
+    with pytest.raises(UserError, match=r"training\.round_length: '2it' there, '3it' now"):
         demo.run_demo(names=[other], screen=Screen(quiet=True), seconds=0.05)
     assert (folder / "demo/digits/summary.json").is_file()
 
