@@ -59,6 +59,7 @@ def find(settings: RunSettings, out: Path, *, screen: Screen, checkpoint_every: 
     search = Search(settings, work, RunFolder(out), checkpoint_every)  # refuses what does not fit before it writes
     with accelerator.main_process_first():
         RunFolder.open(out, settings_table(settings))
+    accelerator.wait_for_everyone()  # opening removes what a kill left: not while another process writes already
     return search.run_all()
 
 

@@ -70,7 +70,8 @@ class Ticket:
         """Write the ticket to ``path``, whole or not at all."""
         packed = {name: mask_algebra.pack(mask) for name, mask in self.masks.items()}
         record = self.record()
-        metadata = {"sparseticket": _canonical(record), "identity": _identity(record, packed)}
+        # one entry: safetensors writes several in an order that differs from process to process
+        metadata = {"sparseticket": _canonical(record | {"identity": _identity(record, packed)})}
         write_whole(path, safetensors.torch.save(packed, metadata))
 
     @classmethod
@@ -134,7 +135,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"{path} is a safetensors file but not a ticket: it has no sparseticket record.")
     try:
         record = json.loads(metadata["sparseticket"])
-        version = record["format"]
+        version, identity = record["format"], record.pop("identity")
         identity = _identity(record, packed) if version == FORMAT else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a valid ticket: its record cannot be read. Copy it again.") from error

@@ -35,16 +35,18 @@ def make_accelerator(precision: str = "no") -> Accelerator:
     """An Accelerator for data-parallel training (one process, or several by ``accelerate launch`` or ``torchrun``).
 
     Raises:
-        UserError: it would shard parameters, whose shards the masks do not fit.
+        UserError: it would shard parameters, whose shards the masks do not fit, or the precision cannot run here.
     """
     for variable, name in SHARDED.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
             raise UserError(f"{name} shards the weights, and masks do not fit the shards: use plain data parallelism.")
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state()  # it refuses a second precision in one process; the processes stay as they are
     try:
         return Accelerator(mixed_precision=precision)
-    except ValueError as error:  # fp16 without a GPU, or another precision than before in the same process
+    except ValueError as error:  # fp16 without a GPU
         raise UserError(f"--precision {precision} cannot be used here: {error}") from error
 
 

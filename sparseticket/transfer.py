@@ -96,8 +96,8 @@ def plan(
         resolve(settings.model)
     except UserError as error:
         raise UserError(
-            f"the model of this ticket, {settings.model!r}, is not here: it was a folder. Use the ticket where its run "
-            f"left it (RUN/round-NN/{TICKET}), or name the folder as model in {run / SETTINGS}."
+            f"{error}\nThis is what the ticket says of its model. Where that was a folder, use the ticket where its run "
+            f"left it, as RUN/round-NN/{TICKET} beside RUN/{SETTINGS}."
         ) from error
     folder = run if found else ticket_path.resolve().parent
     return ticket, settings, folder / f"transfer-{task}-{ticket.identity[:8]}"
@@ -116,6 +116,7 @@ def transfer(
     def open_folder() -> None:
         with accelerator.main_process_first():
             RunFolder.open(out, asdict(settings), what="transfer.toml")
+        accelerator.wait_for_everyone()
 
     for seed in range(settings.seeds):
         missing = [arm for arm in settings.arms if not run.finished(f"{arm}-seed{seed}")]

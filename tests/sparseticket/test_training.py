@@ -197,6 +197,27 @@ def test_sharded_training_is_refused(monkeypatch, variable):
         make_accelerator()
 
 
+def test_mixed_precision_keeps_zeros_and_learns_much_the_same(work):
+    network, task = work
+    origin, masks, ends = Origin.of(network), half_masks(network), []
+    for precision in ("no", "bf16"):
+        origin.restore(network)
+        settings = Training(round_length="12it", batch_size=8, lr=1e-3, precision=precision)
+        train(network, task, masks, settings, Round(0, 0), accelerator=make_accelerator(precision))
+        name = network.prunable[0]
+        weight = network.backbone()[name].detach().clone()
+        assert weight.dtype == torch.float32 and not weight[~masks[name]].any()
+        ends.append(weight - origin.backbone[name].masked_fill(~masks[name], 0))
+    cosine = torch.nn.functional.cosine_similarity(ends[0].flatten(), ends[1].flatten(), dim=0)
+    assert not torch.equal(*ends) and cosine > 0.8
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 runs on a GPU")
+def test_a_precision_that_cannot_run_here_is_an_error_that_says_so():
+    with pytest.raises(UserError, match="--precision fp16 cannot be used here"):
+        make_accelerator("fp16")
+
+
 def test_two_processes_prune_to_the_same_masks_and_learn_what_one_does(tiny_bert, csv, tmp_path):
     folder = tmp_path / "tiny"  # without dropout, whose draws differ from process to process
     shutil.copytree(tiny_bert, folder)

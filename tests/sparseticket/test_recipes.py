@@ -1,0 +1,159 @@
+"""Recipes: what is packaged loads and says what the papers say; what a user writes is checked."""
+
+import shutil
+import sys
+
+import pytest
+
+from sparseticket.cli import main
+from sparseticket.recipes import FOLDER, check_names, load, names, task_defaults
+from sparseticket.tasks import entries
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sparseticket", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err and "not foreseen" not in err
+        return code, out + err
+
+    return run
+
+
+# protocol.md of the papers: lr, batch, length, most tokens, target
+BERT = {
+    "sst2": (2e-5, 32, "3ep", 128, 0.6),
+    "cola": (2e-5, 32, "3ep", 128, 0.5),
+    "mlm": (5e-5, 16, "10000it", 512, 0.7),
+}
+
+
+@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize("task", BERT)
+def test_the_bert_recipes_have_the_papers_settings(task, released):
+    settings = task_defaults(task, "released" if released else "paper")
+    training, protocol = settings.training, settings.protocol
+    found = (training.lr, training.batch_size, training.round_length, training.max_length, protocol.sparsity)
+    assert found == BERT[task]
+    assert (training.optimizer, training.eps, training.weight_decay) == ("adamw", 1e-8, 0.0)
+    assert (training.warmup, training.clip, training.decay) == (0.0, 1.0, "linear")
+    assert (settings.model, settings.task, protocol.schedule) == ("bert-base", task, "linear:0.1")
+    assert protocol.optimizer_state == "fresh" and protocol.pattern == "unstructured"
+
+
+@pytest.mark.parametrize("task", BERT)
+def test_the_released_bert_recipes_differ_from_the_paper_in_the_named_fields_alone(task):
+    paper, released = (task_defaults(task, name).protocol for name in ("paper", "released"))
+    assert (paper.name, paper.rewind, paper.head, paper.lr_schedule) == ("paper", "theta_p", "rewind", "restart")
+    assert not paper.prune_pooler and not paper.prune_first
+    assert (released.name, released.head, released.lr_schedule) == ("released", "keep", "keep")
+    of_mlm = task == "mlm"  # its copy of the weights was an alias, it pruned before training, and its net has no pooler
+    assert (released.rewind, released.prune_first) == (("none", True) if of_mlm else ("theta_p", False))
+    assert released.prune_pooler is not of_mlm
+    assert task_defaults(task, "released").training == task_defaults(task).training
+
+
+@pytest.mark.parametrize("name", ["cvpr21/cifar10", "cvpr21/image-folder", "cvpr21/cifar10-released"])
+def test_the_vision_recipes_have_the_papers_settings(name):
+    settings = load(name).settings
+    training, protocol = settings.training, settings.protocol
+    assert (settings.model, protocol.schedule, protocol.rewind) == ("resnet50", "geometric:0.2", "theta_p")
+    assert (training.optimizer, training.lr, training.batch_size) == ("sgd", 0.1, 256)
+    assert (training.momentum, training.weight_decay, training.round_length) == (0.9, 2e-4, "182ep")
+    assert training.decay == "steps" and [round(m * 182) for m in training.milestones] == [91, 136]
+    assert round(training.warmup * 182, 2) == (1.0 if name.endswith("released") else 0.0)
+    assert not protocol.prune_first  # only on the pre-training tasks themselves
+
+
+def test_the_cifar10_recipe_reaches_the_highest_winning_ticket_of_the_paper():
+    sparsities = [round(100 * s, 2) for s in load("cvpr21/cifar10").settings.protocol.sparsities()]
+    assert sparsities == [0, 20, 36, 48.8, 59.04, 67.23, 73.79, 79.03, 83.22, 86.58, 89.26, 91.41]
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_packaged_recipe_is_fine_and_says_where_it_is_from(name, cli):
+    recipe = load(name)
+    check_names(recipe)
+    assert recipe.title and recipe.source
+    assert recipe.settings.protocol.name == ("released" if name.endswith("-released") else "paper")
+    assert cli("recipes", "check", name) == (0, f"{name}: fine\n")
+
+
+def test_every_task_has_its_recipe():
+    for task, entry in entries().items():
+        assert task_defaults(task).task == task, entry.recipe
+
+
+def test_ls_prints_every_whole_name_on_its_own_line(cli):
+    code, text = cli("recipes", "ls")
+    assert code == 0 and text.split("\n")[:-1] == names()
+    assert "neurips20/sst2" in names() and "cvpr21/cifar10" in names()
+
+
+def test_show_prints_a_recipe_as_it_stands(cli):
+    code, text = cli("recipes", "show", "neurips20/sst2")
+    assert code == 0 and text == (FOLDER / "neurips20" / "sst2.toml").read_text(encoding="utf-8")
+
+
+def test_copy_makes_a_file_that_loads_and_never_overwrites_one(cli, tmp_path):
+    mine = tmp_path / "mine.toml"
+    assert cli("recipes", "copy", "demo/digits", mine)[0] == 0
+    assert load(str(mine)).settings == load("demo/digits").settings
+    mine.write_text("mine")
+    code, text = cli("recipes", "copy", "demo/digits", mine)
+    assert code == 2 and "exists: choose a new file" in text and mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("verb", ["show", "check"])
+def test_an_unknown_recipe_is_refused_with_close_names(cli, verb):
+    code, text = cli("recipes", verb, "neurips20/sst")
+    assert code == 2 and "Did you mean neurips20/sst2" in text and "recipes ls" in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("round_length", "round_lenght", ["[training]", "there is no setting 'round_lenght'", "round_length"]),
+        ("[protocol]", "[protokoll]", "there is no table 'protokoll'"),
+        ('model = "resnet20-cifar"', 'model = "resnet21-cifar"', ["there is no model", "Did you mean resnet20-cifar"]),
+        ('task = "digits"', 'task = "digit"', ["there is no task 'digit'", "Did you mean digits"]),
+        ('task = "digits"', 'task = "sst2"', "is for text models"),
+        ('task = "digits"', "", "it lacks task"),
+        ('model = "resnet20-cifar"', "model = 20", "model is a text"),
+        ('task = "digits"', 'task = "digits"\nseed = -1', "seed is a whole number from 0"),
+        ('task = "digits"', 'task = "digits"\nseed = "one"', "seed is a whole number from 0"),
+        ('task = "digits"', 'task = "digits"\nprotocol = 3', "three tables beside each other"),
+        ("geometric:0.2", "geometrical:0.2", "there is no schedule"),
+        ("sparsity = 0.488", "sparsity = 1.5", "above 0 and below 1"),
+        ("sparsity = 0.488", "sparsity = true", "sparsity is a number"),
+        ("sparsity = 0.488", 'sparsity = "half"', "sparsity is a number"),
+        ("[0.5, 0.747]", "[50, 75]", "fractions of a round"),
+        ('head = "rewind"', 'head = "reset"', "rewind, keep"),
+        ("seeds = 3", 'seeds = "three"', ["[transfer]", "seeds is a whole number from 1"]),
+        ("seeds = 3", "seeds = 0", "seeds is a whole number from 1"),
+        ("seeds = 3", "round = 9", "there is no round 9; this recipe's are 0 to"),
+        ('["random-mask"]', '["random"]', "there is no control 'random'"),
+        ('["random-mask"]', "[[1]]", "there is no control"),
+        ('["random-mask"]', '"random-mask"', "controls is a list of names"),
+        ("title", "titel", "there is no table 'titel'"),
+        ("source = ", "# ", "source must say"),
+        ("[find]", "[find", "recipe"),
+        ("[training]", "[[training]]", "a table of settings belongs here"),
+    ],
+)
+def test_check_and_run_find_what_is_wrong_in_a_recipe(cli, tmp_path, old, new, says):
+    mine = tmp_path / "mine.toml"
+    shutil.copy(FOLDER / "demo" / "digits.toml", mine)
+    assert old in mine.read_text(encoding="utf-8")
+    mine.write_text(mine.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+    for verb in (["recipes", "check", mine], ["run", mine, "--out", tmp_path / "out"]):
+        code, text = cli(*verb)
+        assert code == 2, text
+        assert all(word in text for word in ([says] if isinstance(says, str) else says)), text
+    assert not (tmp_path / "out").exists()
