@@ -135,7 +135,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"{path} is a safetensors file but not a ticket: it has no sparseticket record.")
     try:
         record = json.loads(metadata["sparseticket"])
-        version, identity = record["format"], record.pop("identity")
+        version, stated = record["format"], record.pop("identity", None)
         identity = _identity(record, packed) if version == FORMAT else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a valid ticket: its record cannot be read. Copy it again.") from error
@@ -143,7 +143,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(
             f"{path} is a ticket of format {version}; this version reads format {FORMAT}: update sparseticket."
         )
-    if metadata.get("identity") != identity:
+    if stated != identity:
         raise UserError(f"{path} is damaged: its content does not give its identity hash. Copy it again.")
     return record, packed
 
