@@ -36,9 +36,9 @@ HEADINGS = (
     "ticket",
     "random mask",
     "verdict",
-    "ONNX",
-    "dense: latency",
-    "ticket: latency",
+    "ONNX file",
+    "latency of dense",
+    "latency of ticket",
     "speed-up",
 )
 
@@ -94,10 +94,10 @@ def run_task(recipe: recipes.Recipe, folder: Path, *, screen: Screen, seconds: f
     ticket = run / found["ticket"]
     part = recipe.transfer or recipes.TransferPart()
     loaded, settings, beside = plan(ticket, seeds=part.seeds, controls=tuple(part.controls))
-    transferred = transfer(loaded, settings, beside, screen=screen)
-    show_transfer(screen, transferred, beside)
+    made = Made(run, ticket, transfer=run / beside.name)
+    transferred = transfer(loaded, settings, made.transfer, screen=screen)
+    show_transfer(screen, transferred, made.transfer)
 
-    made = Made(run, ticket, transfer=beside)
     screen.say("Exporting the dense network and the ticket's to ONNX, and measuring both; leave the machine alone.")
     exports = {
         "dense": _once(made.dense_onnx / REPORT, lambda: export_onnx(run / "round-00", made.dense_onnx)),
@@ -135,8 +135,8 @@ def summarise(
     }
 
 
-def row(task: dict[str, Any]) -> tuple[str, ...]:
-    """A task's line of the table, in the order of ``HEADINGS``."""
+def column(task: dict[str, Any]) -> tuple[str, ...]:
+    """A task's column of the table, in the order of ``HEADINGS``."""
     arms, onnx = task["arms"], task["onnx"]
     return (
         f"{task['model']} on {task['task']}",
@@ -150,10 +150,11 @@ def row(task: dict[str, Any]) -> tuple[str, ...]:
 
 
 def show_demo(screen: Screen, result: dict[str, Any], folder: Path = FOLDER) -> None:
-    """The table, an honest word on its last column, and where everything is."""
-    table = Table(*HEADINGS, title="Tickets in pre-trained and random networks")
-    for task in result["tasks"]:
-        table.add_row(*row(task))
+    """The table, an honest word on its last line, and where everything is."""
+    (_, *tasks), *lines = zip(HEADINGS, *map(column, result["tasks"]), strict=True)
+    table = Table(HEADINGS[0], *tasks, title="What was found")
+    for line in lines:
+        table.add_row(*line)
     screen.console.print(table)
     screen.say(f"Latency: ONNX Runtime on the CPU, {'; '.join(task['inputs'] for task in result['tasks'])}.")
     screen.say(result["note"])

@@ -121,6 +121,8 @@ def _same_settings(path: Path, wanted: dict[str, Any]) -> None:
         found = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}. Choose another folder with --out.") from error
+    if not found:
+        raise UserError(f"{path} is empty: its settings are lost. Choose another folder with --out.")
     old, new = _flat(found), _flat(tomllib.loads(toml.dumps(wanted)))
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if differing:

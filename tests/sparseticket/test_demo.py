@@ -6,7 +6,9 @@ import pytest
 from sparseticket import demo, recipes
 from sparseticket.errors import UserError
 from sparseticket.progress import Screen
+from sparseticket.tasks.docstrings import Docstring
 
+MADE_UP = tuple(Docstring(f"the film number {i} is a good one", f"package{i % 8}") for i in range(160))
 NAMES = ("demo/docstring-topic", "demo/digits")
 
 
@@ -27,10 +29,12 @@ def ran(tmp_path_factory, tiny_bert):
     folder = tmp_path_factory.mktemp("demo")
     names = [
         shortened(folder, NAMES[0], model=str(tiny_bert), schedule="one-round", round_length="2it", batch_size=4),
-        shortened(folder, NAMES[1], schedule="one-round", round_length="2it", batch_size=8, seeds=1),
+        shortened(folder, NAMES[1], schedule="one-round", round_length="2it", batch_size=2, seeds=1),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        # in place of the standard library's, which take seconds to parse
+        patch.setattr("sparseticket.tasks.docstrings.docstrings", lambda: MADE_UP)
         result = demo.run_demo(names=names, screen=Screen(quiet=True), seconds=0.05)
     return folder, names, result
 
@@ -79,6 +83,7 @@ def test_run_again_it_does_nothing_twice(ran, monkeypatch):
     folder, names, result = ran
     monkeypatch.chdir(folder)
     before = {path: path.stat().st_mtime_ns for path in (folder / "demo").rglob("*.onnx")}
+    monkeypatch.setattr("sparseticket.tasks.docstrings.docstrings", lambda: MADE_UP)
     monkeypatch.setattr("sparseticket.transfer.train", None)
     monkeypatch.setattr("sparseticket.imp.train", None)
     again = demo.run_demo(names=names, screen=Screen(quiet=True), seconds=0.05)
@@ -100,7 +105,7 @@ def test_the_table_shows_what_the_file_holds_and_that_zeros_alone_are_not_faster
 def test_a_folder_of_other_settings_is_refused_and_nothing_in_it_is_lost(ran, tmp_path, monkeypatch):
     folder, _, _ = ran
     monkeypatch.chdir(folder)
-    other = shortened(tmp_path, NAMES[1], schedule="one-round", round_length="3it", batch_size=8, seeds=1)
+    other = shortened(tmp_path, NAMES[1], schedule="one-round", round_length="3it", batch_size=2, seeds=1)
     with pytest.raises(UserError, match=r"training\.round_length: '2it' there, '3it' now"):
         demo.run_demo(names=[other], screen=Screen(quiet=True), seconds=0.05)
     assert (folder / "demo/digits/summary.json").is_file()

@@ -74,14 +74,17 @@ class Code:
 
 def change(masks, name):
     first = next(iter(masks))
-    return masks | {
-        "values": {first: masks[first] * 0.5},
-        "nan": {first: masks[first] / 0},
-        "no tensor": {first: "ones"},
-        "shape": {first: masks[first][:, :5]},
-        "unknown": {"bert.encoder.layer.7.output.dense.weight_mask": torch.ones(2, 2)},
-        "twice": {f"module.{first}": masks[first]},
-    }[name]
+    return (
+        masks
+        | {
+            "values": {first: masks[first] * 0.5},
+            "nan": {first: masks[first] / 0},
+            "no tensor": {first: "ones"},
+            "shape": {first: masks[first][:, :5]},
+            "unknown": {"bert.encoder.layer.7.output.dense.weight_mask": torch.ones(2, 2)},
+            "twice": {f"module.{first}": masks[first]},
+        }[name]
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,10 @@ def test_a_file_without_masks_is_refused(cli, tiny_bert, tmp_path, content, says
 
 
 def test_code_in_a_pickle_is_not_run(cli, tiny_bert, tmp_path):
-    for save in (lambda value, path: torch.save(value, path), lambda value, path: path.write_bytes(pickle.dumps(value))):
+    for save in (
+        lambda value, path: torch.save(value, path),
+        lambda value, path: path.write_bytes(pickle.dumps(value)),
+    ):
         save({"bert.weight_mask": Code(tmp_path / "ran")}, tmp_path / "mask.pt")
         refused(cli, tiny_bert, tmp_path, "Pickled code is never run")
         assert not (tmp_path / "ran").exists()
