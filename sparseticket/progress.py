@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_EVERY = 30.0  # seconds between two lines where there is no terminal
+PLAIN_WIDTH = 120  # of tables where there is no terminal
 LONG = 1800.0  # an estimate above this is announced after the first ten steps
 OnStep = Callable[[int, int, float], None]
 
@@ -24,6 +25,8 @@ class Screen:
 
     def __init__(self, *, quiet: bool = False, trainings: int = 1) -> None:
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = PLAIN_WIDTH
         self.trainings = trainings
         self._announced = False
         self._notes: set[str] = set()

@@ -96,8 +96,8 @@ def plan(
         resolve(settings.model)
     except UserError as error:
         raise UserError(
-            f"{error}\nThis is what the ticket says of its model. Where that was a folder, use the ticket where its run "
-            f"left it, as RUN/round-NN/{TICKET} beside RUN/{SETTINGS}."
+            f"{error}\nThis is what the ticket says of its model. Where that was a folder, use the ticket where its "
+            f"run left it, as RUN/round-NN/{TICKET} beside RUN/{SETTINGS}."
         ) from error
     folder = run if found else ticket_path.resolve().parent
     return ticket, settings, folder / f"transfer-{task}-{ticket.identity[:8]}"
