@@ -24,7 +24,8 @@ from sparseticket.imp import find
 from sparseticket.progress import Screen, clock
 from sparseticket.runs import read_json
 from sparseticket.show import percent, show_find, show_transfer
-from sparseticket.transfer import plan, transfer
+from sparseticket.transfer import transfer
+from sparseticket.transfer_plan import plan
 from sparseticket.verdict import Verdict
 
 FOLDER = Path("demo")

@@ -26,11 +26,23 @@ from sparseticket.progress import Screen
 from sparseticket.provenance import versions
 from sparseticket.pruning import magnitude_prune
 from sparseticket.rewind import Origin, head_state
-from sparseticket.runs import CARRY, GAMMA, START, SUMMARY, THETA, TICKET, RunFolder, read_json, settings_table
+from sparseticket.runs import (
+    CARRY,
+    CHECKPOINT,
+    GAMMA,
+    HEAD,
+    START,
+    SUMMARY,
+    THETA,
+    TICKET,
+    RunFolder,
+    read_json,
+    settings_table,
+)
 from sparseticket.settings import Rewind, RunSettings
 from sparseticket.tasks import TaskOptions
 from sparseticket.tensors import load_tensors, save_tensors
-from sparseticket.theta import file_hash
+from sparseticket.theta import file_hash, tensor_hashes
 from sparseticket.ticket import Ticket
 from sparseticket.training import Round, Trained, make_accelerator, total_steps, train
 from sparseticket.workbench import Workbench
@@ -42,6 +54,9 @@ def find(settings: RunSettings, out: Path, *, screen: Screen, checkpoint_every: 
     Inside a round a checkpoint is written every ``checkpoint_every`` seconds.
     """
     check_interval(checkpoint_every)
+    if (out / SUMMARY).is_file():
+        RunFolder.open(out, settings_table(settings))
+        return read_json(out / SUMMARY)
     accelerator = make_accelerator(settings.training.precision)
     screen.console.quiet |= not accelerator.is_main_process
     options = TaskOptions(
@@ -76,34 +91,40 @@ class Search:
         # where pruning comes before any training no round is dense: one dense network is trained for reference
         self.trains_reference = self.sparsities[0] > 0 and settings.dense
         self.on_main = work.accelerator.is_main_process
-        work.screen.trainings = len(self.sparsities) + self.trains_reference
+        work.screen.expect(
+            len(self.sparsities) + self.trains_reference,
+            shorter="a smaller --round-length, a lower --sparsity or a larger step of --schedule",
+        )
 
     def run_all(self) -> dict[str, Any]:
         """The loop of the algorithm box; what is finished is skipped."""
-        self.start()
+        if (self.run.path / START).exists():
+            self.check_beginning()
+        else:
+            self.start()
         if self.trains_reference:
             self.train_reference()
         for k in range(len(self.sparsities)):
             if self.run.finished(f"round-{k:02d}"):
                 continue
             begun = time.monotonic()
-            masks = self.load_masks(k)
+            masks = self.load_ticket(k).masks
             optimizer_state = self.rewind(k)
             trained = self.train(k, masks, optimizer_state)
             result = self.evaluate(k, masks, trained)
             if k < self.last:
                 result["seconds_pruning"] = self.prune(k, masks, result)
             self.finish(k, trained, result, begun)
+            del trained  # the optimizer's state, twice the weights: not beside that of the next round
         return self.summarise()
 
     def start(self) -> None:
-        """The run's beginning: its first ticket, θ where it is in no published file, the value before any training."""
-        if self.run.finished("round-00") or (self.run.path / START).exists():
-            self.check_kept_theta()
-            return
+        """The run's beginning: its first ticket, θ and γ_0 where no published file has them, the first value."""
         value = self.work.evaluate()[self.work.task.metric] if self.work.network.head_pretrained else None
-        if self.on_main and self.work.random_backbone:
-            save_tensors(self.run.path / THETA, self.work.origin.backbone)
+        if self.on_main and (path := self.theta_path(0)):
+            save_tensors(path, self.work.origin.backbone)
+        if self.on_main and not self.work.network.head_pretrained:
+            save_tensors(self.run.path / HEAD, self.work.origin.head)
         masks = mask_algebra.ones(self.prunable())
         if self.sparsities[0] > 0:
             masks = magnitude_prune(self.prunable(), masks, self.sparsities[0])
@@ -112,13 +133,34 @@ class Search:
             write_json(self.run.path / START, {"start": value})
         self.work.accelerator.wait_for_everyone()
 
-    def check_kept_theta(self) -> None:
-        """Where θ is in a file of the run: it is still the one that the newest ticket names."""
-        newest = max((k for k in range(self.last + 1) if (self.run.round(k) / TICKET).exists()), default=0)
-        if self.run.finished(f"round-{self.last:02d}") or (newest == 0 and self.rewind_step):
-            return  # nothing more to do, or round 0 has yet to keep θ_i
-        wanted, path = Ticket.load(self.run.round(newest) / TICKET).theta_file, self.run.path / THETA
-        if wanted and not (path.is_file() and file_hash(path) == wanted):
+    def theta_path(self, k: int) -> Path | None:
+        """The file that holds round k's θ, where no published file does."""
+        if k and self.rewind_step:
+            return self.run.path / THETA
+        if self.work.random_backbone:
+            return (self.run.round(0) if self.rewind_step else self.run.path) / THETA
+        return None
+
+    def check_beginning(self) -> None:
+        """A run that continues has the weights, head and data that it began with.
+
+        Raises:
+            UserError: one of them is another now, or a file that holds one is missing or was changed.
+        """
+        first, origin = self.load_ticket(0), self.work.origin
+        changed = "weights" if first.theta != self.work.theta() else ""
+        changed = "data" if first.task["data_id"] != self.work.task.data_id else changed
+        head = self.run.path / HEAD
+        if not self.work.network.head_pretrained and tensor_hashes(load_tensors(head)[0]) != origin.hashes["head"]:
+            changed = "head"
+        if changed:
+            raise UserError(
+                f"{self.run.path} was begun with other {changed} than there are now: put back what it was begun with "
+                "(versions of the libraries too), or start anew in another folder with --out."
+            )
+        newest = max(k for k in range(self.last + 1) if (self.run.round(k) / TICKET).exists())
+        wanted, path = self.load_ticket(newest).theta_file, self.theta_path(newest)
+        if wanted and not (path and path.is_file() and file_hash(path) == wanted):
             raise UserError(
                 f"{path} is missing or is not the θ that this run's tickets name: copy it again, or start anew in "
                 "another folder with --out."
@@ -137,6 +179,7 @@ class Search:
             value = metrics[self.work.task.metric]
             seconds = time.monotonic() - begun
             self.run.finish("dense", {"value": value, "metrics": metrics, "steps": trained.steps, "seconds": seconds})
+            (self.run.path / "dense" / CHECKPOINT).unlink(missing_ok=True)
         self.work.accelerator.wait_for_everyone()
 
     def rewind(self, k: int) -> dict[str, torch.Tensor] | None:
@@ -158,14 +201,14 @@ class Search:
         """Train round k to step t; round 0 keeps θ_i on its way, where the protocol rewinds to a step."""
         place = Round(self.settings.seed, k, start=self.rewind_step if k else 0, optimizer_state=optimizer_state)
         if self.protocol.lr_schedule == "keep":
-            place.schedule_offset, place.schedule_rounds = k * self.steps, len(self.sparsities)
+            place.schedule_offset, place.schedule_rounds = k * self.steps, self.protocol.rounds_in_all()
         if k == 0 and self.rewind_step:
             place.at_step = (self.rewind_step, self.keep_theta)
         return self.train_under(masks, f"round-{k:02d}", place)
 
     def train_under(self, masks: Masks, part: str, place: Round) -> Trained:
         """Train with checkpoints in the part's folder, shown on screen and logged a hundred times."""
-        checkpoint = Checkpoint(self.run.path / part / "checkpoint.safetensors", self.checkpoint_every)
+        checkpoint = Checkpoint(self.run.path / part / CHECKPOINT, self.checkpoint_every)
         log_every = max(1, self.steps // 100)
         with self.work.screen.training(f"{part} ({mask_algebra.sparsity(masks):.1%} sparse)") as show:
 
@@ -218,23 +261,22 @@ class Search:
         """The live weights that the protocol prunes."""
         return self.work.prunable(self.protocol)
 
-    def load_masks(self, k: int) -> Masks:
-        """m_k, as its ticket has it."""
-        return Ticket.load(self.run.round(k) / TICKET).masks
+    def load_ticket(self, k: int) -> Ticket:
+        """The ticket of round k: m_k and where it comes from."""
+        return Ticket.load(self.run.round(k) / TICKET)
 
     def write_ticket(self, k: int, masks: Masks, *, measured: list[dict[str, Any]]) -> None:
         """Write m_k with its provenance."""
         self.work.same_on_every_process(masks)
         if not self.on_main:
             return
-        rewinds_to_step = k > 0 and self.rewind_step > 0
-        in_file = self.work.random_backbone or rewinds_to_step
+        rewinds_to_step, theta_path = k > 0 and self.rewind_step > 0, self.theta_path(k)
         task = self.work.task
         Ticket(
             masks=masks,
             model=self.work.spec.name,
             theta=self.origin(k).hashes["backbone"] if rewinds_to_step else self.work.theta(),
-            theta_file=file_hash(self.run.path / THETA) if in_file else None,
+            theta_file=file_hash(theta_path) if theta_path else None,
             scheduled_sparsity=self.sparsities[k],
             pattern=self.protocol.pattern,
             task={"name": task.name, "metric": task.metric, "data_id": task.data_id},
@@ -254,7 +296,7 @@ class Search:
             if k < self.last:
                 save_carry(folder / CARRY, self.work.network, trained.optimizer_state, self.protocol)
             self.run.finish(folder.name, {**result, "seconds": time.monotonic() - begun})
-            (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
             if k:
                 (self.run.round(k - 1) / CARRY).unlink(missing_ok=True)
         self.work.accelerator.wait_for_everyone()

@@ -18,18 +18,19 @@ OnStep = Callable[[int, int, float], None]
 class Screen:
     """Prints, on the main process only, and shows how far a training is.
 
-    Args:
-        console: where to print; ``quiet`` prints nothing (the other processes of a distributed run, and tests).
-        trainings: how many trainings of this length the whole work has, for the estimate.
+    ``quiet`` prints nothing: the other processes of a distributed run, and tests.
     """
 
-    def __init__(self, *, quiet: bool = False, trainings: int = 1) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         if not self.console.is_terminal:
             self.console.width = PLAIN_WIDTH
-        self.trainings = trainings
-        self._announced = False
+        self.expect(1, shorter="")
         self._notes: set[str] = set()
+
+    def expect(self, trainings: int, *, shorter: str) -> None:
+        """Say how many trainings the work has, for the estimate, and what would make it shorter."""
+        self.trainings, self.shorter, self._announced = trainings, shorter, False
 
     def say(self, text: str) -> None:
         """Print one message."""
@@ -82,9 +83,8 @@ class Screen:
     def _announce(self, estimate: float) -> None:
         if not self._announced and estimate >= LONG:
             self.say(
-                f"This will take about {clock(estimate)} for {self.trainings} trainings. Shorter: a smaller "
-                "--round-length, a lower --sparsity or a larger step of --schedule. Stop it with Ctrl-C at any "
-                "time, and run the same command again to continue."
+                f"This will take about {clock(estimate)} for {self.trainings} trainings. Shorter: {self.shorter}. "
+                "Stop it with Ctrl-C at any time, and run the same command again to continue."
             )
         self._announced = True
 

@@ -20,6 +20,8 @@ THETA = "theta.safetensors"
 GAMMA = "gamma.safetensors"
 TICKET = "ticket.ticket"
 CARRY = "carry.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+HEAD = "head.safetensors"
 START = "start.json"
 SUMMARY = "summary.json"
 
@@ -49,8 +51,7 @@ class RunFolder:
             raise UserError(f"{path} holds other files and no {what}: choose a new or empty folder with --out.")
         else:
             write_whole(found, toml.dumps(settings))
-        for unfinished in path.rglob(".*.part"):  # what a kill during a write left behind
-            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink(missing_ok=True)
+        _remove_unfinished(path)
         return cls(path)
 
     def round(self, number: int) -> Path:
@@ -87,6 +88,16 @@ class RunFolder:
             raise RunFailure(
                 f"could not write {self.path / 'log.jsonl'}: {error.strerror}. Free some space."
             ) from error
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what a kill during a write left in a run's own folders; others (an export, a transfer) may be writing."""
+    for folder in (path, path / "dense", *path.glob("round-*"), *path.glob("*-seed*")):
+        for unfinished in folder.glob(".*.part"):
+            if unfinished.is_file():
+                unfinished.unlink(missing_ok=True)
+            elif unfinished.name.startswith(".model."):
+                shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def settings_table(settings: RunSettings) -> dict[str, Any]:

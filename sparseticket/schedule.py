@@ -42,7 +42,7 @@ def round_sparsities(schedule: str, target: float, *, prune_first: bool = False)
     while sparsities[-1] < target:
         pruned = len(sparsities)
         following = round(step * pruned if kind == "linear" else 1 - (1 - step) ** pruned, 12)
-        if abs(following - target) <= SNAP:
+        if following < 1 and abs(following - target) <= SNAP:
             sparsities.append(following)
             break
         if pruned > MOST_ROUNDS:

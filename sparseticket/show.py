@@ -45,7 +45,7 @@ def show_transfer(screen: Screen, summary: dict[str, Any], folder: Path) -> None
 def show_ticket(screen: Screen, ticket: Ticket) -> None:
     """Sparsity per layer, and provenance."""
     table = Table("parameter", "shape", "alive", "sparsity", title=f"ticket of {ticket.model}")
-    for name, mask in ticket.masks.items():
+    for name, mask in sorted(ticket.masks.items(), key=lambda item: _in_order(item[0])):
         shape = " × ".join(map(str, mask.shape))
         table.add_row(name, shape, f"{int(mask.count_nonzero()):,}", percent(mask_algebra.sparsity({name: mask})))
     table.add_section()
@@ -78,6 +78,11 @@ def show_environment(screen: Screen, found: dict[str, Any]) -> None:
     screen.say(f"{'cpu:':14} {cpu['cores']} cores, {cpu['threads']} threads, {cpu['isa']}")
     screen.say(f"{'gpu:':14} {', '.join(found['gpus']) or 'none that torch can use: everything runs on the CPU'}")
     screen.say(f"{'kernels:':14} {found['kernels']}")
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """Layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]
 
 
 def _fields(table: dict[str, Any]) -> str:

@@ -108,6 +108,8 @@ class Ticket:
         """
         lacking = sorted(self.theta.keys() ^ theta.keys())
         for name in self.masks:
+            if name not in self.theta:
+                raise UserError(f"this ticket does not say which weights {name} belongs to: make it again.")
             if name not in theta and not name.startswith(POOLER):
                 raise UserError(
                     f"this ticket prunes {name} of {self.model!r}, which this network does not have (or not from its "

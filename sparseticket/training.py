@@ -45,9 +45,11 @@ def make_accelerator(precision: str = "no") -> Accelerator:
 
     AcceleratorState._reset_state()  # it refuses a second precision in one process; the processes stay as they are
     try:
-        return Accelerator(mixed_precision=precision)
+        accelerator = Accelerator(mixed_precision=precision)
     except ValueError as error:  # fp16 without a GPU
         raise UserError(f"--precision {precision} cannot be used here: {error}") from error
+    accelerator.gradient_accumulation_steps = 1  # `accelerate config` may say another, which would divide the loss
+    return accelerator
 
 
 @dataclass
@@ -116,8 +118,8 @@ def train(
     pruned.mask_parameters()
     pruned.mask_optimizer(raw_optimizer)
     objective, optimizer = accelerator.prepare(_Objective(module, task), raw_optimizer)
-    if accelerator.scaler and scaler_state:
-        accelerator.scaler.load_state_dict(scaler_state)
+    if accelerator.scaler:  # it outlives a training: each begins with a fresh one, so that arms are trained alike
+        accelerator.scaler.load_state_dict(scaler_state or torch.amp.GradScaler("cuda").state_dict())
     module.train()
     begun, batches, epoch = time.monotonic(), None, -1
     while step < total:
@@ -153,6 +155,11 @@ def train(
             checkpoint.save(step, module, raw_optimizer, task, scaler_state)
     seconds = time.monotonic() - begun
     accelerator.free_memory()
+    if not all(parameter.isfinite().all() for parameter in module.parameters()):
+        raise RunFailure(
+            f"weights became infinite or NaN in round {place.number}. Finished rounds are kept; a lower --lr than "
+            f"{settings.lr:g} in a new folder may help."
+        )
     pruned.check_zeros()
     return Trained(total, seconds, checkpoint.seconds if checkpoint else 0.0, optimizer_tensors(raw_optimizer))
 

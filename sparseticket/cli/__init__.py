@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+INTERRUPTED = 130
+
 
 def main() -> None:
     """Run ``sparseticket``. Exit code 2 for a mistake of the user's, 1 for a failure; a traceback only with --debug."""
@@ -19,8 +21,10 @@ def main() -> None:
         if debug:
             raise
         _stop(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _stop("stopped. Run the same command again to continue.", 130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer makes this of Ctrl-C, and says nothing
+            _stop("stopped. Run the same command again to continue.", INTERRUPTED)
+        raise
     except OSError as error:
         if debug:
             raise

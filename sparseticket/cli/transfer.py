@@ -30,8 +30,8 @@ def transfer(
     from sparseticket.options import given
     from sparseticket.progress import Screen
     from sparseticket.show import show_transfer
-    from sparseticket.transfer import plan
     from sparseticket.transfer import transfer as train_arms
+    from sparseticket.transfer_plan import plan
 
     loaded, settings, beside = plan(
         ticket,

@@ -11,7 +11,8 @@ from sparseticket.progress import Screen
 from sparseticket.recipes import Recipe
 from sparseticket.runs import TICKET, RunFolder
 from sparseticket.show import show_find, show_transfer
-from sparseticket.transfer import plan, transfer
+from sparseticket.transfer import transfer
+from sparseticket.transfer_plan import plan
 
 
 def run_recipe(

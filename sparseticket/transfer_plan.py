@@ -1,0 +1,117 @@
+"""What a transfer is, and how what a user left out is filled in: from the ticket and its run, or from a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sparseticket.controls import check_control
+from sparseticket.errors import UserError
+from sparseticket.models import resolve
+from sparseticket.recipes import task_defaults
+from sparseticket.runs import SETTINGS, THETA, TICKET, read_settings
+from sparseticket.settings import RunSettings, Training, from_table
+from sparseticket.theta import file_hash
+from sparseticket.ticket import Ticket
+
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """What a transfer is: which ticket on which task, how it is trained, and what it is compared with."""
+
+    ticket: str  # identity
+    model: str
+    task: str
+    data: str
+    weights: str
+    dense_weights: str  # θ_p of the dense arm: other than the ticket's θ where that is a later state of its run
+    start: str  # where the ticket's trainings begin, where its run rewound to a step: 5%, 1ep, 500it
+    seeds: int
+    controls: list[str]
+    allow_other_weights: bool
+    training: Training
+
+    @property
+    def arms(self) -> list[str]:
+        """Dense first: it is the measure."""
+        return ["dense", "ticket", *self.controls]
+
+
+def plan(
+    ticket_path: Path,
+    *,
+    task: str | None = None,
+    data: Path | None = None,
+    weights: Path | None = None,
+    seeds: int = 3,
+    controls: tuple[str, ...] = (),
+    allow_other_weights: bool = False,
+    training: dict[str, Any] | None = None,
+) -> tuple[Ticket, TransferSettings, Path]:
+    """Fill in what was left out: from the ticket and its run on its own task, from the recipe on another.
+
+    Returns the ticket, the settings and the default folder: beside the run that the ticket came from.
+    """
+    ticket = Ticket.load(ticket_path)
+    if seeds < 1:
+        raise UserError(f"--seeds is how many runs each arm has, from 1, not {seeds}.")
+    run = ticket_path.resolve().parent.parent
+    found = read_settings(run / SETTINGS) if (run / SETTINGS).is_file() else None
+    own_task = task is None or task == ticket.task.get("name")
+    task = task or ticket.task.get("name")
+    if task is None:
+        raise UserError("this ticket does not say on which task it was found: name one with --task.")
+    if own_task and ticket.training:
+        base = from_table(Training, ticket.training, where=f"the training in {ticket_path}")
+    else:
+        base = task_defaults(task).training
+    kept_theta = _own_theta(ticket, ticket_path)
+    if ticket.theta_file and not (kept_theta or weights or allow_other_weights):
+        raise UserError(
+            f"the weights that this ticket belongs to are in no published file, but in the {THETA} of its run, which "
+            "is missing beside it or not the one that it names: copy that file into the ticket's folder, give it "
+            "with --weights FILE, or use the model's own weights with --allow-other-weights."
+        )
+    own_weights = str(weights.resolve()) if weights else str(kept_theta or (found.weights if found else ""))
+    rewound = str(ticket.protocol.get("rewind", "theta_p")) if ticket.round else "theta_p"
+    late = rewound not in ("theta_p", "none")
+    settings = TransferSettings(
+        ticket=ticket.identity,
+        model=found.model if found else ticket.model,
+        task=task,
+        data=str(data.resolve()) if data else (found.data if found and own_task else ""),
+        weights=own_weights,
+        dense_weights=_theta_p(run, found) if late else own_weights,
+        start=rewound if late and own_task else "",
+        seeds=seeds,
+        controls=[check_control(control) for control in controls],
+        allow_other_weights=allow_other_weights,
+        training=replace(base, **(training or {})),
+    )
+    try:
+        resolve(settings.model)
+    except UserError as error:
+        raise UserError(
+            f"{error}\nThis is what the ticket says of its model. Where that was a folder, use the ticket where its "
+            f"run left it, as RUN/round-NN/{TICKET} beside RUN/{SETTINGS}."
+        ) from error
+    folder = run if found else ticket_path.resolve().parent
+    return ticket, settings, folder / f"transfer-{task}-{ticket.identity[:8]}"
+
+
+def _own_theta(ticket: Ticket, path: Path) -> Path | None:
+    """``theta.safetensors`` of a ticket whose θ is a state of its run: beside the ticket or in the run's folder."""
+    if ticket.theta_file is None:
+        return None
+    for folder in (path.resolve().parent, path.resolve().parent.parent):
+        candidate = folder / THETA
+        if candidate.is_file() and file_hash(candidate) == ticket.theta_file:
+            return candidate
+    return None
+
+
+def _theta_p(run: Path, found: RunSettings | None) -> str:
+    """Where the dense arm's weights are when the ticket's θ is a later state of its run; "" is the model's own."""
+    drawn = run / "round-00" / THETA  # of a run that began with random weights
+    return str(drawn) if drawn.is_file() else (found.weights if found else "")
