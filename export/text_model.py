@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import transformers
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from sparseticket.errors import UserError
 from sparseticket.export.loaded_model import LoadedModel, read_json
+from sparseticket.hub import quiet_transformers
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -65,7 +63,7 @@ def _load_module(folder: Path, attention: str | None) -> nn.Module:
             f"{transformers.__version__} does not have: save the model with save_pretrained of a transformers class."
         )
     try:
-        with _quiet():
+        with quiet_transformers():
             module, loading = kind.from_pretrained(
                 folder,
                 output_loading_info=True,
@@ -103,16 +101,3 @@ def _companions(folder: Path) -> dict[str, bytes]:
         elif file.is_file():
             found[name] = file.read_bytes()
     return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,12 +13,12 @@ import torch
 import transformers
 
 import sparseticket
-from sparseticket.errors import RunFailure, UserError
+from sparseticket.errors import UserError
 from sparseticket.export import graph, layers, verify
 from sparseticket.export.against_ticket import check_under_ticket
 from sparseticket.export.loaded_model import LoadedModel, load
 from sparseticket.export.source import resolve
-from sparseticket.files import write_json
+from sparseticket.files import replace_folder, write_json
 
 LOWEST_OPSET, HIGHEST_OPSET = 17, 25  # at 26, torch writes a file that is labelled 18 and that ONNX Runtime rejects
 REPORT = "export_report.json"
@@ -70,7 +66,8 @@ def export_onnx(
     if rtol is None:
         rtol = 1e-4 if model.kind == "vision" else 0.0
     tolerance = verify.Tolerance(atol, rtol)
-    with _replacing(out) as folder:
+    with replace_folder(out) as folder:
+        folder.mkdir()
         report = {
             "source": found.label,
             "format": "onnx",
@@ -138,25 +135,3 @@ def _check_out(out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be made ({error.strerror or error}): choose another OUT.") from error
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` to write in, which takes the place of ``out`` only when everything in it is right."""
-    folder = None
-    try:
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part"))
-        folder.chmod(0o755)
-        yield folder
-        old = folder.with_suffix(".old")
-        if out.exists():
-            out.rename(old)
-        folder.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise RunFailure(
-            f"could not write {out}: {error.strerror or error}. Free some space or choose another OUT."
-        ) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)

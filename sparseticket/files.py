@@ -1,9 +1,11 @@
-"""Files are written whole or not at all: to a temporary name in the same folder, then renamed."""
+"""Files and folders are written whole or not at all: under a temporary name in the same folder, then renamed."""
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,49 @@ def write_whole(path: Path, content: bytes | str | Callable[[Path], None]) -> No
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except OSError as error:
-        raise RunFailure(
-            f"could not write {path}: {error.strerror or error}. Nothing that was there has changed; "
-            "free some space or choose another folder, then run the same command again to continue."
-        ) from error
+        raise _not_written(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yield where to make a folder; when the block ends well, it takes the place of ``path``, whatever was there.
+
+    Raises:
+        RunFailure: the disk is full, read-only or failing (an OSError in the block); ``path`` is then as it was.
+    """
+    scratch = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+        new, old = scratch / "new", scratch / "old"  # mkdtemp's own folder can be read by its owner alone
+        yield new
+        _swap(new, path, old)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    finally:
+        if scratch is not None and (path.exists() or not old.exists()):  # never the only copy
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _swap(new: Path, path: Path, old: Path) -> None:
+    try:
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    except BaseException:  # Ctrl-C between the two as well
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+
+
+def _not_written(path: Path, error: OSError) -> RunFailure:
+    return RunFailure(
+        f"could not write {path}: {error.strerror or error}. Nothing that was there has changed; "
+        "free some space or choose another folder, then run the same command again to continue."
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

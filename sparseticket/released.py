@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from sparseticket import masks as mask_algebra
@@ -16,6 +15,7 @@ from sparseticket.progress import Screen
 from sparseticket.provenance import versions
 from sparseticket.rewind import Origin
 from sparseticket.ticket import Ticket
+from sparseticket.weights_file import read_tensors
 
 SUFFIX = "_mask"
 ANY_HEAD = {"text": Head("sequence-classification", 2), "vision": Head("image-classification", 10)}
@@ -50,26 +50,13 @@ def import_released(file: Path, *, model: str, weights: Path | None, screen: Scr
 
 
 def read_masks(file: Path) -> dict[str, Tensor]:
-    """The ``*.weight_mask`` tensors of a dictionary saved by torch, read with ``weights_only=True``."""
-    if not file.is_file():
-        raise UserError(f"there is no file {file}.")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign bytes fail in a dozen ways, IndexError among them
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{file} cannot be read as tensors only ({reason}). Pickled code is never run: save the mask dictionary "
-            "alone with torch.save."
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping):
-        raise UserError(f"{file} holds no dictionary but {type(content).__name__}.")
-    masks = {str(k).removesuffix(SUFFIX): v for k, v in content.items() if str(k).endswith("weight" + SUFFIX)}
+    """The ``*.weight_mask`` tensors in ``file``, by the names of their weights."""
+    content = read_tensors(file, what="the mask file")
+    masks = {name.removesuffix(SUFFIX): mask for name, mask in content.items() if name.endswith("weight" + SUFFIX)}
     if not masks:
-        raise UserError(f"{file} holds no entry named *.weight_mask; its first is {next(iter(content), 'nothing')!r}.")
+        raise UserError(f"{file} holds no entry named *.weight_mask; its first is {next(iter(content))!r}.")
     for name, mask in masks.items():
-        if not isinstance(mask, Tensor) or not ((mask == 0) | (mask == 1)).all():
+        if not ((mask == 0) | (mask == 1)).all():
             raise UserError(f"{file}: the mask of {name} holds values that are neither 0 nor 1.")
     return masks
 

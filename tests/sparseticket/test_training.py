@@ -212,7 +212,6 @@ def test_mixed_precision_keeps_zeros_and_learns_much_the_same(work):
     assert not torch.equal(*ends) and cosine > 0.8
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 runs on a GPU")
 def test_a_precision_that_cannot_run_here_is_an_error_that_says_so():
     with pytest.raises(UserError, match="--precision fp16 cannot be used here"):
         make_accelerator("fp16")

@@ -90,7 +90,8 @@ def test_building_draws_from_the_seed_alone_and_leaves_the_global_generator_as_i
 def test_without_weights_nothing_counts_as_pretrained_and_a_note_says_so():
     network = resnet20().build(TEN, seed=5)
     assert network.pretrained == frozenset() and not network.head_pretrained
-    assert "random initialisation from seed 5" in network.notes[0]
+    assert "random initialisation, drawn from the seed" in network.notes[0]
+    assert network.notes == resnet20().build(TEN, seed=6).notes  # so that several seeds say it once
 
 
 def test_a_checkpoint_of_ten_classes_brings_its_head_to_a_task_of_ten_classes(checkpoint):
@@ -291,14 +292,23 @@ def test_the_description_says_how_to_feed_a_saved_model(tmp_path):
     assert describe_saved(tmp_path / "model").mean == (0.485, 0.456, 0.406)
 
 
-def test_saving_again_replaces_the_model_and_keeps_other_files(tmp_path):
+def test_saving_again_replaces_the_model(tmp_path):
     resnet20().build(TEN, seed=0).save(tmp_path / "model")
-    (tmp_path / "model/notes.txt").write_text("mine")
     second = resnet20().build(TEN, seed=1)
     second.save(tmp_path / "model")
     assert same(load_saved(tmp_path / "model").state_dict(), second.module.state_dict())
-    assert sorted(os.listdir(tmp_path / "model")) == ["model.json", "model.safetensors", "notes.txt"]
+    assert sorted(os.listdir(tmp_path / "model")) == ["model.json", "model.safetensors"]
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_model_is_not_saved_over_other_files_even_beside_an_earlier_save(tmp_path):
+    first = resnet20().build(TEN, seed=0)
+    first.save(tmp_path / "model")
+    (tmp_path / "model/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        resnet20().build(TEN, seed=1).save(tmp_path / "model")
+    assert (tmp_path / "model/notes.txt").read_text() == "mine"
+    assert same(load_saved(tmp_path / "model").state_dict(), first.module.state_dict())
 
 
 def test_a_full_disk_leaves_the_saved_model_that_was_there_and_no_half_one(tmp_path, monkeypatch):

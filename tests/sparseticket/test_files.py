@@ -1,0 +1,66 @@
+"""A folder is replaced whole or not at all, and nothing else is left beside it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sparseticket.errors import RunFailure
+from sparseticket.files import replace_folder
+
+
+def write(path, text):
+    with replace_folder(path) as new:
+        new.mkdir()
+        (new / "file").write_text(text)
+
+
+def test_a_folder_takes_the_place_of_the_one_that_was_there(tmp_path):
+    path = tmp_path / "deep" / "model"
+    write(path, "first")
+    (path / "more").touch()
+    write(path, "second")
+    assert os.listdir(path) == ["file"] and (path / "file").read_text() == "second"
+    assert os.listdir(path.parent) == ["model"]
+
+
+def test_others_may_read_the_folder_as_far_as_the_umask_lets_them(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write(tmp_path / "model", "text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o750
+
+
+def test_what_a_kill_would_leave_is_named_after_the_folder(tmp_path):
+    with replace_folder(tmp_path / "model") as new:
+        new.mkdir()
+        assert [item.match(".model.*.part") for item in tmp_path.iterdir()] == [True]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch, error):
+    path = tmp_path / "model"
+    write(path, "first")
+    rename = Path.rename
+
+    def fail_for_the_new(self, target):
+        if self.name == "new":
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    with pytest.raises(RunFailure if isinstance(error, OSError) else KeyboardInterrupt):
+        write(path, "second")
+    assert (path / "file").read_text() == "first" and os.listdir(tmp_path) == ["model"]
+
+
+def test_an_error_in_the_block_leaves_what_was_there_and_nothing_else(tmp_path):
+    path = tmp_path / "model"
+    write(path, "first")
+    for error, expected in ((OSError(30, "Read-only file system"), RunFailure), (ValueError("wrong"), ValueError)):
+        with pytest.raises(expected, match=r"Read-only|wrong"), replace_folder(path) as new:
+            new.mkdir()
+            raise error
+    assert (path / "file").read_text() == "first" and os.listdir(tmp_path) == ["model"]
