@@ -227,12 +227,13 @@ def test_two_processes_prune_to_the_same_masks_and_learn_what_one_does(tiny_bert
     arguments += ["--sparsity", "0.5", "--round-length", "5it", "--batch-size", "7", "--max-length", "16"]
     script = tmp_path / "run.py"
     script.write_text("from sparseticket.cli import main\nmain()\n")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", script]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", script]
     done = subprocess.run(
         [*map(str, launch), *map(str, arguments), "--out", str(tmp_path / "two")],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     settings = read_settings(tmp_path / "two" / "run.toml")
