@@ -414,6 +414,7 @@ def test_a_corrupt_run_toml_is_an_error_for_find_and_transfer(find, refused, own
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", None])
 def test_corrupt_metrics_are_an_error_that_names_the_file(find, refused, own_run, content):
+    (own_run / "summary.json").unlink()  # a finished run is not read again
     path = own_run / "round-01" / "metrics.json"
     path.unlink() if content is None else path.write_text(content)
     refused(*find, "--out", own_run, says=[str(path), "damaged"])
