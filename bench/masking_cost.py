@@ -43,7 +43,7 @@ from sparseticket.workbench import Workbench
 
 RESULTS = Path("bench/results")
 TASK = "docstring-topic"
-ROWS, TOKENS = 32, 64
+ROWS, TOKENS = 32, 32
 SPARSITY = 0.5
 SEED = 0
 WARM_UP_STEPS = 3

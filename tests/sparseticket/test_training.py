@@ -3,7 +3,9 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +23,10 @@ from sparseticket.rewind import Origin
 from sparseticket.runs import read_settings
 from sparseticket.settings import Training
 from sparseticket.tasks import TaskOptions, make_task
+from sparseticket.theta import tensor_hashes
 from sparseticket.ticket import Ticket
 from sparseticket.training import Round, make_accelerator, make_optimizer, train
+from sparseticket.workbench import Workbench
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [
@@ -215,6 +219,16 @@ def test_mixed_precision_keeps_zeros_and_learns_much_the_same(work):
 def test_a_precision_that_cannot_run_here_is_an_error_that_says_so():
     with pytest.raises(UserError, match="--precision fp16 cannot be used here"):
         make_accelerator("fp16")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_processes_whose_masks_differ_are_found_out(monkeypatch, same):
+    masks = {"w": torch.tensor([True, False])}
+    other = sorted(tensor_hashes(masks if same else algebra.complement(masks)).items())
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: [*mine, other])
+    work = Workbench(*[None] * 4, accelerator=SimpleNamespace(num_processes=2), screen=Screen(quiet=True))
+    with nullcontext() if same else pytest.raises(RunFailure, match="different masks"):
+        work.same_on_every_process(masks)
 
 
 def test_two_processes_prune_to_the_same_masks_and_learn_what_one_does(tiny_bert, csv, tmp_path):
