@@ -1,6 +1,7 @@
-"""Tiny encoders with random weights and a real tokenizer, saved once a session as a user's folders would be."""
+"""The command line in this process, and tiny encoders with random weights and a real tokenizer, as a user saves them."""
 
 import string
+import sys
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
 )
+
+from sparseticket.cli import main
 
 WORDS = ("the", "a", "film", "is", "good", "bad", "very", "and", "plot", "dull", "fine", "was", "not", "it", "of")
 SIZES = {
@@ -62,3 +65,21 @@ def tiny_folders(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_bert(tiny_folders):
     return tiny_folders["bert"]
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run a command in this process; its exit code, and what it printed in all."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sparseticket", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err and "not foreseen" not in err
+        return code, out + err
+
+    return run

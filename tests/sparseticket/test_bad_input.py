@@ -28,24 +28,6 @@ DIGITS = "--model resnet20-cifar --task digits --sparsity 0.5 --schedule one-rou
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys):
-    """Run a command in this process; its exit code, and what it printed in all."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sparseticket", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err and "not foreseen" not in err
-        return code, out + err
-
-    return run
-
-
-@pytest.fixture
 def refused(cli):
     """Run a command that must be refused with code 2 and one message that holds these words."""
 

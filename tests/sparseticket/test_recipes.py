@@ -1,29 +1,9 @@
 """Recipes: what is packaged loads and says what the papers say; what a user writes is checked."""
 
-import sys
-
 import pytest
 
-from sparseticket.cli import main
 from sparseticket.recipes import FOLDER, check_names, load, names, task_defaults
 from sparseticket.tasks import entries
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sparseticket", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err and "not foreseen" not in err
-        return code, out + err
-
-    return run
-
 
 # protocol.md of the papers: lr, batch, length, most tokens, target
 BERT = {

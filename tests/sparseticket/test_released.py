@@ -2,31 +2,13 @@
 
 import os
 import pickle
-import sys
 
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from sparseticket.cli import main
 from sparseticket.models import Head, resolve
 from sparseticket.ticket import Ticket
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sparseticket", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err and "not foreseen" not in err
-        return code, out + err
-
-    return run
 
 
 def masks_of(tiny_bert, prefix="bert."):
