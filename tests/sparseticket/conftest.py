@@ -1,4 +1,4 @@
-"""The command line in this process, and tiny encoders with random weights and a real tokenizer, as a user saves them."""
+"""The command line in this process; tiny encoders with random weights and a real tokenizer, as a user saves them."""
 
 import string
 import sys
