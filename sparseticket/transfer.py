@@ -50,11 +50,9 @@ def transfer(
         masks = fit(ticket, work, allow_other_weights=settings.allow_other_weights)
         open_folder()  # only now: what does not fit is refused before anything is written
         for arm in missing:
-            if arm == "dense" and settings.dense_weights != settings.weights:
-                dense = _build(settings, settings.dense_weights, seed, accelerator, screen)
-                _train_arm(arm, seed, _arm_masks(arm, masks, seed), dense, settings, run, checkpoint_every)
-            else:
-                _train_arm(arm, seed, _arm_masks(arm, masks, seed), work, settings, run, checkpoint_every)
+            from_theta_p = arm == "dense" and settings.dense_weights != settings.weights
+            arms_own = _build(settings, settings.dense_weights, seed, accelerator, screen) if from_theta_p else work
+            _train_arm(arm, seed, _arm_masks(arm, masks, seed), arms_own, settings, run, checkpoint_every)
     open_folder()
     return _summarise(settings, run, ticket, main=accelerator.is_main_process)
 
