@@ -32,6 +32,7 @@ demo: venv
 
 test: venv
 	$(PYTEST) -n 2
+	TRITON_INTERPRET=1 $(PYTEST) -n 2 -m interpreter tests/kernels
 
 # A run killed ten times, twice during a write, against an undisturbed one: about four minutes on two cores.
 proof: venv
