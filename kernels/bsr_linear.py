@@ -238,7 +238,7 @@ def candidate_tiles(block: tuple[int, int], which: str, dtype: torch.dtype) -> l
     return found
 
 
-def _launch_product(
+def launch_product(
     a: Tensor,
     b: Tensor,
     bias: Tensor | None,
@@ -328,7 +328,7 @@ def _forward(
         pre = F.linear(x, weight, bias)
         y = activate_reference(pre, activation)
         return (y, pre) if keep_pre and y is not pre else (y, x.new_empty(0))
-    return _launch_product(
+    return launch_product(
         x, weight, bias, crow, col, (n, k), (block[0], block[1]), weight.stride(), forward_tiles,
         activation=activation, keep_pre=keep_pre,
     )  # fmt: skip
@@ -345,7 +345,7 @@ def _dgrad(
     if not tiles:
         return dy @ weight
     strides = weight.stride(1), weight.stride(0)
-    return _launch_product(dy, weight, None, ccol, row_t, (k, n), (block[1], block[0]), strides, tiles)[0]
+    return launch_product(dy, weight, None, ccol, row_t, (k, n), (block[1], block[0]), strides, tiles)[0]
 
 
 @torch.library.triton_op("sparseticket::bsr_linear_wgrad", mutates_args=())
