@@ -86,9 +86,9 @@ class Table:
         rows both neighbours have to pick the same kernel, and beyond the ends of what was measured by more than twice
         the choice is dense.
         """
-        rows = self.rows(case, density)
-        if not rows or m < rows[0].m / 2 or m > rows[-1].m * 2:
+        if not self.speaks(case, m, density):
             return Choice()
+        rows = self.rows(case, density)
         after = bisect.bisect_left([cell.m for cell in rows], m)
         below, above = rows[max(after - 1, 0)], rows[min(after, len(rows) - 1)]
         if (after < len(rows) and above.m == m) or below.choice.kernel == above.choice.kernel:
@@ -102,6 +102,11 @@ class Table:
         for cell in sorted(same, key=lambda cell: -cell.density):
             nearest[cell.m] = cell
         return [nearest[m] for m in sorted(nearest)]
+
+    def speaks(self, case: Case, m: int, density: float) -> bool:
+        """True where a measured cell is near enough to choose for ``m`` rows at ``density``."""
+        rows = self.rows(case, density)
+        return bool(rows) and rows[0].m / 2 <= m <= rows[-1].m * 2
 
     def to_json(self) -> str:
         """The file's text, one cell a line, in a steady order."""

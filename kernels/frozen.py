@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CHANGED = "the weight of a layer that runs packed was changed: call restore(model) first, and use_kernels again after"
+CHANGED = "weight or bias of a layer that runs packed was changed: call restore(model) first, use_kernels again after"
 
 
 class Frozen:
@@ -18,33 +18,35 @@ class Frozen:
     """
 
     def freeze(self, *, free_dense: bool) -> None:
-        """Watch the weight from now on, or drop it."""
+        """Watch weight and bias from now on; or drop the weight."""
         weight = self._parameters["weight"]
         self._frozen_requires_grad = weight.requires_grad
         if free_dense:
             self._parameters["weight"] = None
-        else:
-            self._frozen_weight = (weight, weight._version)
+        self._watch()
 
     def thaw(self) -> None:
         """Give the dense weight back as a parameter, where it was dropped."""
         if self._parameters["weight"] is None:
             weight = nn.Parameter(self.rebuild_weight(), requires_grad=self._frozen_requires_grad)
             self._parameters["weight"] = weight
-        for name in ("_frozen_weight", "_frozen_requires_grad"):
-            self.__dict__.pop(name, None)
+        del self._frozen, self._frozen_requires_grad
 
     def rebuild_weight(self) -> Tensor:
         """The dense weight from what is packed, bit-equal."""
         raise NotImplementedError
 
     def check_unchanged(self) -> None:
-        """Raise RuntimeError where the dense weight is no longer what was packed."""
-        if torch.compiler.is_compiling() or "_frozen_weight" not in self.__dict__:
+        """Raise RuntimeError where weight or bias are no longer what was packed. (Edits of ``.data`` are not seen.)"""
+        if torch.compiler.is_compiling():
             return
-        weight, version = self._frozen_weight
-        if self._parameters["weight"] is not weight or weight._version != version:
-            raise RuntimeError(CHANGED)
+        for name, parameter, version in self._frozen:
+            if self._parameters[name] is not parameter or parameter._version != version:
+                raise RuntimeError(CHANGED)
+
+    def _watch(self) -> None:
+        parameters = [(name, p) for name, p in self._parameters.items() if p is not None and not p.is_inference()]
+        self._frozen = [(name, parameter, parameter._version) for name, parameter in parameters]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self._parameters["weight"] is None:
@@ -56,6 +58,4 @@ class Frozen:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "_frozen_weight" in self.__dict__:  # a copy's weight counts its changes anew
-            weight = self._parameters["weight"]
-            self._frozen_weight = (weight, weight._version)
+        self._watch()  # a copy's parameters count their changes anew

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from sparseticket.kernels.dispatch import Case, Choice, Table
 
 ANY = 2**62  # rows; no tensor has more
@@ -24,15 +26,13 @@ class Plan:
     @classmethod
     def from_table(cls, table: Table, cases: Sequence[Case], density: float) -> Plan:
         """What the table says of each case, one a pass."""
-        measured = sorted({cell.m for case in cases for cell in table.rows(case, density)})
-        if not measured:
-            return cls.always(*[Choice()] * len(cases))
-        bounds = [(measured[0] - 1) // 2]
-        for m in measured:
-            bounds += [m - 1, m]
-        bounds += [2 * measured[-1], ANY]
+        bounds = {ANY}
+        for case in cases:
+            measured = [cell.m for cell in table.rows(case, density)]
+            if measured:
+                bounds |= {(measured[0] - 1) // 2, *measured, *(m - 1 for m in measured), 2 * measured[-1]}
         steps: list[tuple[int, tuple[Choice, ...]]] = []
-        for bound in sorted(set(bounds) - {0}):
+        for bound in sorted(bounds - {0}):
             choices = tuple(table.choose(case, bound, density) for case in cases)
             if steps and steps[-1][1] == choices:
                 steps.pop()
@@ -50,3 +50,8 @@ class Plan:
             if m <= bound:
                 return choices
         return self.steps[-1][1]
+
+
+def rows_of(x: Tensor) -> int:
+    """How many rows a linear sees in ``x [..., K]``."""
+    return x.numel() // x.shape[-1]

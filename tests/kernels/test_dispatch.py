@@ -54,15 +54,19 @@ def test_what_was_not_measured_is_dense():
     assert table(cell(64, 1.5)).choose(other, 64, 0.25) == Choice()
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from([1, 16, 50, 64, 1000]), st.sampled_from([0.8, 1.2]), st.sampled_from([0.1, 0.5]))),
-    st.integers(1, 3000), st.sampled_from([0.05, 0.3, 0.6]),
+MEASURED = st.tuples(
+    st.sampled_from(["forward", "dgrad"]), st.sampled_from([1, 16, 50, 64, 1000]), st.sampled_from([0.8, 1.2]),
+    st.sampled_from([0.1, 0.5]),
 )  # fmt: skip
+
+
+@given(st.lists(MEASURED), st.integers(1, 3000), st.sampled_from([0.05, 0.3, 0.6]))
 def test_a_plan_says_at_any_rows_what_the_table_says(cells, m, density):
-    measured = table()
-    for rows, low, of_cell in cells:
-        measured.add(cell(rows, low, of_cell))
-    assert Plan.from_table(measured, [CASE], density).at(m) == (measured.choose(CASE, m, density),)
+    measured, cases = table(), [Case(which, 768, 768, "block:64x64", "float16") for which in ("forward", "dgrad")]
+    for which, rows, low, of_cell in cells:
+        measured.add(cell(rows, low, of_cell, cases[which == "dgrad"]))
+    expected = tuple(measured.choose(case, m, density) for case in cases)
+    assert Plan.from_table(measured, cases, density).at(m) == expected
 
 
 def test_a_table_comes_back_from_its_file(tmp_path):
