@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparseticket.kernels.activation import activate_reference, check_activation
-from sparseticket.kernels.blocks import BlockLayout
+from sparseticket.kernels.blocks import ARRAYS, BlockLayout
 from sparseticket.kernels.bsr_linear import DTYPES, default_tiles, launch_product
 from sparseticket.kernels.launch import as_autocast_would, runs_kernel
 
@@ -31,6 +31,20 @@ class PackedBlocks:
         padded = F.pad(weight.detach(), (0, -k % block_k, 0, -n % block_n))
         blocks = padded.reshape(-(-n // block_n), block_n, -1, block_k).transpose(1, 2)
         return cls(blocks[layout.row.long(), layout.col[: layout.nnzb].long()].contiguous(), layout)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it is made of, by name; :meth:`with_tensors` puts it together again."""
+        return {"values": self.values} | {name: getattr(self.layout, name) for name in ARRAYS}
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> PackedBlocks:
+        """The same of these tensors, which may have moved to another device."""
+        arrays = {name: tensors[name] for name in ARRAYS}
+        layout = BlockLayout(self.layout.shape, self.layout.block, whole=self.layout.whole, **arrays)
+        return PackedBlocks(tensors["values"], layout)
+
+    def linear(self, x: Tensor, bias: Tensor | None, activation: str, tiles: tuple[int, ...]) -> Tensor:
+        """:func:`bsr_linear_packed` of this weight."""
+        return bsr_linear_packed(x, self, bias, activation=activation, tiles=list(tiles) or None)
 
     def to_dense(self) -> Tensor:
         """The weight ``[N, K]``, bit-equal in live blocks and +0.0 elsewhere."""
