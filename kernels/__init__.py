@@ -6,10 +6,15 @@ repository's root on the path, transformers finds it under the name of a library
 
 _HOME = {
     "BlockLayout": "blocks",
+    "BsrConv2d": "bsr_conv2d",
     "PackedBlocks": "bsr_packed",
+    "PackedConv2d": "bsr_conv2d",
+    "SemiStructuredLinear": "semi_structured",
+    "SemiStructuredWeight": "semi_structured",
     "bsr_linear": "bsr_linear",
     "bsr_linear_packed": "bsr_packed",
     "restore": "apply",
+    "semi_structured_linear": "semi_structured",
     "use_kernels": "apply",
 }
 
