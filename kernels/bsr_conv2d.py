@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sparseticket.kernels.activation import activate, activate_reference, check_activation
 from sparseticket.kernels.blocks import check_block
 from sparseticket.kernels.bsr_linear import DTYPES, Tiles
+from sparseticket.kernels.bsr_linear import candidate_tiles as linear_tiles
 from sparseticket.kernels.launch import as_autocast_would, launchable, runs_kernel
 
 KERNEL_SIZES = ((1, 1), (3, 3))
@@ -192,6 +193,11 @@ def default_tiles(block: tuple[int, int], pixels: int, out_channels: int, dtype:
         rows //= 2  # not under 64, which is the least that wgmma takes
     rows = 16 if pixels <= 16 else 32 if pixels <= 32 else rows
     return Tiles(rows, out, reduce, 8 if rows * out >= 128 * 128 else 4, 3)
+
+
+def candidate_tiles(block: tuple[int, int], dtype: torch.dtype) -> list[Tiles]:
+    """What is worth measuring for this block: the product is a linear's, with pixels for rows."""
+    return linear_tiles(block, "forward", dtype)
 
 
 def output_size(size: tuple[int, int], kernel: tuple[int, int], stride: list[int], padding: list[int]) -> list[int]:

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparseticket.kernels.bsr_conv2d import BsrConv2d, PackedConv2d, bsr_conv2d, default_tiles
+from sparseticket.kernels.bsr_conv2d import BsrConv2d, PackedConv2d, bsr_conv2d, candidate_tiles, default_tiles
 from sparseticket.kernels.bsr_linear import Tiles
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -179,6 +179,12 @@ def test_a_mask_that_does_not_fit_is_refused(mask):
 def test_few_pixels_get_smaller_tiles_and_many_the_largest():
     few, many = (default_tiles((128, 128), pixels, 512, torch.float16) for pixels in (1568, 100352))
     assert (few.rows, many.rows) == (64, 128)
+
+
+@pytest.mark.parametrize("block", [(16, 128), (64, 32)])
+def test_every_candidate_cuts_a_block_evenly(block):
+    candidates = candidate_tiles(block, torch.float16)
+    assert candidates and not any(block[0] % tiles.out or block[1] % tiles.reduce for tiles in candidates)
 
 
 def test_the_operator_passes_opcheck_on_the_reference():
