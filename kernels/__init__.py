@@ -8,6 +8,14 @@ _HOME = {
     "BlockLayout": "blocks",
     "bsr_linear": "bsr_linear",
     "BsrLinear": "bsr_linear",
+    "LiveAdamW": "live_adamw",
+    "MaskedAdamW": "masked_adamw",
+    "MaskedSGD": "masked_sgd",
+    "live_adamw": "live_adamw",
+    "masked_adamw": "masked_adamw",
+    "masked_clip_grad_norm_": "masked_clip",
+    "masked_grad_norm": "masked_clip",
+    "masked_sgd": "masked_sgd",
 }
 
 
