@@ -142,20 +142,9 @@ def _live_adamw(
         settings = (lr if lr_tensor is None else lr_tensor.item(), beta1, beta2, eps, weight_decay)
         live_adamw_reference(weights, gradients, states, words, steps, settings, grad_scale, found_inf)
         return
-    tiles = Tiles()
+    tiles, numbers = Tiles(), scalars(lr, beta1, beta2, eps, weight_decay)
     for launch in launches((weights, gradients, *states, words, prefixes, steps), tiles.chunk):
-        live_adamw_kernel[(launch.programs,)](
-            launch.table.rows,
-            launch.table.owners,
-            *scalars(lr, beta1, beta2, eps, weight_decay),
-            lr_tensor,
-            grad_scale,
-            found_inf,
-            *launch.dtypes[:2],
-            tiles.chunk,
-            launch.even,
-            num_warps=tiles.num_warps,
-        )
+        launch.run(live_adamw_kernel, *numbers, lr_tensor, grad_scale, found_inf, *launch.dtypes[:2], tiles=tiles)
 
 
 @_live_adamw.register_fake

@@ -167,20 +167,9 @@ def _masked_adamw(
             found_inf,
         )
         return
-    tiles = Tiles()
+    tiles, numbers = Tiles(), scalars(lr, beta1, beta2, eps, weight_decay)
     for launch in launches((weights, gradients, exp_avgs, exp_avg_sqs, words, steps), tiles.chunk):
-        masked_adamw_kernel[(launch.programs,)](
-            launch.table.rows,
-            launch.table.owners,
-            *scalars(lr, beta1, beta2, eps, weight_decay),
-            lr_tensor,
-            grad_scale,
-            found_inf,
-            *launch.dtypes[:3],
-            tiles.chunk,
-            launch.even,
-            num_warps=tiles.num_warps,
-        )
+        launch.run(masked_adamw_kernel, *numbers, lr_tensor, grad_scale, found_inf, *launch.dtypes[:3], tiles=tiles)
 
 
 @_masked_adamw.register_fake

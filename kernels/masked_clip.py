@@ -63,17 +63,9 @@ def _masked_norm(gradients: list[Tensor], words: list[Tensor]) -> Tensor:
     norm = torch.zeros((), dtype=torch.float32, device=device)
     begin = 0
     for launch in todo:
-        squares_kernel[(launch.programs,)](
-            launch.table.rows,
-            launch.table.owners,
-            partial[begin:],
-            launch.dtypes[0],
-            tiles.chunk,
-            launch.even,
-            num_warps=tiles.num_warps,
-        )
+        launch.run(squares_kernel, partial[begin:], launch.dtypes[0], tiles=tiles)
         begin += launch.programs
-    if begin:
+    with torch.cuda.device_of(partial):
         total_kernel[(1,)](partial, norm, begin, 64 if INTERPRETED else 4096, num_warps=8)
     return norm
 

@@ -168,11 +168,15 @@ class MaskedOptimizer(torch.optim.Optimizer):
             pairs += zip(saved["params"], group["params"], strict=False)
         super().load_state_dict(state_dict)
         for index, parameter in pairs:  # torch casts states to the parameter's dtype, which ours need not have
-            for key, value in state_dict["state"].get(index, {}).items():
-                like = self._new_state(parameter)[key]
-                if value.shape != like.shape:
-                    raise ValueError(f"{key} of the parameter of {tuple(parameter.shape)} is {tuple(value.shape)}")
-                self.state[parameter][key] = like.copy_(value)
+            if saved := state_dict["state"].get(index):
+                self.state[parameter] = self._loaded(parameter, saved)
+
+    def _loaded(self, parameter: Tensor, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = self._new_state(parameter)
+        shapes = {key: tuple(value.shape) for key, value in state.items()}
+        if {key: tuple(value.shape) for key, value in saved.items()} != shapes:
+            raise ValueError(f"the state of the parameter of {tuple(parameter.shape)} must be tensors of {shapes}")
+        return {key: value.copy_(saved[key]) for key, value in state.items()}
 
     def _new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError

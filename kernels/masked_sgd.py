@@ -106,21 +106,13 @@ def _masked_sgd(
         return
     tiles = Tiles()
     for launch in launches((weights, gradients, buffers or weights, words), tiles.chunk):
-        masked_sgd_kernel[(launch.programs,)](
-            launch.table.rows,
-            launch.table.owners,
-            float(lr),
-            float(momentum),
-            float(weight_decay),
-            lr_tensor,
-            grad_scale,
-            found_inf,
+        launch.run(
+            masked_sgd_kernel,
+            *(float(lr), float(momentum), float(weight_decay)),
+            *(lr_tensor, grad_scale, found_inf),
             *launch.dtypes[:3],
-            momentum != 0,
-            nesterov,
-            tiles.chunk,
-            launch.even,
-            num_warps=tiles.num_warps,
+            *(momentum != 0, nesterov),
+            tiles=tiles,
         )
 
 

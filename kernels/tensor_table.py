@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -68,6 +70,13 @@ class Launch:
         """Size of the grid."""
         return len(self.table.owners)
 
+    def run(self, kernel: Any, *arguments: object, tiles: Tiles) -> None:
+        """Launch: the table, ``arguments``, and the constants that end every such kernel's list, CHUNK and EVEN."""
+        with torch.cuda.device_of(self.table.rows):
+            kernel[(self.programs,)](
+                self.table.rows, self.table.owners, *arguments, tiles.chunk, self.even, num_warps=tiles.num_warps
+            )
+
 
 def launches(columns: Sequence[Sequence[Tensor]], chunk: int) -> Iterator[Launch]:
     """The launches over ``columns``, lists of equally many tensors; a tensor without entries stands for none.
@@ -114,17 +123,11 @@ def _table(sizes: tuple[int, ...], addresses: tuple[tuple[int, ...], ...], chunk
     return table
 
 
-_owners_of: dict[tuple, Tensor] = {}
-
-
+@lru_cache(64)
 def _owners(sizes: tuple[int, ...], chunk: int, device: torch.device) -> Tensor:
     """The row of each program. It depends on sizes alone, and is by far the larger upload: kept."""
-    key = (sizes, chunk, device)
-    if key not in _owners_of:
-        counts = torch.tensor([-(-size // chunk) for size in sizes])
-        owners = torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(counts)
-        _owners_of[key] = owners.to(device)
-    return _owners_of[key]
+    counts = torch.tensor([-(-size // chunk) for size in sizes])
+    return torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(counts).to(device)
 
 
 @triton.jit
