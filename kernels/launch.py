@@ -30,3 +30,12 @@ def launchable(kernel: Any) -> Callable[..., Any]:
 def fp32_precision() -> str:
     """How ``tl.dot`` multiplies fp32: with TF32's 10-bit mantissa where PyTorch is allowed to, else exactly."""
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def as_autocast_would(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in autocast's dtype where it is on for x's device, as ``F.linear`` would get them."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return x, *others
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in (x, *others))
