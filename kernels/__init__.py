@@ -6,8 +6,11 @@ repository's root on the path, transformers finds it under the name of a library
 
 _HOME = {
     "BlockLayout": "blocks",
+    "PackedBlocks": "bsr_packed",
     "bsr_linear": "bsr_linear",
-    "BsrLinear": "bsr_linear",
+    "bsr_linear_packed": "bsr_packed",
+    "restore": "apply",
+    "use_kernels": "apply",
 }
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 SIDES = (16, 32, 64, 128)
+ARRAYS = ("crow", "col", "row", "ccol", "row_t")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class BlockLayout:
         block: ``(BN, BK)``, rows and columns of a block, each 16, 32, 64 or 128.
         crow: ``[ceil(N / BN) + 1]``, where each block row's blocks begin in ``col``.
         col: ``[nnzb + 1]``, block column of each live block, ascending inside a block row.
+        row: ``[nnzb]``, block row of each live block in the order of ``col``.
         ccol: ``[ceil(K / BK) + 1]``, where each block column's blocks begin in ``row_t``.
         row_t: ``[nnzb + 1]``, block row of each live block, ascending inside a block column.
         whole: every live block is alive in all its entries, so that the layout is the mask.
@@ -31,6 +33,7 @@ class BlockLayout:
     block: tuple[int, int]
     crow: Tensor
     col: Tensor
+    row: Tensor
     ccol: Tensor
     row_t: Tensor
     whole: bool
@@ -50,13 +53,14 @@ class BlockLayout:
         area = _count_per_block(torch.ones_like(mask), block)
         crow, col = _compressed(alive)
         ccol, row_t = _compressed(alive.T)
+        row = alive.nonzero()[:, 0].to(torch.int32)
         n, k = mask.shape
-        return cls((n, k), block, crow, col, ccol, row_t, bool((counts[alive] == area[alive]).all()))
+        return cls((n, k), block, crow, col, row, ccol, row_t, bool((counts[alive] == area[alive]).all()))
 
     @property
     def nnzb(self) -> int:
         """How many blocks are alive."""
-        return len(self.col) - 1
+        return len(self.row)
 
     @property
     def density(self) -> float:
@@ -65,22 +69,18 @@ class BlockLayout:
 
     def to(self, device: torch.device | str) -> BlockLayout:
         """The same on another device."""
-        arrays = {name: getattr(self, name).to(device) for name in ("crow", "col", "ccol", "row_t")}
-        return replace(self, **arrays)
+        return replace(self, **{name: getattr(self, name).to(device) for name in ARRAYS})
 
     def dense_mask(self) -> Tensor:
         """The live blocks as a bool mask ``[N, K]``."""
-        return expand_blocks(self.crow, self.col, self.block, self.shape)
+        return expand_blocks(self.row, self.col, self.block, self.shape)
 
 
-def expand_blocks(crow: Tensor, col: Tensor, block: tuple[int, int] | list[int], shape: tuple[int, int]) -> Tensor:
-    """Live blocks ``crow, col`` as a bool mask of ``shape``; edges are cut."""
+def expand_blocks(row: Tensor, col: Tensor, block: tuple[int, int] | list[int], shape: tuple[int, int]) -> Tensor:
+    """The live blocks at ``row`` and ``col`` (without its padding) as a bool mask of ``shape``; edges are cut."""
     (n, k), (block_n, block_k) = shape, block
-    rows = torch.repeat_interleave(
-        torch.arange(len(crow) - 1, device=crow.device), crow.diff(), output_size=col.shape[0] - 1
-    )
-    alive = torch.zeros(-(-n // block_n), -(-k // block_k), dtype=torch.bool, device=crow.device)
-    alive[rows, col[:-1].long()] = True
+    alive = torch.zeros(-(-n // block_n), -(-k // block_k), dtype=torch.bool, device=row.device)
+    alive[row.long(), col[: row.shape[0]].long()] = True
     return alive.repeat_interleave(block_n, 0)[:n].repeat_interleave(block_k, 1)[:, :k]
 
 
