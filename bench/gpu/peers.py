@@ -1,0 +1,76 @@
+"""Other ways to run a linear whose weight is sparse: torch's own, each as its users would."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from sparseticket.bench.gpu.arms import Arm
+from sparseticket.kernels.semi_structured import SemiStructuredWeight, semi_structured_linear
+from sparseticket.kernels.tune import Problem
+
+_meta: dict[tuple, dict[str, Any]] = {}  # by shape, block and dtype: what core's tuner found
+
+
+def pruned_linear(problem: Problem) -> nn.Linear:
+    """``torch.nn.utils.prune``: weight = original × mask in every forward."""
+    n, k = problem.weight.shape
+    linear = nn.Linear(k, n, device=problem.weight.device, dtype=problem.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(problem.weight)
+        linear.bias.copy_(problem.bias)
+    return prune.custom_from_mask(linear, "weight", problem.mask.to(problem.dtype))
+
+
+def prune_arm(problem: Problem) -> Arm:
+    """Forward only; it holds weight and mask."""
+    linear = pruned_linear(problem)
+    return Arm(lambda: linear(problem.x), 2 * problem.weight.nbytes)
+
+
+def core_bsr_arm(problem: Problem, block: tuple[int, int]) -> Arm:
+    """``torch.sparse``'s BSR kernel with the parameters that its own tuner finds for this shape, once."""
+    from torch.sparse._triton_ops import bsr_dense_addmm
+
+    if not problem.x.is_cuda:
+        raise RuntimeError("PyTorch's BSR kernel needs a GPU")
+    weight = problem.weight.to_sparse_bsr(block)
+    n, m = problem.weight.shape[0], problem.x.shape[0]
+    bias, x = problem.bias.unsqueeze(1).expand(n, m), problem.x.T
+    key = (n, m, problem.weight.shape[1], block, problem.dtype)
+    if key not in _meta:
+        _meta[key] = _tuned(bias, weight, x)
+    call = partial(bsr_dense_addmm, bias, weight, x, meta=_meta[key])
+    return Arm(lambda: call().T, sum(t.nbytes for t in (weight.values(), weight.crow_indices(), weight.col_indices())))
+
+
+def _tuned(bias: Tensor, weight: Tensor, x: Tensor) -> dict[str, Any]:
+    """What core's tuner chooses. It times each try for 0.6 s; here for 0.06 s, a thousand launches all the same."""
+    import triton.testing
+    from torch.sparse._triton_ops_meta import tune_bsr_dense_addmm
+
+    slow = triton.testing.do_bench
+    triton.testing.do_bench = lambda call, **_: slow(call, warmup=20, rep=40)
+    try:
+        return tune_bsr_dense_addmm(bias, weight, x, force=True)
+    finally:
+        triton.testing.do_bench = slow
+
+
+def two_of_four_arm(problem: Problem) -> Arm:
+    """2:4 of cuSPARSELt: half of the weight, whatever the others' density is."""
+    order = torch.rand(*problem.weight.shape[:1], problem.weight.shape[1] // 4, 4, device=problem.x.device).argsort(-1)
+    mask = (order < 2).reshape(problem.weight.shape)
+    packed = SemiStructuredWeight.from_dense(torch.randn_like(problem.weight), mask)
+    call = torch.no_grad()(partial(semi_structured_linear, problem.x, packed, problem.bias))
+    return Arm(call, problem.weight.nbytes * 9 // 16)
+
+
+def linear_arm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Arm:
+    """A dense product, by cuBLAS on a GPU."""
+    return Arm(partial(F.linear, x, weight, bias), weight.nbytes)

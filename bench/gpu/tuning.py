@@ -1,0 +1,78 @@
+"""What is worth measuring for the dispatcher's table, most wanted first: BERT-base, BERT-large, MiniLM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+from sparseticket.bench.gpu import optimizers
+from sparseticket.bench.gpu.lab import Lab
+from sparseticket.bench.gpu.prepare import Pool, kernels_of
+from sparseticket.kernels.dispatch import Case
+
+BERT_BASE, BERT_LARGE, MINILM = 768, 1024, 384  # hidden sizes
+TRAIN = (("forward", "bias"), ("dgrad", "none"), ("wgrad", "none"))
+DENSITIES = (0.3, 0.12, 0.5)  # the next higher one speaks for a layer: layers differ under a ranked mask
+ROWS = (4096, 1024, 16384, 256)
+
+
+def cells(lab: Lab) -> Iterator[tuple[Case, int, float]]:
+    """Cases, rows and densities in order of priority; those that are in the table already are left out."""
+    there = {(cell.case, cell.m, cell.density) for cell in lab.table.cells}
+    for wanted in dict.fromkeys(_wanted(lab)):
+        if wanted not in there:
+            yield wanted
+
+
+def of_bert_base(lab: Lab) -> list[tuple[Case, int, float]]:
+    """What the entries with a whole BERT-base need before they run."""
+    rows = lab.rows(4096)
+    return [(case, rows, 0.3) for case in _cases(lab, BERT_BASE, 128, "bfloat16", ("infer", "train"))]
+
+
+def tune(lab: Lab, processes: Pool) -> int:
+    """Measure until the time is used or nothing is missing; says how many cells are still missing."""
+    for measure_cell in optimizers.cells(lab):
+        if lab.seconds_left > 0:
+            measure_cell()
+    todo = list(cells(lab))
+    while todo and lab.seconds_left > 0:
+        case, _, _ = todo[0]
+        alike = [wanted for wanted in todo if (wanted[0].pattern, wanted[0].dtype) == (case.pattern, case.dtype)]
+        processes.run(kernels_of(alike))
+        lab.cell(*todo.pop(0))
+    return len(todo) + len(optimizers.cells(lab))
+
+
+def _wanted(lab: Lab) -> Iterator[tuple[Case, int, float]]:
+    yield from of_bert_base(lab)
+    both = ("infer", "train")
+    groups = [
+        (BERT_BASE, 128, "bfloat16", both, ROWS[:3]),
+        (BERT_LARGE, 128, "bfloat16", both, ROWS[:3]),
+        (BERT_BASE, 64, "bfloat16", both, ROWS[:3]),
+        (MINILM, 64, "bfloat16", both, ROWS),
+        (MINILM, 32, "bfloat16", both, ROWS),
+        (BERT_BASE, 32, "bfloat16", both, ROWS[:3]),
+        (BERT_BASE, 128, "float16", both, ROWS[:3]),
+        (BERT_LARGE, 64, "bfloat16", both, ROWS[:3]),
+    ]
+    if lab.rehearse:
+        groups = groups[:1]
+    for hidden, block, dtype, modes, rows in groups:
+        for density, m in product(DENSITIES, rows):
+            for case in _cases(lab, hidden, block, dtype, modes):
+                yield case, lab.rows(m), density
+
+
+def _cases(lab: Lab, hidden: int, block: int, dtype: str, modes: tuple[str, ...]) -> Iterator[Case]:
+    """A BERT's linears, as they run for inference (Q, K and V as one, GELU behind the feed-forward) or in training."""
+    rows, columns = lab.block(block)
+    pattern, h, inner = f"block:{rows}x{columns}", lab.side(hidden), 4 * lab.side(hidden)
+    if "infer" in modes:
+        for n, k, epilogue in ((inner, h, "bias+gelu"), (h, inner, "bias"), (3 * h, h, "bias"), (h, h, "bias")):
+            yield Case("infer", n, k, pattern, dtype, epilogue)
+    if "train" in modes:
+        for n, k in ((inner, h), (h, inner), (h, h)):
+            for which, epilogue in TRAIN:
+                yield Case(which, n, k, pattern, dtype, epilogue)
