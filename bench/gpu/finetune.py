@@ -77,8 +77,8 @@ def _time(
 
     def make(name: str) -> Callable[[], Arm]:
         def build() -> Arm:
-            if name == AGAIN:
-                return made[DENSE]  # to compile it once more would take long
+            if name == AGAIN and not dynamic:  # to compile it once more takes long; but each has to meet every batch
+                return made[DENSE]
             source = cycle(batches) if isinstance(batches, list) else batches
             made[name] = _step(lab, name, density, block, source, **options)
             return made[name]
@@ -106,7 +106,7 @@ def _step(
         bert.zero_in_place(model, masks)
     if arm == OURS:
         if block != (1, 1):
-            use_kernels(model, masks, "train", dtype=torch.bfloat16, table=lab.table)
+            use_kernels(model, masks, "train", dtype=torch.bfloat16, table=lab.table, everywhere=lab.rehearse)
         optimizer = MaskedAdamW(parameters.values(), {parameters[name]: mask for name, mask in masks.items()}, lr=1e-5)
         clip = lambda: optimizer.clip_grad_norm(CLIP)  # noqa: E731
     else:
