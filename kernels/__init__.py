@@ -6,15 +6,23 @@ repository's root on the path, transformers finds it under the name of a library
 
 _HOME = {
     "BlockLayout": "blocks",
-    "BsrConv2d": "bsr_conv2d",
-    "PackedBlocks": "bsr_packed",
-    "PackedConv2d": "bsr_conv2d",
-    "SemiStructuredLinear": "semi_structured",
-    "SemiStructuredWeight": "semi_structured",
     "bsr_linear": "bsr_linear",
     "bsr_linear_packed": "bsr_packed",
+    "BsrConv2d": "bsr_conv2d",
+    "live_adamw": "live_adamw",
+    "LiveAdamW": "live_adamw",
+    "masked_adamw": "masked_adamw",
+    "masked_clip_grad_norm_": "masked_clip",
+    "masked_grad_norm": "masked_clip",
+    "masked_sgd": "masked_sgd",
+    "MaskedAdamW": "masked_adamw",
+    "MaskedSGD": "masked_sgd",
+    "PackedBlocks": "bsr_packed",
+    "PackedConv2d": "bsr_conv2d",
     "restore": "apply",
     "semi_structured_linear": "semi_structured",
+    "SemiStructuredLinear": "semi_structured",
+    "SemiStructuredWeight": "semi_structured",
     "use_kernels": "apply",
 }
 
