@@ -85,6 +85,18 @@ class BitmapWeight:
         """The same on another device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in ARRAYS})
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What it is made of, by name; :meth:`with_tensors` puts it together again."""
+        return {name: getattr(self, name) for name in ARRAYS}
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> BitmapWeight:
+        """The same of these tensors, which may have moved to another device."""
+        return BitmapWeight(self.shape, **{name: tensors[name] for name in ARRAYS})
+
+    def linear(self, x: Tensor, bias: Tensor | None, activation: str, tiles: tuple[int, ...]) -> Tensor:
+        """:func:`bitmap_linear` of this weight."""
+        return bitmap_linear(x, self, bias, activation=activation, launch=BitmapLaunch(*tiles) if tiles else None)
+
     @property
     def density(self) -> float:
         """Share of entries that are alive, 0 to 1."""

@@ -15,9 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparseticket.kernels.launch import runs_kernel
-from sparseticket.kernels.live_words import check_dense, flat, mask_of
-from sparseticket.kernels.masked_adamw import (
+from sparseticket.kernels.adamw import (
     adamw,
     adamw_reference,
     check_adamw_settings,
@@ -25,6 +23,8 @@ from sparseticket.kernels.masked_adamw import (
     scalars,
     step_settings,
 )
+from sparseticket.kernels.launch import runs_kernel
+from sparseticket.kernels.live_words import check_dense, flat, mask_of
 from sparseticket.kernels.masked_optimizer import MaskedOptimizer, Params
 from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, words_of
 from sparseticket.kernels.words import popcount
