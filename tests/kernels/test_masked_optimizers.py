@@ -157,6 +157,14 @@ def test_groups_without_a_live_entry_are_not_touched(device):
     assert (weight[:8] == 5).all() and (weight[16:] == 5).all()
 
 
+def test_the_first_step_is_as_long_as_the_learning_rate_though_beta_is_nearly_one(device):
+    weight = torch.nn.Parameter(torch.zeros(32, device=device))
+    optimizer = MaskedAdamW([weight], {}, lr=1.0, betas=(0.9, 0.9999), weight_decay=0)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert (weight + 1).abs().max() < 1e-5  # 1 - 0.9999 in fp32 is off by 2e-4
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("how", ["live", "momentum"])
 def test_bf16_agrees_on_a_gpu(close, how):
