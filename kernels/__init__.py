@@ -5,10 +5,15 @@ repository's root on the path, transformers finds it under the name of a library
 """
 
 _HOME = {
+    "BitmapLinear": "bitmap_linear",
+    "BitmapWeight": "bitmap_linear",
     "BlockLayout": "blocks",
+    "MaskedLinear": "masked_linear",
     "PackedBlocks": "bsr_packed",
+    "bitmap_linear": "bitmap_linear",
     "bsr_linear": "bsr_linear",
     "bsr_linear_packed": "bsr_packed",
+    "masked_linear": "masked_linear",
     "restore": "apply",
     "use_kernels": "apply",
 }
