@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from sparseticket.kernels.blocks import BlockLayout
-from sparseticket.kernels.bsr_linear import default_tiles
 from sparseticket.kernels.bsr_module import BsrLinear
 from sparseticket.kernels.dispatch import DENSE, Case, Choice, Table, table_for
 from sparseticket.kernels.fuse import activation_behind, groups_over_one_input
 from sparseticket.kernels.packed_linear import PackedLinear
 from sparseticket.kernels.packing import kernel_for, pack
 from sparseticket.kernels.pattern import block_of, density_of, pattern_of
-from sparseticket.kernels.plan import ANY, Plan
+from sparseticket.kernels.plan import Plan
 from sparseticket.kernels.tune import measure
 
 TRAIN = ("forward", "dgrad", "wgrad")
@@ -82,7 +81,7 @@ def use_kernels(
     if not layers:
         return []
     device = next(iter(layers.values()))[2].device
-    if device.type != "cuda" and not everywhere:
+    if device.type != "cuda" and not everywhere and table is None:
         _say_once("no GPU: every layer runs dense, on its reference")
         return [_dense(layer) for layer in layers.values()]
     how = _How(table or table_for(device) or Table(str(device)), dtype, tuple(measure_rows), everywhere, free_dense)
@@ -138,7 +137,9 @@ def _train(layer: Layer, how: _How) -> Placement:
     dtype = how.dtype or module.weight.dtype
     epilogue = {"forward": "none" if module.bias is None else "bias"}
     cases = [Case(which, *mask.shape, pattern, _name(dtype), epilogue.get(which, "none")) for which in TRAIN]
-    plan = _default_plan(block, dtype) if how.everywhere else _agreed(how.plan(cases, density, mask.device))
+    plan = (
+        Plan.always(*[Choice("bsr_linear")] * 3) if how.everywhere else _agreed(how.plan(cases, density, mask.device))
+    )
     if not plan.is_dense:
         module.__class__ = BsrLinear
         module.wrap(BlockLayout.from_mask(mask, block), plan)
@@ -192,15 +193,6 @@ def _layers(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Layer]:
         if type(module) is nn.Linear and name.endswith("weight"):
             layers[name] = (name, module, mask)
     return layers
-
-
-def _default_plan(block: tuple[int, int], dtype: torch.dtype) -> Plan:
-    """The block-sparse kernel in every pass, whatever the rows."""
-    steps = []
-    for bound in (16, 32, 512, ANY):
-        tiles = default_tiles(block, bound, dtype)
-        steps.append((bound, tuple(Choice("bsr_linear", tuple(one.as_ints())) for one in tiles)))
-    return Plan(tuple(steps))
 
 
 def _agreed(plan: Plan) -> Plan:

@@ -44,7 +44,7 @@ class Tiles:
         return [self.rows, self.out, self.reduce, self.warps, self.stages]
 
 
-DENSE: list[int] = []  # in the place of a pass's tiles: this pass runs as a dense product
+DENSE_PASS = [0]  # in the place of a pass's tiles: it runs as a dense product. [] is default_tiles
 
 
 @triton.jit
@@ -322,12 +322,13 @@ def _forward(
     wgrad_tiles: list[int],
 ) -> tuple[Tensor, Tensor]:
     n, k = weight.shape
-    if not runs_kernel(x) or not forward_tiles:
+    if not runs_kernel(x) or forward_tiles == DENSE_PASS:
         if not runs_kernel(x):
             weight = weight.masked_fill(~expand_blocks(row, col, block, (n, k)), 0)
         pre = F.linear(x, weight, bias)
         y = activate_reference(pre, activation)
         return (y, pre) if keep_pre and y is not pre else (y, x.new_empty(0))
+    forward_tiles = forward_tiles or default_tiles((block[0], block[1]), x.shape[0], x.dtype)[0].as_ints()
     return launch_product(
         x, weight, bias, crow, col, (n, k), (block[0], block[1]), weight.stride(), forward_tiles,
         activation=activation, keep_pre=keep_pre,
@@ -342,8 +343,9 @@ def _dgrad(
     n, k = weight.shape
     if not runs_kernel(dy):
         return dy @ weight.masked_fill(~expand_blocks(row, col, block, (n, k)), 0)
-    if not tiles:
+    if tiles == DENSE_PASS:
         return dy @ weight
+    tiles = tiles or default_tiles((block[0], block[1]), dy.shape[0], dy.dtype)[1].as_ints()
     strides = weight.stride(1), weight.stride(0)
     return launch_product(dy, weight, None, ccol, row_t, (k, n), (block[1], block[0]), strides, tiles)[0]
 
@@ -353,8 +355,9 @@ def _wgrad(
     dy: Tensor, x: Tensor, row: Tensor, col: Tensor, shape: list[int], block: list[int], tiles: list[int]
 ) -> Tensor:
     n, k = shape
-    if not runs_kernel(dy) or not tiles:
+    if not runs_kernel(dy) or tiles == DENSE_PASS:
         return (dy.T @ x).masked_fill(~expand_blocks(row, col, block, (n, k)), 0)
+    tiles = tiles or default_tiles((block[0], block[1]), dy.shape[0], dy.dtype)[2].as_ints()
     return _launch_wgrad(dy, x, row, col, (n, k), (block[0], block[1]), tiles)
 
 
@@ -405,8 +408,8 @@ def bsr_linear(
         layout: which blocks are alive, on the device of ``x``.
         bias: ``[N]``.
         activation: ``none``, ``relu`` or ``gelu`` (exact, by erf).
-        tiles: of forward, input gradient and weight gradient, as :meth:`Tiles.as_ints`; an empty list runs that pass as
-            a dense product. Without them, :func:`default_tiles`.
+        tiles: of forward, input gradient and weight gradient, as :meth:`Tiles.as_ints`; :data:`DENSE_PASS` runs that
+            pass as a dense product. An empty list, or none, is :func:`default_tiles`.
 
     Returns:
         ``[..., N]`` of x's dtype, accumulated in fp32. The gradient of ``weight`` is dense, exactly 0 in dead blocks.
@@ -418,7 +421,7 @@ def bsr_linear(
     x, weight, bias = as_autocast_would(x, weight, bias)
     _check(x, weight, layout, bias)
     rows = x.reshape(-1, x.shape[-1])
-    forward, dgrad, wgrad = tiles or [t.as_ints() for t in default_tiles(layout.block, rows.shape[0], x.dtype)]
+    forward, dgrad, wgrad = tiles or ([], [], [])  # chosen inside the operator: no guard on M where this is traced
     keep_pre = activation != "none" and torch.is_grad_enabled()
     y, _ = torch.ops.sparseticket.bsr_linear(
         rows, weight, bias, layout.crow, layout.col, layout.row, layout.ccol, layout.row_t, list(layout.block),

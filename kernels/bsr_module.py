@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseticket.kernels.blocks import ARRAYS, BlockLayout
-from sparseticket.kernels.bsr_linear import bsr_linear
+from sparseticket.kernels.bsr_linear import DENSE_PASS, bsr_linear
 from sparseticket.kernels.dispatch import DENSE
 from sparseticket.kernels.plan import Plan, rows_of
 
@@ -33,5 +33,5 @@ class BsrLinear(nn.Linear):
             return F.linear(x, self.weight, self.bias)
         arrays = {name: getattr(self, name) for name in ARRAYS}
         layout = BlockLayout((self.out_features, self.in_features), self._block, whole=True, **arrays)
-        tiles = tuple(list(choice.tiles) for choice in choices)
+        tiles = tuple(DENSE_PASS if choice.kernel == DENSE else list(choice.tiles) for choice in choices)
         return bsr_linear(x, self.weight, layout, self.bias, tiles=tiles)

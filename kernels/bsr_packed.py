@@ -80,6 +80,7 @@ def _forward(
     if not runs_kernel(x):
         return activate_reference(F.linear(x, unpack_blocks(values, row, col, shape), bias), activation)
     block = (values.shape[1], values.shape[2])
+    tiles = tiles or default_tiles(block, x.shape[0], x.dtype)[0].as_ints()
     return launch_product(
         x, values, bias, crow, col, (n, k), block, (0, 1), tiles, packed=True, activation=activation
     )[0]  # fmt: skip
@@ -120,6 +121,6 @@ def bsr_linear_packed(
     layout = weight.layout
     y = torch.ops.sparseticket.bsr_linear_packed(
         rows, weight.values, bias, layout.crow, layout.col, layout.row, [n, k], activation,
-        tiles or default_tiles(layout.block, rows.shape[0], x.dtype)[0].as_ints(),
+        tiles or [],
     )  # fmt: skip
     return y.reshape(*x.shape[:-1], n)

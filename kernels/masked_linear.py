@@ -135,7 +135,7 @@ def candidate_tiles(dtype: torch.dtype) -> list[Tiles]:
     for rows, out, reduce in ((16, 64, 128), (16, 128, 64), (64, 64, 64), (64, 128, 64), (128, 128, 64), (128, 64, 64)):
         reduce = reduce * 2 // size
         for stages in (3, 4):
-            found.append(Tiles(rows, out, reduce, 8 if rows * out >= 128 * 128 else 4, stages))
+            found.append(Tiles(rows, out, reduce, 8 if rows * out >= 64 * 128 else 4, stages))
     return found
 
 

@@ -8,6 +8,8 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from sparseticket.kernels import restore, use_kernels
+from sparseticket.kernels.bsr_linear import DENSE_PASS
+from sparseticket.kernels.dispatch import Case, Choice, Measured, Table
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -257,3 +259,36 @@ def test_packed_layers_refuse_to_train():
     model.train()
     with pytest.raises(RuntimeError, match="eval"):
         model(**batch())
+
+
+def test_each_pass_runs_as_the_table_says_for_its_number_of_rows(monkeypatch):
+    layer = nn.Linear(32, 32)
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[16:, :16] = True
+    layer.weight.data.masked_fill_(~mask, 0)
+    table, tiles = Table("some GPU"), (16, 16, 16, 4, 2)
+    for which, low in (("forward", 1.2), ("dgrad", 1.0), ("wgrad", 1.3)):
+        for m in (64, 1024):
+            case = Case(which, 32, 32, "block:16x16", "float32", "bias" if which == "forward" else "none")
+            table.add(Measured(case, m, 0.25, Choice("bsr_linear", tiles), low, low, low))
+    model = nn.Sequential(layer)
+    use_kernels(model, {"0.weight": mask}, table=table)
+    seen = []
+    import sparseticket.kernels.bsr_module as module
+
+    monkeypatch.setattr(module, "bsr_linear", lambda *a, tiles: seen.append(tiles))
+    model(torch.zeros(100, 32))
+    assert seen == [(list(tiles), DENSE_PASS, list(tiles))]
+    assert model(torch.zeros(5, 32)).shape == (5, 32) and len(seen) == 1, "five rows were not measured: dense"
+
+
+def test_a_layer_that_no_table_speaks_of_is_measured_when_asked():
+    layer = nn.Linear(32, 32)
+    mask = torch.eye(2, dtype=torch.bool).repeat_interleave(16, 0).repeat_interleave(16, 1)
+    layer.weight.data.masked_fill_(~mask, 0)
+    table = Table("this CPU")
+    use_kernels(nn.Sequential(layer), {"0.weight": mask}, table=table, measure_rows=[64])
+    assert {(cell.case.which, cell.m, cell.density) for cell in table.cells} == {
+        ("forward", 64, 0.5), ("dgrad", 64, 0.5), ("wgrad", 64, 0.5),
+    }  # fmt: skip
+    assert all(0 < cell.low <= cell.ratio <= cell.high for cell in table.cells)
