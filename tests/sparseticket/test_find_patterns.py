@@ -154,7 +154,7 @@ def test_a_ticket_is_refused_by_a_network_whose_groups_are_others(runs, tmp_path
         masks[name][:8] ^= True
     replace(found, masks=found.masks | masks).save(path)
     loaded, planned, _ = plan(path, seeds=1)
-    with pytest.raises(UserError, match="in this network: .* is not made of whole groups"):
+    with pytest.raises(UserError, match=r"in this network: .* is not made of whole groups"):
         transfer(loaded, planned, tmp_path / "t", screen=Screen(quiet=True))
     assert not (tmp_path / "t").exists()
 
