@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -58,7 +58,7 @@ def write_hf(model: LoadedModel, source: Path, folder: Path, dtype: str) -> list
     return _read_back(module, load_module(folder, None).to(DTYPES[dtype]).state_dict())
 
 
-def _written(write: object) -> None:
+def _written(write: Callable[[], None]) -> None:
     try:
         write()
     except SafetensorError as error:  # a full disk, in safetensors' words
