@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,19 @@ import onnx
 import onnxruntime
 import torch
 import transformers
+from torch import nn
 
 import sparseticket
 from sparseticket.errors import UserError
 from sparseticket.export import graph, layers, verify
 from sparseticket.export.against_ticket import check_under_ticket
 from sparseticket.export.loaded_model import LoadedModel, load
+from sparseticket.export.shrink import shrink
 from sparseticket.export.source import resolve
 from sparseticket.files import replace_folder, write_json
 
 LOWEST_OPSET, HIGHEST_OPSET = 17, 25  # at 26, torch writes a file that is labelled 18 and that ONNX Runtime rejects
+LAYOUTS = ("dense", "shrunk")
 REPORT = "export_report.json"
 ZEROS_NOTE = (
     "Zeros alone do not make ONNX Runtime faster: it multiplies by them (measured 1.01x at 90 % zeros on a CPU). "
@@ -32,6 +35,7 @@ def export_onnx(
     source: Path | None = None,
     out: Path | None = None,
     *,
+    layout: str = "dense",
     opset: int = 20,
     atol: float = 1e-4,
     rtol: float | None = None,
@@ -42,6 +46,7 @@ def export_onnx(
     Args:
         source: a run, round, ticket in its round, or model folder; None is the newest finished run in ``runs``.
         out: a folder to make, or one that an export made; by default ``onnx`` inside the source.
+        layout: "dense" (zeros included) or "shrunk" (dead heads, neurons and channels removed).
         opset: version of ONNX's operators, 17 to 25.
         atol: largest absolute difference to PyTorch, in units of the output.
         rtol: largest relative difference on top of it; None is 0 for text and 1e-4 for vision (logits of an untrained
@@ -56,7 +61,7 @@ def export_onnx(
         RunFailure: the file answers differently from PyTorch, has other zeros, or cannot be written; ``out`` is then
             as it was before.
     """
-    _check_options(opset, atol, rtol)
+    _check_options(layout, opset, atol, rtol)
     found = resolve(source)
     out = (out or found.home / "onnx").absolute()
     _check_out(out)
@@ -66,19 +71,35 @@ def export_onnx(
     if rtol is None:
         rtol = 1e-4 if model.kind == "vision" else 0.0
     tolerance = verify.Tolerance(atol, rtol)
+    whole = model
+    if layout == "shrunk":
+        model = replace(model, module=_smaller(model.module, found.label))
     with replace_folder(out) as folder:
         folder.mkdir()
         report = {
             "source": found.label,
             "format": "onnx",
-            "layout": "dense",
-            **_export(model, folder, opset, tolerance),
+            "layout": layout,
+            **_export(model, folder, opset, tolerance, whole),
         }
         write_json(folder / REPORT, report)
     return report
 
 
-def _export(model: LoadedModel, folder: Path, opset: int, tolerance: verify.Tolerance) -> dict[str, Any]:
+def _smaller(module: nn.Module, label: str) -> nn.Module:
+    shrunk = shrink(module)
+    if not shrunk.is_smaller:
+        raise UserError(
+            f"{label} has no head, neuron or channel that nothing reads: --layout shrunk has nothing to remove. "
+            "A ticket found with --pattern heads+neurons or channels has, and --layout dense takes any."
+        )
+    return shrunk.module
+
+
+def _export(
+    model: LoadedModel, folder: Path, opset: int, tolerance: verify.Tolerance, whole: LoadedModel
+) -> dict[str, Any]:
+    """``model`` is written; ``whole`` is the same before anything was removed, and what the file must answer like."""
     file = folder / "model.onnx"
     program = graph.trace(model, opset)
     holders = layers.find_weights(program, model.module)
@@ -91,7 +112,7 @@ def _export(model: LoadedModel, folder: Path, opset: int, tolerance: verify.Tole
         raise UserError(f"this model cannot be written in opset {opset}; the nearest that can: --opset {written}.")
     counted = layers.recount(file, holders)
     layers.check(counted, expected)
-    asked = verify.verify(model, file, tolerance)
+    asked = verify.verify(whole, file, tolerance)
     for name, content in model.companions.items():
         (folder / name).write_bytes(content)
     return {
@@ -118,7 +139,9 @@ def _is_sparse(counted: list[layers.Layer]) -> bool:
     return sum(layer.zeros for layer in counted) >= 0.01 * sum(layer.weights for layer in counted)
 
 
-def _check_options(opset: int, atol: float, rtol: float | None) -> None:
+def _check_options(layout: str, opset: int, atol: float, rtol: float | None) -> None:
+    if layout not in LAYOUTS:
+        raise UserError(f"--layout {layout} cannot be written: choose {' or '.join(LAYOUTS)}.")
     if not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
         raise UserError(f"--opset {opset} cannot be written: choose one from {LOWEST_OPSET} to {HIGHEST_OPSET}.")
     for name, value in (("--atol", atol), ("--rtol", rtol)):
