@@ -6,13 +6,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sparseticket.errors import UserError
 from sparseticket.seeds import generator
+
+if TYPE_CHECKING:
+    from sparseticket.export.shrink import Kept
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class LoadedModel:
         token_types: token types are below it; 0 where the model takes none.
         max_length: longest sequence in tokens; 0 for vision.
         image: channels, height, width; None for text.
+        kept: what of each layer is left, where dead heads, neurons and channels were removed.
         companions: files that are needed beside the model to deploy it, by name.
     """
 
@@ -37,6 +41,7 @@ class LoadedModel:
     token_types: int = 0
     max_length: int = 0
     image: tuple[int, int, int] | None = None
+    kept: tuple[Kept, ...] = ()
     companions: Mapping[str, bytes] = field(default_factory=dict)
 
     def example(self, batch: int, length: int = 0, *, padded: bool = False, seed: int = 0) -> dict[str, Tensor]:
@@ -72,11 +77,16 @@ def load(folder: Path, *, attention: str | None = "eager") -> LoadedModel:
     Raises:
         UserError: it is damaged, incomplete, or of a kind that is not known.
     """
-    if (folder / "model.json").is_file():
+    if kind_of(folder) == "vision":
         return _load_vision(folder)
     from sparseticket.export.text_model import load_text
 
     return load_text(folder, attention)
+
+
+def kind_of(folder: Path) -> Literal["text", "vision"]:
+    """What a model folder holds, by its description; loads nothing."""
+    return "vision" if (folder / "model.json").is_file() else "text"
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from torch import nn
 
 from sparseticket.errors import RunFailure, UserError
 from sparseticket.export import load_shrunk, save_shrunk
+from sparseticket.export.exporter import export_model
 from sparseticket.export.layers import torch_layers
 from sparseticket.export.loaded_model import load
 from sparseticket.export.shrink import backbone_of, shrink
-from sparseticket.export.to_onnx import export_onnx
 from sparseticket.models.families import KINDS, families
 
 PIECES = ("model.safetensors", "shrink.json")
@@ -101,8 +101,7 @@ def test_the_ticket_that_it_was_trained_under_is_written_down(text, tmp_path):
 
     masks = {"encoder.layer.0.output.dense.weight": torch.ones(32, 64, dtype=torch.bool)}
     ticket = Ticket(masks=masks, model="tiny", theta={}, scheduled_sparsity=0.0)
-    ticket.save(tmp_path / "a.ticket")
-    save_shrunk(text[2], tmp_path / "out", source=text[0], ticket=tmp_path / "a.ticket")
+    save_shrunk(text[2], tmp_path / "out", source=text[0], ticket=ticket)
     assert json.loads((tmp_path / "out" / "shrink.json").read_text())["ticket"] == ticket.identity
 
 
@@ -126,7 +125,7 @@ def test_a_bare_encoder_is_kept_without_its_pooler(classifier, tmp_path):
 
 def test_an_export_of_a_shrunk_model_needs_only_its_file(made, tmp_path):
     source, _, shrunk = made
-    report = export_onnx(source, tmp_path / "onnx", layout="shrunk")
+    report = export_model(source, tmp_path / "onnx", layout="shrunk")
     assert report["layout"] == "shrunk"
     weights = {name: weight.numel() for name, weight in torch_layers(shrunk.module).items()}
     assert {layer["name"]: layer["weights"] for layer in report["layers"]} == weights
@@ -139,23 +138,38 @@ def test_an_export_of_a_shrunk_model_needs_only_its_file(made, tmp_path):
 
 
 def test_a_shrunk_folder_can_be_exported(vision, tmp_path):
-    report = export_onnx(vision[1], tmp_path / "onnx")
+    report = export_model(vision[1], tmp_path / "onnx")
     weights = {name: weight.numel() for name, weight in torch_layers(vision[2].module).items()}
     assert {layer["name"]: layer["weights"] for layer in report["layers"]} == weights
 
 
-def test_the_export_is_compared_with_the_network_before_shrinking(text, tmp_path, monkeypatch):
+def test_a_shrunk_network_that_answers_differently_is_not_exported(text, tmp_path, monkeypatch):
     from sparseticket.export import shrink as shrinking
 
     monkeypatch.setattr(shrinking, "_read_entries", lambda backbone, family: [0])  # removes what is alive
-    with pytest.raises(RunFailure, match="answers differently from PyTorch"):
-        export_onnx(text[0], tmp_path / "out", layout="shrunk")
+    with pytest.raises(RunFailure, match="the shrunk model answers differently"):
+        export_model(text[0], tmp_path / "out", layout="shrunk")
     assert not (tmp_path / "out").exists()
+
+
+def test_safetensors_of_the_shrunk_layout_are_a_folder_that_loads(made, tmp_path):
+    source, folder, _ = made
+    report = export_model(source, tmp_path / "out", format="safetensors", layout="shrunk")
+    assert (tmp_path / "out" / "shrink.json").read_bytes() == (folder / "shrink.json").read_bytes()
+    state, again = load_shrunk(folder).state_dict(), load_shrunk(tmp_path / "out").state_dict()
+    assert all(torch.equal(state[name], again[name]) for name in state)
+    assert sum(layer["kept"] for layer in report["kept"]) < sum(layer["count"] for layer in report["kept"])
+
+
+def test_a_shrunk_network_has_no_folder_for_plain_transformers(text, tmp_path):
+    for source, layout in ((text[0], "shrunk"), (text[1], "dense")):
+        with pytest.raises(UserError, match="--format onnx"):
+            export_model(source, tmp_path / "out", format="hf", layout=layout)
 
 
 def test_a_model_without_dead_entries_has_no_shrunk_layout(classifier, tmp_path):
     with pytest.raises(UserError, match="nothing to remove"):
-        export_onnx(classifier, tmp_path / "out", layout="shrunk")
+        export_model(classifier, tmp_path / "out", layout="shrunk")
 
 
 def test_a_shrunk_folder_can_be_measured(text):
