@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparseticket.errors import UserError
 from sparseticket.export import provenance
 from sparseticket.export.options import Options
 from sparseticket.export.source import Source, resolve
 from sparseticket.files import replace_folder, write_json
+
+if TYPE_CHECKING:
+    from sparseticket.export.prepare import Prepared
+    from sparseticket.export.shrink import Shrunk
 
 REPORT = "export_report.json"
 ZEROS_NOTE = (
@@ -54,18 +58,15 @@ def export_model(
     from sparseticket.export.shrunk_folder import is_shrunk
 
     options.check_kind(kind_of(found.model))
-    if options.format == "hf" and is_shrunk(found.model):
-        raise UserError(
-            "a shrunk model has no hf folder (a transformers configuration gives all layers the same heads and "
-            "neurons): choose --format onnx, or load the folder as it is with sparseticket.export.load_shrunk."
-        )
-    model = prepare(load(found.model), origin.ticket, options.layout)
+    if options.format != "onnx" and is_shrunk(found.model):
+        raise UserError("this model is shrunk already, and its folder is how it is kept: use it, or --format onnx.")
+    prepared = prepare(load(found.model), origin.ticket, options.layout)
     with replace_folder(out) as folder:
         folder.mkdir()
         report = {
             "source": found.label,
             **{name: getattr(options, name) for name in ("format", "layout", "quantize", "dtype", "optimize")},
-            **_write(model, found, folder, options, origin),
+            **_write(prepared, found, folder, options, origin),
         }
         write_json(folder / REPORT, report)
     return report
@@ -76,28 +77,24 @@ def default_out(source: Source, format: str) -> Path:
     return source.home / format
 
 
-def _write(model: Any, source: Source, folder: Path, options: Options, origin: provenance.Provenance) -> dict[str, Any]:
+def _write(
+    prepared: Prepared, source: Source, folder: Path, options: Options, origin: provenance.Provenance
+) -> dict[str, Any]:
     from sparseticket.export.layers import torch_layers
 
+    model = prepared.model
     weights = list(torch_layers(model.module).values())
     sparsity = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
     metadata = origin.entries(sparsity)
     if options.format == "onnx":
-        from sparseticket.export import on_task
-        from sparseticket.export.to_onnx import write_onnx
-
-        task = None
-        if options.measures:
-            name = options.task or origin.task
-            task = on_task.make(name, options.data, model, source.model, max_length=origin.max_length)
-        written = write_onnx(model, folder, options, metadata=metadata, task=task)
+        written = _write_onnx(prepared, source, folder, options, origin, metadata)
     else:
         from sparseticket.export import to_safetensors
 
         if options.format == "hf":
             counted = to_safetensors.write_hf(model, source.model, folder, options.dtype)
-        elif options.layout == "shrunk":
-            counted = to_safetensors.write_shrunk(model, source.model, folder, options.dtype, origin.ticket)
+        elif prepared.shrunk is not None:
+            counted = to_safetensors.write_shrunk(prepared.shrunk, source, folder, options.dtype)
         else:
             counted = to_safetensors.write_safetensors(model, folder, options.dtype, metadata)
         written = {"layers": [{**vars(layer), "sparsity": layer.sparsity} for layer in counted]}
@@ -108,12 +105,34 @@ def _write(model: Any, source: Source, folder: Path, options: Options, origin: p
         "inputs": list(model.inputs),
         "outputs": list(model.outputs),
         "provenance": metadata,
-        **({"kept": [{**vars(layer), "kept": len(layer.kept)} for layer in model.kept]} if model.kept else {}),
+        **({"kept": _kept(prepared.shrunk)} if prepared.shrunk else {}),
         **written,
         "files": [{"name": item.name, "bytes": item.stat().st_size} for item in sorted(folder.iterdir())],
         "notes": _notes(options, sparsity),
         "versions": _versions(),
     }
+
+
+def _write_onnx(
+    prepared: Prepared,
+    source: Source,
+    folder: Path,
+    options: Options,
+    origin: provenance.Provenance,
+    metadata: dict[str, str],
+) -> dict[str, Any]:
+    from sparseticket.export import on_task
+    from sparseticket.export.to_onnx import write_onnx
+
+    task = None
+    if options.measures:
+        name = options.task or origin.task
+        task = on_task.make(name, options.data, prepared.whole, source.model, max_length=origin.max_length)
+    return write_onnx(prepared, folder, options, metadata=metadata, task=task)
+
+
+def _kept(shrunk: Shrunk) -> list[dict[str, Any]]:
+    return [{"kind": one.kind, "layer": one.layer, "kept": len(one.kept), "of": one.count} for one in shrunk.kept]
 
 
 def _notes(options: Options, sparsity: float) -> list[str]:

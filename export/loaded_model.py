@@ -6,16 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sparseticket.errors import UserError
 from sparseticket.seeds import generator
-
-if TYPE_CHECKING:
-    from sparseticket.export.shrink import Kept
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,6 @@ class LoadedModel:
         token_types: token types are below it; 0 where the model takes none.
         max_length: longest sequence in tokens; 0 for vision.
         image: channels, height, width; None for text.
-        kept: what of each layer is left, where dead heads, neurons and channels were removed.
         companions: files that are needed beside the model to deploy it, by name.
     """
 
@@ -41,7 +37,6 @@ class LoadedModel:
     token_types: int = 0
     max_length: int = 0
     image: tuple[int, int, int] | None = None
-    kept: tuple[Kept, ...] = ()
     companions: Mapping[str, bytes] = field(default_factory=dict)
 
     def example(self, batch: int, length: int = 0, *, padded: bool = False, seed: int = 0) -> dict[str, Tensor]:

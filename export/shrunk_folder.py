@@ -34,7 +34,7 @@ RECORD = "shrink.json"
 FORMAT = 1
 
 
-def save_shrunk(shrunk: Shrunk, folder: Path, *, source: Path, ticket: Ticket | None = None) -> None:
+def save_shrunk(shrunk: Shrunk, folder: Path, *, source: Path, ticket: Path | None = None) -> None:
     """Write ``model.safetensors``, ``shrink.json`` and what else :func:`load_shrunk` needs, whole or not at all.
 
     Args:
@@ -49,28 +49,22 @@ def save_shrunk(shrunk: Shrunk, folder: Path, *, source: Path, ticket: Ticket | 
     """
     if folder.exists() and not is_shrunk(folder) and (folder.is_file() or any(folder.iterdir())):
         raise UserError(f"{folder} holds something else: give a new folder to save the shrunk model in.")
-    with replace_folder(folder) as new:
-        new.mkdir()
-        write_files(shrunk, new, source=source, ticket=ticket)
-
-
-def write_files(shrunk: Shrunk, folder: Path, *, source: Path, ticket: Ticket | None) -> None:
-    """What :func:`save_shrunk` writes, into a folder that is there."""
     record = {
         "format": FORMAT,
-        "ticket": ticket.identity if ticket else None,
+        "ticket": Ticket.load(ticket).identity if ticket else None,
         "versions": {lib.__name__: lib.__version__ for lib in (sparseticket, torch, torchvision, transformers)},
         "layers": [asdict(layer) for layer in shrunk.kept],
     }
     tensors = _without_ties(shrunk.module.state_dict())
-    write_whole(folder / WEIGHTS, safetensors.torch.save({name: one.contiguous() for name, one in tensors.items()}))
-    write_whole(folder / RECORD, json.dumps(record) + "\n")  # without indents, or each kept index would fill a line
-    if isinstance(shrunk.module, transformers.PreTrainedModel):
-        for name, content in companions(source).items():
-            write_whole(folder / name, content)
-        write_json(folder / "config.json", _config(shrunk.module))
-    else:
-        write_whole(folder / DESCRIPTION, (source / DESCRIPTION).read_bytes())
+    with replace_folder(folder) as new:
+        write_whole(new / WEIGHTS, safetensors.torch.save({name: one.contiguous() for name, one in tensors.items()}))
+        write_whole(new / RECORD, json.dumps(record) + "\n")  # without indents, or each kept index would fill a line
+        if isinstance(shrunk.module, transformers.PreTrainedModel):
+            for name, content in companions(source).items():
+                write_whole(new / name, content)
+            write_json(new / "config.json", _config(shrunk.module))
+        else:
+            write_whole(new / DESCRIPTION, (source / DESCRIPTION).read_bytes())
 
 
 def is_shrunk(folder: Path) -> bool:

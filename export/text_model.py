@@ -60,6 +60,17 @@ def load_text(folder: Path, attention: str | None) -> LoadedModel:
     return LoadedModel(**{**vars(unnamed), "outputs": outputs})
 
 
+def load_module(folder: Path, attention: str | None) -> nn.Module:
+    """The transformers model in ``folder``, pooler included, fp32, on the CPU, in eval mode.
+
+    Raises:
+        UserError: transformers does not know its class, or the folder lacks some of its weights.
+    """
+    from sparseticket.export.shrunk_folder import is_shrunk, load_shrunk
+
+    return (load_shrunk if is_shrunk(folder) else _load_whole)(folder, attention).eval()
+
+
 def architecture(folder: Path) -> type[transformers.PreTrainedModel]:
     """The class of transformers that ``config.json`` in ``folder`` names; :class:`UserError` where it is none."""
     architectures = read_json(folder / "config.json").get("architectures") or [None]
@@ -73,16 +84,7 @@ def architecture(folder: Path) -> type[transformers.PreTrainedModel]:
     return kind
 
 
-def load_module(folder: Path, attention: str | None) -> nn.Module:
-    """The transformers model in ``folder``, whole or as it was shrunk, fp32, on the CPU, in eval mode.
-
-    Raises:
-        UserError: transformers does not know its class, or the folder lacks some of its weights.
-    """
-    from sparseticket.export.shrunk_folder import is_shrunk, load_shrunk
-
-    if is_shrunk(folder):
-        return load_shrunk(folder, attention)
+def _load_whole(folder: Path, attention: str | None) -> nn.Module:
     kind = architecture(folder)
     try:
         with quiet_transformers():
@@ -100,7 +102,7 @@ def load_module(folder: Path, attention: str | None) -> nn.Module:
     if loading["missing_keys"] or loading["mismatched_keys"]:
         first = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))[0]
         raise UserError(f"{folder} has no weights for {first}, which {kind.__name__} needs: save the whole model.")
-    return module.eval()
+    return module
 
 
 def _longest_sequence(module: nn.Module) -> int:

@@ -15,9 +15,10 @@ from sparseticket.errors import RunFailure
 from sparseticket.export.layers import Layer, torch_layers
 from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.export.shrink import Shrunk
+from sparseticket.export.shrunk_folder import load_shrunk, save_shrunk
+from sparseticket.export.source import Source
 from sparseticket.hub import quiet_transformers
 from sparseticket.models.vision import DESCRIPTION, WEIGHTS
-from sparseticket.ticket import Ticket
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -32,6 +33,17 @@ def write_safetensors(model: LoadedModel, folder: Path, dtype: str, metadata: Ma
     file = folder / WEIGHTS
     _written(lambda: safetensors.torch.save_model(module, str(file), dict(metadata)))
     return _read_back(module, safetensors.torch.load_file(file))
+
+
+def write_shrunk(shrunk: Shrunk, source: Source, folder: Path, dtype: str) -> list[Layer]:
+    """Write what is left of a network as the folder that :func:`load_shrunk` loads (in fp32, whatever is stored).
+
+    Raises:
+        RunFailure: what is read back is not what was written.
+    """
+    shrunk.module.to(DTYPES[dtype])
+    save_shrunk(shrunk, folder, source=source.model, ticket=source.ticket)
+    return _read_back(shrunk.module, load_shrunk(folder).to(DTYPES[dtype]).state_dict())
 
 
 def write_hf(model: LoadedModel, source: Path, folder: Path, dtype: str) -> list[Layer]:
@@ -58,19 +70,6 @@ def write_hf(model: LoadedModel, source: Path, folder: Path, dtype: str) -> list
     entries = {key: value for key, value in json.loads(config.read_text()).items() if key not in PATH_KEYS}
     config.write_text(json.dumps(entries, indent=2) + "\n")
     return _read_back(module, load_module(folder, None).to(DTYPES[dtype]).state_dict())
-
-
-def write_shrunk(model: LoadedModel, source: Path, folder: Path, dtype: str, ticket: Ticket | None) -> list[Layer]:
-    """Write a folder for :func:`sparseticket.export.load_shrunk`; ``source`` is the model folder that was shrunk.
-
-    Raises:
-        RunFailure: what is read back is not what was written.
-    """
-    from sparseticket.export.shrunk_folder import load_shrunk, write_files
-
-    module = model.module.to(DTYPES[dtype])
-    write_files(Shrunk(module, model.kept), folder, source=source, ticket=ticket)
-    return _read_back(module, load_shrunk(folder).to(DTYPES[dtype]).state_dict())
 
 
 def _written(write: Callable[[], None]) -> None:

@@ -14,7 +14,7 @@ def export(
     out: Annotated[Path | None, Argument(help="The folder to write. Default: SOURCE/FORMAT.")] = None,
     format: Annotated[str, Option(help="onnx, safetensors (one file), or hf (a folder for from_pretrained).")] = "onnx",
     layout: Annotated[
-        str, Option(help="dense, shrunk (without dead heads, neurons, channels), or sparse-storage (smaller only).")
+        str, Option(help="dense, shrunk (dead heads, neurons, channels removed), or sparse-storage.")
     ] = "dense",
     quantize: Annotated[str, Option(help="INT8: none, dynamic (text), static (vision; needs --data).")] = "none",
     dtype: Annotated[str, Option(help="fp32 or fp16.")] = "fp32",

@@ -30,6 +30,8 @@ REFUSED = [
     ({"format": "hf", "opset": 18}, "--opset is for --format onnx"),
     ({"format": "safetensors", "quantize": "dynamic"}, "--quantize is for --format onnx"),
     ({"format": "hf", "external_data": True}, "--external-data is for --format onnx"),
+    ({"format": "safetensors", "layout": "sparse-storage"}, "--layout is for --format onnx"),
+    ({"format": "hf", "layout": "shrunk"}, "use --format safetensors"),
     ({"quantize": "static", "data": HERE, "task": "text"}, "use --quantize dynamic"),
 ]
 

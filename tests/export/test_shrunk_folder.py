@@ -101,7 +101,8 @@ def test_the_ticket_that_it_was_trained_under_is_written_down(text, tmp_path):
 
     masks = {"encoder.layer.0.output.dense.weight": torch.ones(32, 64, dtype=torch.bool)}
     ticket = Ticket(masks=masks, model="tiny", theta={}, scheduled_sparsity=0.0)
-    save_shrunk(text[2], tmp_path / "out", source=text[0], ticket=ticket)
+    ticket.save(tmp_path / "a.ticket")
+    save_shrunk(text[2], tmp_path / "out", source=text[0], ticket=tmp_path / "a.ticket")
     assert json.loads((tmp_path / "out" / "shrink.json").read_text())["ticket"] == ticket.identity
 
 
@@ -137,34 +138,37 @@ def test_an_export_of_a_shrunk_model_needs_only_its_file(made, tmp_path):
         torch.testing.assert_close(torch.from_numpy(got), model.answer(inputs)["logits"], atol=1e-4, rtol=1e-4)
 
 
+def test_a_shrunk_model_is_kept_as_its_folder_where_no_onnx_is_asked_for(made, tmp_path):
+    source, _, shrunk = made
+    report = export_model(source, tmp_path / "out", layout="shrunk", format="safetensors")
+    got = load_shrunk(tmp_path / "out").state_dict()
+    assert all(torch.equal(got[name], one) for name, one in shrunk.module.state_dict().items())
+    weights = {name: weight.numel() for name, weight in torch_layers(shrunk.module).items()}
+    assert {layer["name"]: layer["weights"] for layer in report["layers"]} == weights
+    assert [(one["of"], one["kept"]) for one in report["kept"]] == [(one.count, len(one.kept)) for one in shrunk.kept]
+    with pytest.raises(UserError, match="shrunk already"):
+        export_model(tmp_path / "out", tmp_path / "again", format="hf")
+
+
+def test_a_shrunk_model_is_quantized_and_fused_as_any_other(text, tmp_path):
+    report = export_model(text[0], tmp_path / "int8", layout="shrunk", quantize="dynamic", agreement=0.8)
+    assert report["agreement"]["logits"] >= 0.8
+    assert export_model(text[0], tmp_path / "fused", layout="shrunk", optimize="ort")["fused"]["attention"] == 2
+
+
 def test_a_shrunk_folder_can_be_exported(vision, tmp_path):
     report = export_model(vision[1], tmp_path / "onnx")
     weights = {name: weight.numel() for name, weight in torch_layers(vision[2].module).items()}
     assert {layer["name"]: layer["weights"] for layer in report["layers"]} == weights
 
 
-def test_a_shrunk_network_that_answers_differently_is_not_exported(text, tmp_path, monkeypatch):
+def test_the_export_is_compared_with_the_network_before_shrinking(text, tmp_path, monkeypatch):
     from sparseticket.export import shrink as shrinking
 
     monkeypatch.setattr(shrinking, "_read_entries", lambda backbone, family: [0])  # removes what is alive
-    with pytest.raises(RunFailure, match="the shrunk model answers differently"):
+    with pytest.raises(RunFailure, match="answers differently from PyTorch"):
         export_model(text[0], tmp_path / "out", layout="shrunk")
     assert not (tmp_path / "out").exists()
-
-
-def test_safetensors_of_the_shrunk_layout_are_a_folder_that_loads(made, tmp_path):
-    source, folder, _ = made
-    report = export_model(source, tmp_path / "out", format="safetensors", layout="shrunk")
-    assert (tmp_path / "out" / "shrink.json").read_bytes() == (folder / "shrink.json").read_bytes()
-    state, again = load_shrunk(folder).state_dict(), load_shrunk(tmp_path / "out").state_dict()
-    assert all(torch.equal(state[name], again[name]) for name in state)
-    assert sum(layer["kept"] for layer in report["kept"]) < sum(layer["count"] for layer in report["kept"])
-
-
-def test_a_shrunk_network_has_no_folder_for_plain_transformers(text, tmp_path):
-    for source, layout in ((text[0], "shrunk"), (text[1], "dense")):
-        with pytest.raises(UserError, match="--format onnx"):
-            export_model(source, tmp_path / "out", format="hf", layout=layout)
 
 
 def test_a_model_without_dead_entries_has_no_shrunk_layout(classifier, tmp_path):
