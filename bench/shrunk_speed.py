@@ -26,6 +26,7 @@ from sparseticket.export import quantize
 from sparseticket.export.exporter import export_model
 from sparseticket.export.shrink import backbone_of, removable
 from sparseticket.files import write_json
+from sparseticket.hub import quiet_transformers
 from sparseticket.models import Head, resolve
 from sparseticket.tensors import save_tensors
 
@@ -59,7 +60,8 @@ def bert(name: str = "bert-base", tokens: int = TOKENS, **sizes: int) -> Shape:
     def save(folder: Path) -> None:
         torch.manual_seed(0)
         model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
-        halve(model).save_pretrained(folder)
+        with quiet_transformers():
+            halve(model).save_pretrained(folder)
 
     ids = np.random.default_rng(0).integers(1, transformers.BertConfig(**sizes).vocab_size, (1, tokens))
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
