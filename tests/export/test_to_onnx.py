@@ -153,9 +153,12 @@ def test_a_resnet_agrees_and_brings_its_preprocessing(small_resnet, tmp_path):
     assert (preprocessing["size"], preprocessing["classes"], len(preprocessing["mean"])) == (32, 10, 3)
 
 
-def test_weights_beyond_protobufs_limit_go_into_a_file_of_their_own(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr(to_onnx, "LARGEST_FILE", 0)
-    report = export_model(quick, tmp_path / "out")
+@pytest.mark.parametrize(("limit", "asked"), [(0, {}), (to_onnx.LARGEST_FILE, {"external_data": True})])
+def test_weights_beyond_protobufs_limit_or_on_request_go_into_a_file_of_their_own(
+    quick, tmp_path, monkeypatch, limit, asked
+):
+    monkeypatch.setattr(to_onnx, "LARGEST_FILE", limit)
+    report = export_model(quick, tmp_path / "out", **asked)
     sizes = {file["name"]: file["bytes"] for file in report["files"]}
     assert sizes["model.onnx.data"] > 1000
     moved = (tmp_path / "out").rename(tmp_path / "moved")
