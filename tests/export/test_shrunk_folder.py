@@ -145,6 +145,7 @@ def test_a_shrunk_model_is_kept_as_its_folder_where_no_onnx_is_asked_for(made, t
     assert all(torch.equal(got[name], one) for name, one in shrunk.module.state_dict().items())
     weights = {name: weight.numel() for name, weight in torch_layers(shrunk.module).items()}
     assert {layer["name"]: layer["weights"] for layer in report["layers"]} == weights
+    assert [(one["of"], one["kept"]) for one in report["kept"]] == [(one.count, len(one.kept)) for one in shrunk.kept]
     with pytest.raises(UserError, match="shrunk already"):
         export_model(tmp_path / "out", tmp_path / "again", format="hf")
 
