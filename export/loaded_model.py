@@ -65,18 +65,23 @@ class LoadedModel:
 
 
 def load(folder: Path, *, attention: str | None = "eager") -> LoadedModel:
-    """Load a model folder written by ``save_pretrained`` (text) or by this project (vision).
+    """Load a model folder written by ``save_pretrained`` (text) or by this project (vision, or shrunk).
 
     ``attention`` is transformers' name of an implementation: "eager" gives the cleanest graph, None the fastest.
 
     Raises:
         UserError: it is damaged, incomplete, or of a kind that is not known.
     """
-    if (folder / "model.json").is_file():
+    if kind_of(folder) == "vision":
         return _load_vision(folder)
     from sparseticket.export.text_model import load_text
 
     return load_text(folder, attention)
+
+
+def kind_of(folder: Path) -> Literal["text", "vision"]:
+    """What a model folder holds, by its description; loads nothing."""
+    return "vision" if (folder / "model.json").is_file() else "text"
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -91,10 +96,11 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _load_vision(folder: Path) -> LoadedModel:
+    from sparseticket.export.shrunk_folder import is_shrunk, load_shrunk
     from sparseticket.models.vision import describe_saved, load_saved
 
     described = asdict(describe_saved(folder))
-    module = load_saved(folder).float()
+    module = (load_shrunk if is_shrunk(folder) else load_saved)(folder).float()
     stem = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
     preprocessing = {key: described[key] for key in ("size", "mean", "std", "classes", "class_names")}
     return LoadedModel(

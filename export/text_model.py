@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from sparseticket.errors import UserError
 from sparseticket.export.loaded_model import LoadedModel, read_json
@@ -30,7 +30,9 @@ PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_
 
 def load_text(folder: Path, attention: str | None) -> LoadedModel:
     """Load ``folder``; a tensor that its architecture needs and the file lacks is an error, never a random one."""
-    module = _load_module(folder, attention)
+    module = load_module(folder, attention)
+    if getattr(module, "pooler", None) is not None:
+        module.pooler = None  # a plain encoder is exported for its token embeddings; nothing reads its pooler
     config = module.config
     takes = inspect.signature(module.forward).parameters
     if not {"input_ids", "attention_mask"} <= set(takes) or getattr(config, "is_encoder_decoder", False):
@@ -46,22 +48,44 @@ def load_text(folder: Path, attention: str | None) -> LoadedModel:
         vocabulary=config.vocab_size,
         token_types=token_types,
         max_length=_longest_sequence(module),
-        companions=_companions(folder),
+        companions=companions(folder),
     )
     with torch.inference_mode():
-        outputs = tuple(module(**unnamed.example(1, 2)).keys())
+        outputs = module(**unnamed.example(1, 2))
+    if others := [name for name, value in outputs.items() if not isinstance(value, Tensor)]:
+        raise UserError(
+            f"{type(module).__name__} returns {others[0]}, which is no tensor: only encoders are exported, with a head."
+        )
+    outputs = tuple(outputs)
     return LoadedModel(**{**vars(unnamed), "outputs": outputs})
 
 
-def _load_module(folder: Path, attention: str | None) -> nn.Module:
+def load_module(folder: Path, attention: str | None) -> nn.Module:
+    """The transformers model in ``folder``, pooler included, fp32, on the CPU, in eval mode.
+
+    Raises:
+        UserError: transformers does not know its class, or the folder lacks some of its weights.
+    """
+    from sparseticket.export.shrunk_folder import is_shrunk, load_shrunk
+
+    return (load_shrunk if is_shrunk(folder) else _load_whole)(folder, attention).eval()
+
+
+def architecture(folder: Path) -> type[transformers.PreTrainedModel]:
+    """The class of transformers that ``config.json`` in ``folder`` names; :class:`UserError` where it is none."""
     architectures = read_json(folder / "config.json").get("architectures") or [None]
-    architecture = architectures[0] if isinstance(architectures, list) else None
-    kind = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
+    name = architectures[0] if isinstance(architectures, list) else None
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (inspect.isclass(kind) and issubclass(kind, transformers.PreTrainedModel)):
         raise UserError(
-            f"{folder / 'config.json'} names the architecture {architecture!r}, which transformers "
+            f"{folder / 'config.json'} names the architecture {name!r}, which transformers "
             f"{transformers.__version__} does not have: save the model with save_pretrained of a transformers class."
         )
+    return kind
+
+
+def _load_whole(folder: Path, attention: str | None) -> nn.Module:
+    kind = architecture(folder)
     try:
         with quiet_transformers():
             module, loading = kind.from_pretrained(
@@ -74,13 +98,11 @@ def _load_module(folder: Path, attention: str | None) -> nn.Module:
             )
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{folder} cannot be loaded as {architecture}: {reason}") from error
+        raise UserError(f"{folder} cannot be loaded as {kind.__name__}: {reason}") from error
     if loading["missing_keys"] or loading["mismatched_keys"]:
         first = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))[0]
-        raise UserError(f"{folder} has no weights for {first}, which {architecture} needs: save the whole model.")
-    if getattr(module, "pooler", None) is not None:
-        module.pooler = None  # a plain encoder is exported for its token embeddings; nothing reads its pooler
-    return module.eval()
+        raise UserError(f"{folder} has no weights for {first}, which {kind.__name__} needs: save the whole model.")
+    return module
 
 
 def _longest_sequence(module: nn.Module) -> int:
@@ -91,7 +113,8 @@ def _longest_sequence(module: nn.Module) -> int:
     return getattr(module.config, "max_position_embeddings", 512)
 
 
-def _companions(folder: Path) -> dict[str, bytes]:
+def companions(folder: Path) -> dict[str, bytes]:
+    """The configuration and the tokenizer's files in ``folder`` by name, without paths of this machine."""
     found = {}
     for name in ("config.json", *TOKENIZER_FILES):
         file = folder / name

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparseticket import masks
 from sparseticket.kernels.words import BITS, pack_words
+from sparseticket.masks import pack, unpack
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -49,12 +49,12 @@ def mask_of(words: Tensor, like: Tensor) -> Tensor:
     if not len(words):
         return torch.ones(like.numel(), dtype=torch.bool, device=like.device)
     packed = words.cpu().view(torch.uint8)[: (like.numel() + 7) // 8]
-    return masks.unpack(packed, (like.numel(),)).to(like.device)
+    return unpack(packed, (like.numel(),)).to(like.device)
 
 
 def mask_hash(mask: Tensor) -> str:
     """SHA-256 of a bool mask's packed bits, as a ticket file holds them."""
-    return hashlib.sha256(masks.pack(mask).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(pack(mask).numpy().tobytes()).hexdigest()
 
 
 def check_dense(first: Sequence[Tensor], words: Sequence[Tensor], **others: Sequence[Tensor]) -> None:

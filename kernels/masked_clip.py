@@ -53,7 +53,7 @@ def masked_norm_reference(gradients: Sequence[Tensor], words: Sequence[Tensor]) 
 
 # Not a triton_op: addresses of tensors cannot be traced. To Inductor this is one opaque operator.
 @torch.library.custom_op("sparseticket::masked_norm", mutates_args=())
-def _masked_norm(gradients: list[Tensor], words: list[Tensor]) -> Tensor:
+def masked_norm_unchecked(gradients: list[Tensor], words: list[Tensor]) -> Tensor:
     if not runs_kernel(gradients[0]):
         return masked_norm_reference(gradients, words)
     tiles = Tiles()
@@ -70,7 +70,7 @@ def _masked_norm(gradients: list[Tensor], words: list[Tensor]) -> Tensor:
     return norm
 
 
-@_masked_norm.register_fake
+@masked_norm_unchecked.register_fake
 def _(gradients: list[Tensor], words: list[Tensor]) -> Tensor:
     return gradients[0].new_empty((), dtype=torch.float32)
 
@@ -87,7 +87,7 @@ def masked_grad_norm(gradients: Sequence[Tensor], words: Sequence[Tensor]) -> Te
     if not gradients:
         return torch.zeros(())
     check_dense(gradients, words, gradients=gradients)
-    return _masked_norm(list(gradients), list(words))
+    return masked_norm_unchecked(list(gradients), list(words))
 
 
 @torch.no_grad()

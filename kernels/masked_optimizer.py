@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparseticket.kernels.live_words import flat, is_dense, mask_hash, mask_of, mask_words
-from sparseticket.kernels.masked_clip import clip_divisor, masked_grad_norm
+from sparseticket.kernels.masked_clip import clip_divisor, masked_norm_unchecked
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -88,7 +88,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         norms = []
         for _, parameters in self._with_gradients():
             gradients = [self._gradient(parameter) for parameter in parameters]
-            norms.append(masked_grad_norm(gradients, [self._words[parameter] for parameter in parameters]))
+            norms.append(masked_norm_unchecked(gradients, [self._words[parameter] for parameter in parameters]))
         if not norms:
             return torch.zeros(())
         norm = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
@@ -133,7 +133,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
                     continue
                 if parameter.stride() != self._strides[parameter]:
                     raise ValueError("a parameter's memory format changed: make the optimizer after changing it")
-                self._words[parameter] = self._words[parameter].to(parameter.device)
+                if (words := self._words[parameter]).device != parameter.device:
+                    self._words[parameter] = words.to(parameter.device)
                 found.setdefault((number, parameter.device), []).append(parameter)
         return [(self.param_groups[number], parameters) for (number, _), parameters in found.items()]
 

@@ -55,13 +55,11 @@ class Launch:
     """Tensors that one launch takes together.
 
     Attributes:
-        members: places of the tensors in the lists that were given.
         dtypes: Triton's dtype of each column.
         even: every address is aligned to 16 bytes and every size a multiple of 32, so that loads may be wide.
     """
 
     table: Table
-    members: list[int]
     dtypes: tuple[tl.dtype, ...]
     even: bool
 
@@ -79,41 +77,40 @@ class Launch:
 
 
 def launches(columns: Sequence[Sequence[Tensor]], chunk: int) -> Iterator[Launch]:
-    """The launches over ``columns``, lists of equally many tensors; a tensor without entries stands for none.
+    """The launches over ``columns``, lists of equally many tensors on one device; one without entries stands for none.
 
     The first column says how many entries each has; those without any are left out.
     """
+    sizes = [tensor.numel() for tensor in columns[0]]
+    addresses = torch.tensor([[tensor.data_ptr() for tensor in column] for column in columns])  # 0 for no entries
+    odd = (addresses % ALIGNMENT != 0).any(0).tolist()
     together: dict[tuple, list[int]] = {}
-    addresses = [[tensor.data_ptr() if tensor.numel() else 0 for tensor in column] for column in columns]
-    for place, first in enumerate(columns[0]):
-        if size := first.numel():
-            even = size % BITS == 0 and not any(column[place] % ALIGNMENT for column in addresses)
-            key = (first.device, even, *(column[place].dtype for column in columns))
-            together.setdefault(key, []).append(place)
-    for (device, even, *dtypes), members in together.items():
-        sizes = tuple(columns[0][place].numel() for place in members)
-        where = tuple(tuple(column[place] for place in members) for column in addresses)
+    for place, dtypes in enumerate(zip(*([tensor.dtype for tensor in column] for column in columns), strict=True)):
+        if size := sizes[place]:
+            together.setdefault((not odd[place] and size % BITS == 0, dtypes), []).append(place)
+    device = columns[0][0].device
+    for (even, dtypes), members in together.items():
         names = tuple(getattr(tl, str(dtype).removeprefix("torch.")) for dtype in dtypes)
-        yield Launch(_table(sizes, where, chunk, device), members, names, even)
+        table = _table(tuple(sizes[place] for place in members), addresses[:, members].T, chunk, device)
+        yield Launch(table, names, even)
 
 
 _tables: OrderedDict[tuple, Table] = OrderedDict()
 _captured: list[Table] = []  # a CUDA graph reads these for as long as it lives
 
 
-def _table(sizes: tuple[int, ...], addresses: tuple[tuple[int, ...], ...], chunk: int, device: torch.device) -> Table:
+def _table(sizes: tuple[int, ...], addresses: Tensor, chunk: int, device: torch.device) -> Table:
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    key = (sizes, addresses, chunk, device)
+    key = (sizes, addresses.numpy().tobytes(), chunk, device)
     if key in _tables and not capturing:
         _tables.move_to_end(key)
         return _tables[key]
-    counts = torch.tensor(sizes).add(chunk - 1).div(chunk, rounding_mode="floor")
+    counts = torch.tensor([-(-size // chunk) for size in sizes])
     starts = counts.cumsum(0) - counts
-    host = torch.stack([torch.tensor(sizes), starts, *map(torch.tensor, addresses)], 1)
-    owners = _owners(sizes, chunk, device)
+    host = torch.cat([torch.tensor(sizes)[:, None], starts[:, None], addresses], 1)
     if device.type == "cuda":
         host = host.pin_memory()
-    table = Table(host.to(device, non_blocking=True), owners, host)
+    table = Table(host.to(device, non_blocking=True), _owners(sizes, chunk, device), host)
     if capturing:
         _captured.append(table)
     else:

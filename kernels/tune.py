@@ -13,11 +13,12 @@ from torch import Tensor
 
 from sparseticket.kernels.activation import activate_reference
 from sparseticket.kernels.blocks import BlockLayout
-from sparseticket.kernels.bsr_linear import candidate_tiles, default_tiles
+from sparseticket.kernels.bsr import candidate_tiles, default_tiles
 from sparseticket.kernels.clock import Clock
 from sparseticket.kernels.dispatch import Case, Choice, Measured
-from sparseticket.kernels.packing import kernel_for, pack, packed_candidates
+from sparseticket.kernels.packing import Packing, packing_for
 from sparseticket.kernels.pattern import SEMI_STRUCTURED, block_of
+from sparseticket.kernels.tune_convolution import ConvolutionProblem
 
 AGREEMENT = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 5e-3}  # of the largest value; fp32 may be TF32
 PASSES = ("forward", "dgrad", "wgrad")
@@ -41,7 +42,8 @@ def measure(
     take turns for ``rounds``, which give the interval. The clock is a cold one for ``device`` unless another is given.
     """
     clock = clock or Clock(device)
-    problem = Problem.draw(case, m, density, device, seed)
+    kind = ConvolutionProblem if case.which == "convolution" else Problem
+    problem = kind.draw(case, m, density, device, seed)
     dense, expected = problem.dense, problem.dense().float()
     times: list[tuple[float, Choice, Callable[[], Tensor]]] = []
     for choice, call in problem.candidates(thorough):
@@ -108,10 +110,12 @@ class Problem:
 
     def candidates(self, thorough: bool) -> Iterator[tuple[Choice, Callable[[], Tensor]]]:
         """What could run in its place."""
-        pattern, which, block = self.case.pattern, self.case.which, block_of(self.case.pattern)
+        which, block = self.case.which, block_of(self.case.pattern)
         if which == "infer":
-            tilings = packed_candidates(pattern, self.dtype, thorough=thorough)
-            yield from self._calls([Choice(kernel_for(pattern), tiles) for tiles in tilings])
+            packing = self._packing()
+            tilings = [(), *packing.tiles] if thorough else [()]
+            if self.x.shape[0] <= packing.most_rows:
+                yield from self._calls([Choice(packing.kernel, tiles) for tiles in tilings])
         elif block:
             tilings = [default_tiles(block, self.x.shape[0], self.dtype)[PASSES.index(which)]]
             tilings += candidate_tiles(block, which, self.dtype) if thorough else []
@@ -123,13 +127,20 @@ class Problem:
 
     def _calls(self, choices: Sequence[Choice]) -> Iterator[tuple[Choice, Callable[[], Tensor]]]:
         if self.case.which == "infer":
-            packed = pack(self.weight, self.mask, self.case.pattern)
+            try:
+                packed = self._packing().pack(self.weight, self.mask)
+            except ValueError as error:  # a size or dtype that this kernel does not run
+                log.info("%s: %s", self._packing().kernel, error)
+                return
             for choice in choices:
                 yield choice, partial(packed.linear, self.x, self.bias, self.activation, choice.tiles)
         else:
             layout = BlockLayout.from_mask(self.mask, block_of(self.case.pattern))
             for choice in choices:
                 yield choice, partial(self._one_pass, self.case.which, layout, list(choice.tiles))
+
+    def _packing(self) -> Packing:
+        return packing_for(self.case.pattern, (self.case.n, self.case.k), self.dtype)
 
     def _one_pass(self, which: str, layout: BlockLayout, tiles: list[int]) -> Tensor:
         ops, block = torch.ops.sparseticket, list(layout.block)

@@ -56,7 +56,7 @@ def picks(table: Table) -> list[tuple[Case, int, float, Choice]]:
     """Linears for which the table picks a kernel at rows between (or beside) those that were measured."""
     found = []
     for case, density in dict.fromkeys((cell.case, cell.density) for cell in table.cells):
-        if case.which == "optimizer":
+        if case.which in ("optimizer", "convolution"):
             continue
         measured = [cell.m for cell in table.rows(case, density)]
         beside = [round(math.sqrt(a * b)) // 8 * 8 for a, b in itertools.pairwise(measured)]

@@ -11,7 +11,7 @@ from sparseticket.bench.gpu.arms import AGAIN, DENSE, Arm, median_of, ratio_or_r
 from sparseticket.bench.gpu.lab import Lab
 from sparseticket.bench.gpu.peers import linear_arm
 from sparseticket.bench.gpu.roofline import linear_ms
-from sparseticket.kernels.bitmap_linear import BitmapLaunch, BitmapWeight, bitmap_linear, candidate_launches
+from sparseticket.kernels.bitmap import BitmapLaunch, BitmapWeight, bitmap_linear, candidate_launches
 from sparseticket.kernels.dispatch import Case
 from sparseticket.kernels.tune import Problem
 

@@ -16,8 +16,8 @@ from sparseticket.bench.gpu.arms import AGAIN, DENSE, Arm, Times, ratio_or_reaso
 from sparseticket.bench.gpu.lab import Lab
 from sparseticket.bench.gpu.lengths import sst2_lengths
 from sparseticket.bench.gpu.optimizers import CLIP
+from sparseticket.kernels.adamw import MaskedAdamW
 from sparseticket.kernels.apply import use_kernels
-from sparseticket.kernels.masked_adamw import MaskedAdamW
 
 PRUNE, MULTIPLIED, OURS = "nn.utils.prune", "zeros in place, masks multiplied", "sparseticket"
 STEP = "warm eager"  # a step is no CUDA graph; 10 ms of work hide the launches or do not, and both count

@@ -16,10 +16,10 @@ from sparseticket.bench.gpu.masks import bert_shapes, ranked_masks, uniform_mask
 from sparseticket.bench.gpu.peers import core_bsr_arm, linear_arm, prune_arm, pruned_linear, two_of_four_arm
 from sparseticket.bench.gpu.roofline import linear_ms
 from sparseticket.kernels.blocks import BlockLayout
-from sparseticket.kernels.bsr_linear import bsr_linear
+from sparseticket.kernels.bsr import bsr_linear
 from sparseticket.kernels.bsr_packed import PackedBlocks, bsr_linear_packed
 from sparseticket.kernels.dispatch import Case
-from sparseticket.kernels.masked_linear import masked_linear
+from sparseticket.kernels.masked import masked_linear
 from sparseticket.kernels.tune import PASSES, Problem
 from sparseticket.kernels.words import pack_words
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from sparseticket.bench.gpu.arms import AGAIN, DENSE, Arm, ratio_or_reason, time_arms
 from sparseticket.bench.gpu.lab import Lab
 from sparseticket.bench.gpu.masks import bert_shapes
+from sparseticket.kernels.adamw import MaskedAdamW
+from sparseticket.kernels.adamw_live import LiveAdamW
 from sparseticket.kernels.dispatch import Case, Choice, Measured
-from sparseticket.kernels.live_adamw import LiveAdamW
-from sparseticket.kernels.masked_adamw import MaskedAdamW
 from sparseticket.kernels.masked_optimizer import MaskedOptimizer
 
 MASKED, LIVE = "MaskedAdamW", "LiveAdamW, bf16 weights"

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from sparseticket.bench.gpu.arms import why
 from sparseticket.bench.gpu.lab import Lab
-from sparseticket.kernels.bitmap_linear import BitmapWeight, bitmap_linear
+from sparseticket.kernels.adamw import MaskedAdamW
+from sparseticket.kernels.adamw_live import LiveAdamW
+from sparseticket.kernels.bitmap import BitmapWeight, bitmap_linear
 from sparseticket.kernels.blocks import BlockLayout
-from sparseticket.kernels.bsr_conv2d import PackedConv2d, bsr_conv2d
-from sparseticket.kernels.bsr_linear import bsr_linear
+from sparseticket.kernels.bsr import bsr_linear
 from sparseticket.kernels.bsr_packed import PackedBlocks, bsr_linear_packed
-from sparseticket.kernels.live_adamw import LiveAdamW
-from sparseticket.kernels.masked_adamw import MaskedAdamW
-from sparseticket.kernels.masked_linear import masked_linear
-from sparseticket.kernels.masked_sgd import MaskedSGD
+from sparseticket.kernels.conv2d import PackedConv2d, bsr_conv2d
+from sparseticket.kernels.masked import masked_linear
 from sparseticket.kernels.semi_structured import SemiStructuredWeight, semi_structured_linear
+from sparseticket.kernels.sgd import MaskedSGD
 from sparseticket.kernels.words import pack_words
 
 TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 4e-3}  # of the largest value; fp32 may be TF32

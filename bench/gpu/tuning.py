@@ -12,8 +12,9 @@ from sparseticket.kernels.dispatch import Case
 
 BERT_BASE, BERT_LARGE, MINILM = 768, 1024, 384  # hidden sizes
 TRAIN = (("forward", "bias"), ("dgrad", "none"), ("wgrad", "none"))
-DENSITIES = (0.3, 0.12, 0.5)  # the next higher one speaks for a layer: layers differ under a ranked mask
-ROWS = (4096, 1024, 16384, 256)
+INFER, BOTH = ("infer",), ("infer", "train")
+DENSITIES = (0.3, 0.15, 0.5)  # the next higher one speaks for a layer: layers differ under a ranked mask
+MANY, FEW = (4096, 1024, 16384), (16, 64, 1)  # rows
 
 
 def cells(lab: Lab) -> Iterator[tuple[Case, int, float]]:
@@ -27,7 +28,7 @@ def cells(lab: Lab) -> Iterator[tuple[Case, int, float]]:
 def of_bert_base(lab: Lab) -> list[tuple[Case, int, float]]:
     """What the entries with a whole BERT-base need before they run."""
     rows = lab.rows(4096)
-    return [(case, rows, 0.3) for case in _cases(lab, BERT_BASE, 128, "bfloat16", ("infer", "train"))]
+    return [(case, rows, 0.3) for case in _cases(lab, BERT_BASE, _square(lab, 128), "bfloat16", BOTH)]
 
 
 def tune(lab: Lab, processes: Pool) -> int:
@@ -46,29 +47,33 @@ def tune(lab: Lab, processes: Pool) -> int:
 
 def _wanted(lab: Lab) -> Iterator[tuple[Case, int, float]]:
     yield from of_bert_base(lab)
-    both = ("infer", "train")
     groups = [
-        (BERT_BASE, 128, "bfloat16", both, ROWS[:3]),
-        (BERT_LARGE, 128, "bfloat16", both, ROWS[:3]),
-        (BERT_BASE, 64, "bfloat16", both, ROWS[:3]),
-        (MINILM, 64, "bfloat16", both, ROWS),
-        (MINILM, 32, "bfloat16", both, ROWS),
-        (BERT_BASE, 32, "bfloat16", both, ROWS[:3]),
-        (BERT_BASE, 128, "float16", both, ROWS[:3]),
-        (BERT_LARGE, 64, "bfloat16", both, ROWS[:3]),
+        (BERT_BASE, _square(lab, 128), "bfloat16", BOTH, MANY),
+        (BERT_LARGE, _square(lab, 128), "bfloat16", BOTH, MANY),
+        (BERT_BASE, "unstructured", "bfloat16", INFER, FEW),
+        (BERT_BASE, _square(lab, 64), "bfloat16", BOTH, MANY),
+        (MINILM, _square(lab, 64), "bfloat16", BOTH, MANY),
+        (MINILM, _square(lab, 32), "bfloat16", BOTH, MANY),
+        (BERT_BASE, "2:4", "bfloat16", INFER, MANY),
+        (BERT_LARGE, "unstructured", "bfloat16", INFER, FEW),
+        (BERT_BASE, _square(lab, 32), "bfloat16", BOTH, MANY),
+        (BERT_BASE, _square(lab, 128), "float16", BOTH, MANY),
+        (BERT_LARGE, _square(lab, 64), "bfloat16", BOTH, MANY),
     ]
-    if lab.rehearse:
-        groups = groups[:1]
-    for hidden, block, dtype, modes, rows in groups:
+    for hidden, pattern, dtype, modes, rows in groups[:1] if lab.rehearse else groups:
         for density, m in product(DENSITIES, rows):
-            for case in _cases(lab, hidden, block, dtype, modes):
+            for case in _cases(lab, hidden, pattern, dtype, modes):
                 yield case, lab.rows(m), density
 
 
-def _cases(lab: Lab, hidden: int, block: int, dtype: str, modes: tuple[str, ...]) -> Iterator[Case]:
+def _square(lab: Lab, side: int) -> str:
+    rows, columns = lab.block(side)
+    return f"block:{rows}x{columns}"
+
+
+def _cases(lab: Lab, hidden: int, pattern: str, dtype: str, modes: tuple[str, ...]) -> Iterator[Case]:
     """A BERT's linears, as they run for inference (Q, K and V as one, GELU behind the feed-forward) or in training."""
-    rows, columns = lab.block(block)
-    pattern, h, inner = f"block:{rows}x{columns}", lab.side(hidden), 4 * lab.side(hidden)
+    h, inner = lab.side(hidden), 4 * lab.side(hidden)
     if "infer" in modes:
         for n, k, epilogue in ((inner, h, "bias+gelu"), (h, inner, "bias"), (3 * h, h, "bias"), (h, h, "bias")):
             yield Case("infer", n, k, pattern, dtype, epilogue)

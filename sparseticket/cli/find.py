@@ -21,13 +21,18 @@ def find(
     lr_schedule: Annotated[str | None, Option(help="restart in every round, or keep one over all rounds.")] = None,
     prune_pooler: Annotated[bool | None, Option(help="Prune a BERT's pooler too.")] = None,
     prune_first: Annotated[bool | None, Option(help="Prune before any training.")] = None,
-    pattern: Annotated[str | None, Option(help="Where zeros may lie: unstructured.")] = None,
+    pattern: Annotated[
+        str | None, Option(help="unstructured, 2:4, block:64x64, heads, neurons, heads+neurons, channels.")
+    ] = None,
     optimizer: Annotated[str | None, Option(help="adamw or sgd.")] = None,
     lr: Annotated[float | None, Option(help="Learning rate.")] = None,
     batch_size: Annotated[int | None, Option(help="Examples a step, over all processes.")] = None,
     max_length: Annotated[int | None, Option(help="Tokens of a text.")] = None,
     weight_decay: Annotated[float | None, Option(help="Weight decay.")] = None,
     precision: Annotated[str | None, Option(help="no, fp16 or bf16 (mixed precision).")] = None,
+    kernels: Annotated[
+        str | None, Option(help="auto: on a GPU, sparse kernels where they are faster. off: dense everywhere.")
+    ] = None,
     dense: Annotated[
         bool, Option("--dense/--no-dense", help="Where pruning comes first: train one dense network for reference.")
     ] = True,
@@ -70,6 +75,7 @@ def find(
             "lr": lr,
             "weight_decay": weight_decay,
             "precision": precision,
+            "kernels": kernels,
         },
     )
     screen = Screen()

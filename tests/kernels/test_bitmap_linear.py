@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparseticket.kernels.bitmap_linear import BitmapLaunch, BitmapLinear, BitmapWeight, bitmap_linear, default_launch
+from sparseticket.kernels.bitmap import BitmapLaunch, BitmapLinear, BitmapWeight, bitmap_linear, default_launch
 
 SHAPES = [(1, 64, 64), (16, 100, 200), (37, 5, 70), (64, 130, 33)]  # M, N, K
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]

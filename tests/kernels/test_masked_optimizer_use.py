@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparseticket.kernels import LiveAdamW, MaskedAdamW, MaskedSGD, masked_clip_grad_norm_
-from sparseticket.kernels.live_adamw import prefix_counts
+from sparseticket.kernels.adamw_live import prefix_counts
 from sparseticket.kernels.live_words import mask_hash, mask_words
 
 MAKE = {

@@ -157,6 +157,14 @@ def test_groups_without_a_live_entry_are_not_touched(device):
     assert (weight[:8] == 5).all() and (weight[16:] == 5).all()
 
 
+def test_the_first_step_is_as_long_as_the_learning_rate_though_beta_is_nearly_one(device):
+    weight = torch.nn.Parameter(torch.zeros(32, device=device))
+    optimizer = MaskedAdamW([weight], {}, lr=1.0, betas=(0.9, 0.9999), weight_decay=0)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert (weight + 1).abs().max() < 1e-5  # 1 - 0.9999 in fp32 is off by 2e-4
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("how", ["live", "momentum"])
 def test_bf16_agrees_on_a_gpu(close, how):
@@ -208,7 +216,7 @@ def compiled(kernel, arch, **dtypes):
 
 @pytest.mark.parametrize("arch", [80, 90, 120])
 def test_adamw_reads_and_writes_16_bytes_at_a_time_under_its_masks(arch):
-    from sparseticket.kernels.masked_adamw import masked_adamw_kernel
+    from sparseticket.kernels.adamw import masked_adamw_kernel
 
     made = compiled(masked_adamw_kernel, arch, WEIGHT=tl.float32, GRADIENT=tl.float32, MOMENT=tl.float32)
     assert made.spilled == 0
@@ -218,7 +226,7 @@ def test_adamw_reads_and_writes_16_bytes_at_a_time_under_its_masks(arch):
 
 def test_sgd_and_the_norm_read_16_bytes_at_a_time():
     from sparseticket.kernels.masked_clip import squares_kernel
-    from sparseticket.kernels.masked_sgd import masked_sgd_kernel
+    from sparseticket.kernels.sgd import masked_sgd_kernel
 
     dtypes = {"WEIGHT": tl.float32, "GRADIENT": tl.float32, "BUFFER": tl.float32}
     step = compiled(masked_sgd_kernel, 90, **dtypes, MOMENTUM=True, NESTEROV=False)
@@ -228,7 +236,7 @@ def test_sgd_and_the_norm_read_16_bytes_at_a_time():
 
 
 def test_live_adamw_is_the_same_program_in_bf16_and_fp16():
-    from sparseticket.kernels.live_adamw import live_adamw_kernel
+    from sparseticket.kernels.adamw_live import live_adamw_kernel
 
     half, brain = (compiled(live_adamw_kernel, 90, WEIGHT=t, GRADIENT=t) for t in (tl.float16, tl.bfloat16))
     assert brain.spilled == 0

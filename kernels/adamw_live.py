@@ -15,16 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparseticket.kernels.launch import runs_kernel
-from sparseticket.kernels.live_words import check_dense, flat, mask_of
-from sparseticket.kernels.masked_adamw import (
+from sparseticket.kernels.adamw import (
     adamw,
     adamw_reference,
     check_adamw_settings,
     check_steps,
     scalars,
+    step_adamw,
     step_settings,
 )
+from sparseticket.kernels.launch import runs_kernel
+from sparseticket.kernels.live_words import check_dense, flat, mask_of
 from sparseticket.kernels.masked_optimizer import MaskedOptimizer, Params
 from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, words_of
 from sparseticket.kernels.words import popcount
@@ -203,27 +204,8 @@ def live_adamw(
             raise ValueError(f"states of the weight of {tuple(weight.shape)} do not have an entry for each live weight")
         if {m.dtype, v.dtype, master.dtype} != {torch.float32} or prefix.dtype != torch.int32:
             raise ValueError("states must be fp32, and prefixes int32")
-    torch._foreach_add_(steps, 1)
-    lr_tensor = lr if isinstance(lr, Tensor) else None
-    _live_adamw(
-        list(weights),
-        list(gradients),
-        list(exp_avgs),
-        list(exp_avg_sqs),
-        list(masters),
-        list(words),
-        list(prefixes),
-        list(steps),
-        0.0 if lr_tensor is not None else float(lr),
-        lr_tensor,
-        *betas,
-        eps,
-        weight_decay,
-        grad_scale,
-        found_inf,
-    )
-    if found_inf is not None:
-        torch._foreach_sub_(steps, [found_inf.reshape(())] * len(steps))
+    tensors = (weights, gradients, exp_avgs, exp_avg_sqs, masters, words, prefixes)
+    step_adamw(_live_adamw, tensors, steps, lr, betas, eps, weight_decay, grad_scale, found_inf)
 
 
 def prefix_counts(words: Tensor) -> Tensor:
@@ -289,13 +271,12 @@ class LiveAdamW(MaskedOptimizer):
         state = [self.state[parameter] for parameter in parameters]
         for parameter in parameters:
             self._prefixes[parameter] = self._prefixes[parameter].to(parameter.device)
-        live_adamw(
+        tensors = (
             parameters,
             [self._gradient(parameter) for parameter in parameters],
             *([entry[key] for entry in state] for key in STATES),
             [self._words[parameter] for parameter in parameters],
             [self._prefixes[parameter] for parameter in parameters],
-            [entry["step"] for entry in state],
-            **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay")},
-            **scaling,
         )
+        settings = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
+        step_adamw(_live_adamw, tensors, [entry["step"] for entry in state], **settings, **scaling)

@@ -12,8 +12,6 @@ The weight gradient is a plain product, over whose dead entries a second kernel 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 import triton
@@ -21,24 +19,11 @@ import triton.language as tl
 from torch import Tensor
 
 from sparseticket.kernels.activation import activate, activate_backward, activate_reference, check_activation
+from sparseticket.kernels.bsr import Tiles
 from sparseticket.kernels.launch import as_autocast_would, fp32_precision, launchable, runs_kernel
 from sparseticket.kernels.words import BITS, pack_words, unpack_words
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
-class MaskedTiles(NamedTuple):
-    """How a pass is cut up: a program makes ``rows x out`` results, ``reduce`` terms of the sum at a time.
-
-    Whichever of ``out`` (forward: rows of W; input gradient: its columns) and ``reduce`` runs along K is a multiple of
-    32, so that a tile holds whole words.
-    """
-
-    rows: int
-    out: int
-    reduce: int
-    warps: int
-    stages: int
 
 
 @triton.jit
@@ -131,22 +116,26 @@ def zero_dead_kernel(
     tl.store(GRAD + n[:, None].to(tl.int64) * k_size + k[None, :], zero, mask=dead)
 
 
-def default_tiles(m: int, dtype: torch.dtype) -> MaskedTiles:
-    """Tiles of forward and input gradient that run on every GPU (at most 99 KB of shared memory)."""
+def default_tiles(m: int, dtype: torch.dtype) -> Tiles:
+    """Tiles of forward and input gradient that run on every GPU (at most 99 KB of shared memory).
+
+    Whichever of ``out`` (forward: rows of W; input gradient: its columns) and ``reduce`` runs along K is a multiple of
+    32, so that a tile holds whole words.
+    """
     rows = 16 if m <= 16 else 32 if m <= 32 else 64 if m <= 512 else 128
     if dtype == torch.float32:
-        return MaskedTiles(min(rows, 64), 64, 32, 4, 3)
-    return MaskedTiles(rows, 128, 64, 8 if rows == 128 else 4, 3)
+        return Tiles(min(rows, 64), 64, 32, 4, 3)
+    return Tiles(rows, 128, 64, 8 if rows >= 64 else 4, 3)
 
 
-def candidate_tiles(dtype: torch.dtype) -> list[MaskedTiles]:
+def candidate_tiles(dtype: torch.dtype) -> list[Tiles]:
     """What is worth measuring, for either pass and any M."""
     size = torch.finfo(dtype).bits // 8
     found = []
     for rows, out, reduce in ((16, 64, 128), (16, 128, 64), (64, 64, 64), (64, 128, 64), (128, 128, 64), (128, 64, 64)):
         reduce = reduce * 2 // size
         for stages in (3, 4):
-            found.append(MaskedTiles(rows, out, reduce, 8 if rows * out >= 128 * 128 else 4, stages))
+            found.append(Tiles(rows, out, reduce, 8 if rows * out >= 64 * 128 else 4, stages))
     return found
 
 
@@ -277,7 +266,7 @@ def masked_linear(
             straight through the mask), as methods that score or regrow them need; times W it is the gradient of
             scores (Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?", section 3). Otherwise the
             gradient of a dead weight is exactly 0.
-        tiles: of forward and input gradient, as :class:`MaskedTiles`' numbers; without them, :func:`default_tiles`.
+        tiles: of forward and input gradient, as :meth:`Tiles.as_ints`; without them, :func:`default_tiles`.
 
     Returns:
         ``[..., N]`` of x's dtype, accumulated in fp32.
@@ -292,7 +281,7 @@ def masked_linear(
     keep_pre = activation != "none" and torch.is_grad_enabled()
     y, _ = torch.ops.sparseticket.masked_linear(
         rows, weight, words.contiguous(), bias, activation, keep_pre, dense_grad,
-        list(tiles or default_tiles(rows.shape[0], x.dtype)),
+        tiles or default_tiles(rows.shape[0], x.dtype).as_ints(),
     )  # fmt: skip
     return y.reshape(*x.shape[:-1], weight.shape[0])
 

@@ -85,6 +85,18 @@ class BitmapWeight:
         """The same on another device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in ARRAYS})
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What it is made of, by name; :meth:`with_tensors` puts it together again."""
+        return {name: getattr(self, name) for name in ARRAYS}
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> BitmapWeight:
+        """The same of these tensors, which may have moved to another device."""
+        return BitmapWeight(self.shape, **{name: tensors[name] for name in ARRAYS})
+
+    def linear(self, x: Tensor, bias: Tensor | None, activation: str, tiles: tuple[int, ...]) -> Tensor:
+        """:func:`bitmap_linear` of this weight."""
+        return bitmap_linear(x, self, bias, activation=activation, launch=BitmapLaunch(*tiles) if tiles else None)
+
     @property
     def density(self) -> float:
         """Share of entries that are alive, 0 to 1."""
@@ -174,7 +186,7 @@ def _places(BITMAP, OFFSETS, STARTS, tile, block, k_tiles, last):
     inside = tl.full((SIDE,), tile, tl.int32) < last
     bits = tl.load(BITMAP + row, mask=inside, other=0)
     offset = tl.load(OFFSETS + row, mask=inside, other=0)
-    start = tl.load(STARTS + at * (tile < last))
+    start = tl.load(STARTS + at * (tile < last))  # any that there is: nothing is read by it
     return bits, offset, start
 
 
@@ -239,9 +251,9 @@ class BitmapLaunch(NamedTuple):
 
 
 def default_launch(n: int, k: int) -> BitmapLaunch:
-    """Enough programs to fill a GPU, of four tiles of K or more each; at most 40 KB of shared memory in 16 bits."""
+    """Enough programs to fill a GPU, of four tiles of K or more each; at most 64 KB of shared memory."""
     blocks, tiles = triton.cdiv(n, SIDE.value), triton.cdiv(k, SIDE.value)
-    return BitmapLaunch(max(1, min(triton.cdiv(PROGRAMS, blocks), tiles // 4)), 4, 3)
+    return BitmapLaunch(max(1, min(triton.cdiv(PROGRAMS, blocks), tiles // 4)), 8, 3)
 
 
 def candidate_launches(n: int, k: int) -> list[BitmapLaunch]:
@@ -278,7 +290,7 @@ def _forward(
     given = bias if bias is not None else y
     launchable(bitmap_matmul_kernel)[(blocks, splits)](
         x, values, bitmap, offsets, starts, into, given, m, n, k, tiles, tiles_of_split, x.stride(0), x.stride(1),
-        TILE_M=16 if m <= 16 else 32 if m <= 32 else 64, EVEN=k % SIDE.value == 0, HAS_BIAS=bias is not None,
+        TILE_M=16 if m <= 16 else 64, EVEN=k % SIDE.value == 0, HAS_BIAS=bias is not None,
         PARTIAL=partial, ACTIVATION=activation, PRECISION=fp32_precision(), num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if partial:

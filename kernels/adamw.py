@@ -9,7 +9,7 @@ to that. Algorithm: Loshchilov and Hutter, "Decoupled Weight Decay Regularizatio
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import triton
@@ -221,23 +221,26 @@ def masked_adamw(
         return
     check_dense(weights, words, gradients=gradients, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
     check_steps(weights, steps)
+    tensors = (weights, gradients, exp_avgs, exp_avg_sqs, words)
+    step_adamw(_masked_adamw, tensors, steps, lr, betas, eps, weight_decay, grad_scale, found_inf)
+
+
+def step_adamw(
+    operator: Callable[..., None],
+    tensors: Sequence[Sequence[Tensor]],
+    steps: Sequence[Tensor],
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """Count a step and take it, unchecked: looking at BERT's 200 parameters costs more than the launch."""
     torch._foreach_add_(steps, 1)
-    lr_tensor = lr if isinstance(lr, Tensor) else None
-    _masked_adamw(
-        list(weights),
-        list(gradients),
-        list(exp_avgs),
-        list(exp_avg_sqs),
-        list(words),
-        list(steps),
-        0.0 if lr_tensor is not None else float(lr),
-        lr_tensor,
-        *betas,
-        eps,
-        weight_decay,
-        grad_scale,
-        found_inf,
-    )
+    number, tensor = (0.0, lr) if isinstance(lr, Tensor) else (float(lr), None)
+    lists = [list(each) for each in (*tensors, steps)]
+    operator(*lists, number, tensor, *betas, eps, weight_decay, grad_scale, found_inf)
     if found_inf is not None:
         torch._foreach_sub_(steps, [found_inf.reshape(())] * len(steps))
 
@@ -282,15 +285,14 @@ class MaskedAdamW(MaskedOptimizer):
 
     def _update(self, group: dict, parameters: list[Tensor], **scaling: Tensor | None) -> None:
         state = [self.state[parameter] for parameter in parameters]
-        masked_adamw(
+        tensors = (
             parameters,
             [self._gradient(parameter) for parameter in parameters],
             *([entry[key] for entry in state] for key in ("exp_avg", "exp_avg_sq")),
             [self._words[parameter] for parameter in parameters],
-            [entry["step"] for entry in state],
-            **{key: group[key] for key in ("lr", "betas", "eps", "weight_decay")},
-            **scaling,
         )
+        settings = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
+        step_adamw(_masked_adamw, tensors, [entry["step"] for entry in state], **settings, **scaling)
 
 
 def check_adamw_settings(lr: float | Tensor, betas: Iterable[float], eps: float, weight_decay: float) -> None:

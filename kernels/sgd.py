@@ -1,6 +1,6 @@
 """SGD with momentum in one pass over what is alive: dead weights stay +0.0, whatever their gradients are.
 
-Layout, and what is not touched, as in :mod:`sparseticket.kernels.masked_adamw`. Algorithm: Sutskever et al., "On the
+Layout, and what is not touched, as in :mod:`sparseticket.kernels.adamw`. Algorithm: Sutskever et al., "On the
 importance of initialization and momentum in deep learning" (2013), in torch's form: the learning rate is outside the
 momentum, weight decay is added to the gradient, and there is no dampening.
 """
