@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from sparseticket.bench.gpu.clocks import CLOCKS, Mode
+from sparseticket.bench.gpu.figures import describe
 from sparseticket.files import write_whole
 from sparseticket.kernels.dispatch import Case, Choice, Measured, Table
 from sparseticket.kernels.tune import measure
@@ -34,6 +35,7 @@ class Lab:
         seconds: how long the run may take.
         data: folder of SST-2 in GLUE's layout, or None.
         minilm: folder of a MiniLM with its tokenizer, or None.
+        table_file: the dispatcher's table; by default ``table.json`` in ``out``.
     """
 
     out: Path
@@ -41,7 +43,12 @@ class Lab:
     seconds: float = 480.0
     data: Path | None = None
     minilm: Path | None = None
+    table_file: Path | None = None
     begun: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        """Where the table lies follows from the folder."""
+        self.table_file = self.table_file or self.out / "table.json"
 
     @property
     def device(self) -> str:
@@ -90,13 +97,11 @@ class Lab:
 
     @cached_property
     def table(self) -> Table:
-        """What was measured for the dispatcher, in this run and those before it in the same folder."""
-        return Table.load(self.table_file) if self.table_file.exists() else Table(self.gpu)
-
-    @property
-    def table_file(self) -> Path:
-        """Where the table is kept."""
-        return self.out / "table.json"
+        """What was measured for the dispatcher, now or before with the same versions; else one begins anew."""
+        about = describe(self.gpu, rehearsal=self.rehearse)
+        new = Table(self.gpu, about["versions"], about["date"])
+        there = Table.load(self.table_file) if self.table_file.exists() else new
+        return there if (there.gpu, there.versions) == (new.gpu, new.versions) else new
 
     @property
     def results_file(self) -> Path:
