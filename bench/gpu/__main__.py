@@ -33,7 +33,7 @@ def run(lab: Lab) -> str:
             measure(lab, figures, entries.first(lab))
             for wanted in tuning.of_bert_base(lab):
                 if lab.seconds_left > 0:
-                    lab.cell(*wanted)
+                    lab.try_cell(*wanted)
             networks = entries.networks(lab)
             if lab.seconds_left > 0 and not all(figures.has(name) for name in networks):
                 say(lab, "compiling networks")
@@ -60,6 +60,7 @@ def measure(lab: Lab, figures: Figures, todo: dict[str, Entry], *, again: bool =
             logging.getLogger(__name__).info("%s failed", name, exc_info=True)
             figure = {"error": why(error)}
         figures.write(name, figure | {"seconds": round(time.monotonic() - begun, 1)})
+        summarize(lab, figures)
         if lab.device == "cuda":
             torch.cuda.empty_cache()
 

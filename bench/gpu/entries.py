@@ -67,7 +67,7 @@ def to_compile_first(lab: Lab, figures: Figures) -> dict[str, Task]:
     }
     if not lab.rehearse:  # core's tuner compiles what it tries; what it finds here, beside others, is thrown away
         tasks |= {f"core {name}": partial(_tune_core, name) for name in ("ffn-in", "ffn-out")}
-    return kernels_of(tuning.of_bert_base(lab)) | tasks
+    return tasks | kernels_of(tuning.of_bert_base(lab))  # the longest first
 
 
 def to_compile_then(lab: Lab) -> dict[str, Task]:

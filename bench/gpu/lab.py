@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from sparseticket.files import write_whole
 from sparseticket.kernels.dispatch import Case, Choice, Measured, Table
 from sparseticket.kernels.tune import measure
 
+log = logging.getLogger(__name__)
 SMALLER = 24  # by how much a rehearsal shrinks a weight's sides
 
 
@@ -122,6 +124,13 @@ class Lab:
         clock = self.clock("cold graph")
         self.keep(measure(case, m, density, self.device, thorough=thorough, rounds=rounds, clock=clock))
         return self.table.cells[-1]
+
+    def try_cell(self, case: Case, m: int, density: float) -> None:
+        """:meth:`cell`; where it fails, the table goes without."""
+        try:
+            self.cell(case, m, density)
+        except Exception as error:
+            log.warning("%s of %d rows could not be measured: %s: %s", case, m, type(error).__name__, error)
 
     def keep(self, cell: Measured) -> None:
         """Put a cell into the table, and save it."""

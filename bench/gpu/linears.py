@@ -13,7 +13,7 @@ from torch import Tensor
 from sparseticket.bench.gpu.arms import AGAIN, DENSE, Arm, Times, least, median_of, ratio_or_reason, time_arms
 from sparseticket.bench.gpu.lab import Lab
 from sparseticket.bench.gpu.masks import bert_shapes, ranked_masks, uniform_mask
-from sparseticket.bench.gpu.peers import core_bsr_arm, linear_arm, prune_arm, pruned_linear, two_of_four_arm
+from sparseticket.bench.gpu.peers import core_bsr_arm, linear_arm, prune_arm, pruned_linear, tuned_core, two_of_four_arm
 from sparseticket.bench.gpu.roofline import linear_ms
 from sparseticket.kernels.blocks import BlockLayout
 from sparseticket.kernels.bsr import bsr_linear
@@ -102,6 +102,7 @@ def forward(
         "packed": least([ratio_or_reason(times, PACKED) for times in kinds]),
     }
     if against_core:
+        figure["core"] = tuned_core()
         figure["ratios"]["forward against core"] = least([ratio_or_reason(times, OURS, CORE) for times in kinds])
     figure["tiles"] = {OURS: tiles, PACKED: packed_tiles}
     if "error" not in device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,8 @@ from sparseticket.bench.gpu.arms import Arm
 from sparseticket.kernels.semi_structured import SemiStructuredWeight, semi_structured_linear
 from sparseticket.kernels.tune import Problem
 
-_meta: dict[tuple, dict[str, Any]] = {}  # by shape, block and dtype: what core's tuner found
+TUNER_SECONDS = 75.0
+_tuned: dict[tuple, tuple[dict[str, Any], dict[str, Any]]] = {}  # by shape: what core's tuner found, and how
 
 
 def pruned_linear(problem: Problem) -> nn.Linear:
@@ -43,23 +45,37 @@ def core_bsr_arm(problem: Problem, block: tuple[int, int]) -> Arm:
     n, m = problem.weight.shape[0], problem.x.shape[0]
     bias, x = problem.bias.unsqueeze(1).expand(n, m), problem.x.T
     key = (n, m, problem.weight.shape[1], block, problem.dtype)
-    if key not in _meta:
-        _meta[key] = _tuned(bias, weight, x)
-    call = partial(bsr_dense_addmm, bias, weight, x, meta=_meta[key])
+    if key not in _tuned:
+        _tuned[key] = _tune(bias, weight, x)
+    call = partial(bsr_dense_addmm, bias, weight, x, meta=_tuned[key][0])
     return Arm(lambda: call().T, sum(t.nbytes for t in (weight.values(), weight.crow_indices(), weight.col_indices())))
 
 
-def _tuned(bias: Tensor, weight: Tensor, x: Tensor) -> dict[str, Any]:
-    """What core's tuner chooses. It times each try for 0.6 s; here for 0.06 s, a thousand launches all the same."""
+def tuned_core() -> list[dict[str, Any]]:
+    """How core's tuner fared, for each shape: its choice, how much it tried, and whether its time ran out."""
+    return [{"shape": list(key[:3]), "chosen": meta} | how for key, (meta, how) in _tuned.items()]
+
+
+def _tune(bias: Tensor, weight: Tensor, x: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Core's tuner, which times each try for 0.6 s; here for 0.06 s. When its time is up, further tries fail."""
     import triton.testing
     from torch.sparse._triton_ops_meta import tune_bsr_dense_addmm
 
-    slow = triton.testing.do_bench
-    triton.testing.do_bench = lambda call, **_: slow(call, warmup=20, rep=40)
+    slow, until, tries = triton.testing.do_bench, time.monotonic() + TUNER_SECONDS, [0, 0]
+
+    def quick(call: Any, **_: Any) -> float:
+        late = time.monotonic() > until
+        tries[late] += 1
+        if late:
+            raise RuntimeError("the tuner's time is up")
+        return slow(call, warmup=20, rep=40)
+
+    triton.testing.do_bench = quick
     try:
-        return tune_bsr_dense_addmm(bias, weight, x, force=True)
+        meta = tune_bsr_dense_addmm(bias, weight, x, force=True)
     finally:
         triton.testing.do_bench = slow
+    return meta, {"tries": tries[0], "cut short": tries[1] > 0}
 
 
 def two_of_four_arm(problem: Problem) -> Arm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import product
 
@@ -10,6 +11,7 @@ from sparseticket.bench.gpu.lab import Lab
 from sparseticket.bench.gpu.prepare import Pool, kernels_of
 from sparseticket.kernels.dispatch import Case
 
+log = logging.getLogger(__name__)
 BERT_BASE, BERT_LARGE, MINILM = 768, 1024, 384  # hidden sizes
 TRAIN = (("forward", "bias"), ("dgrad", "none"), ("wgrad", "none"))
 INFER, BOTH = ("infer",), ("infer", "train")
@@ -35,14 +37,17 @@ def tune(lab: Lab, processes: Pool) -> int:
     """Measure until the time is used or nothing is missing; says how many cells are still missing."""
     for measure_cell in optimizers.cells(lab):
         if lab.seconds_left > 0:
-            measure_cell()
+            try:
+                measure_cell()
+            except Exception as error:
+                log.warning("an optimizer's cell could not be measured: %s: %s", type(error).__name__, error)
     todo = list(cells(lab))
     while todo and lab.seconds_left > 0:
         case, _, _ = todo[0]
         alike = [wanted for wanted in todo if (wanted[0].pattern, wanted[0].dtype) == (case.pattern, case.dtype)]
         processes.run(kernels_of(alike))
-        lab.cell(*todo.pop(0))
-    return len(todo) + len(optimizers.cells(lab))
+        lab.try_cell(*todo.pop(0))
+    return len(list(cells(lab))) + len(optimizers.cells(lab))
 
 
 def _wanted(lab: Lab) -> Iterator[tuple[Case, int, float]]:
