@@ -8,7 +8,7 @@ export SPARSETICKET_DATA ?= $(if $(SHARED_DATA),$(abspath $(SHARED_DATA)))
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/.dependencies
 
-.PHONY: venv demo test lint proof masking-cost
+.PHONY: venv demo test lint proof masking-cost benchmarks
 
 # Dependencies are reused while pyproject.toml and the constraints are unchanged; the project itself is always installed
 # anew, as a copy built from this checkout, so that the right code is tested whichever checkout made the environment.
@@ -44,3 +44,7 @@ lint: venv
 # What masking costs of a training step: at least 200 paired steps; leave the machine alone meanwhile.
 masking-cost: venv
 	$(BIN)/python -m sparseticket.bench.masking_cost
+
+# pytest-benchmark suites, one thread: each run is kept in .benchmarks/ and compared with the one before it.
+benchmarks: venv
+	$(PYTEST) bench/suites --benchmark-autosave --benchmark-compare --benchmark-columns=median,iqr,rounds,ops
