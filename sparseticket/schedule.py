@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from sparseticket.errors import UserError
 
 SNAP = 0.0005  # a target this near to a step of the schedule is that step (67.23 % for 67.232 %)
 MOST_ROUNDS = 1000
 SYNTAX = (
-    "linear:0.1 (10 % of the original a round), geometric:0.2 (20 % of the remaining a round), one-round or one-shot"
+    "linear:0.1 (10 % of the original a round), geometric:0.2 (20 % of the remaining a round), steps:0.3,0.5,0.7 (each "
+    "round's own), one-round or one-shot"
 )
 
 
@@ -32,6 +35,9 @@ def round_sparsities(schedule: str, target: float, *, prune_first: bool = False)
         return [target]
     if schedule == "one-round":
         return [target] if prune_first else [0.0, target]
+    if kind == "steps":
+        sparsities = [0.0, *_steps(schedule, step_text, target)]
+        return sparsities[1:] if prune_first else sparsities
     try:
         step = float(step_text)
     except ValueError:
@@ -49,3 +55,17 @@ def round_sparsities(schedule: str, target: float, *, prune_first: bool = False)
             raise UserError(f"{schedule} takes more than {MOST_ROUNDS} rounds to {target}: take a larger step.")
         sparsities.append(min(following, target))
     return sparsities[1:] if prune_first else sparsities
+
+
+def _steps(schedule: str, text: str, target: float) -> list[float]:
+    try:
+        steps = [check_sparsity(float(part)) for part in text.split(",")]
+    except ValueError:
+        steps = []
+    if not steps or any(one >= following for one, following in pairwise(steps)):
+        raise UserError(
+            f"{schedule!r} is no schedule: steps are growing shares with commas between, steps:0.3,0.5,0.7."
+        )
+    if target > steps[-1]:
+        raise UserError(f"{schedule} ends at {steps[-1]}, below the sparsity of {target}: add a step to the schedule.")
+    return [*(step for step in steps if step < target), target]
