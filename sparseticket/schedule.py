@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import pairwise
 
 from sparseticket.errors import UserError
@@ -30,20 +31,14 @@ def round_sparsities(schedule: str, target: float, *, prune_first: bool = False)
         UserError: an unknown schedule, a step outside 0 to 1, or a target that is no sparsity.
     """
     check_sparsity(target)
-    kind, _, step_text = schedule.partition(":")
     if schedule == "one-shot":
         return [target]
     if schedule == "one-round":
         return [target] if prune_first else [0.0, target]
-    if kind == "steps":
-        sparsities = [0.0, *_steps(schedule, step_text, target)]
+    if schedule.startswith("steps:"):
+        sparsities = [0.0, *_steps(schedule, target)]
         return sparsities[1:] if prune_first else sparsities
-    try:
-        step = float(step_text)
-    except ValueError:
-        step = -1.0
-    if kind not in ("linear", "geometric") or not 0 < step < 1:
-        raise UserError(f"there is no schedule {schedule!r}. A schedule is {SYNTAX}; its step is above 0 and below 1.")
+    kind, step = kind_and_step(schedule)
     sparsities = [0.0]
     while sparsities[-1] < target:
         pruned = len(sparsities)
@@ -57,9 +52,25 @@ def round_sparsities(schedule: str, target: float, *, prune_first: bool = False)
     return sparsities[1:] if prune_first else sparsities
 
 
-def _steps(schedule: str, text: str, target: float) -> list[float]:
+def kind_and_step(schedule: str) -> tuple[str, float]:
+    """``("linear", 0.1)``, for those that have a step (``linear:0.1``, ``linear:1/4``, ``geometric:0.2``).
+
+    Raises:
+        UserError: another schedule, or a step outside 0 to 1.
+    """
+    kind, _, text = schedule.partition(":")
     try:
-        steps = [check_sparsity(float(part)) for part in text.split(",")]
+        step = float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        step = -1.0
+    if kind not in ("linear", "geometric") or not 0 < step < 1:
+        raise UserError(f"there is no schedule {schedule!r}. A schedule is {SYNTAX}; its step is above 0 and below 1.")
+    return kind, step
+
+
+def _steps(schedule: str, target: float) -> list[float]:
+    try:
+        steps = [check_sparsity(float(part)) for part in schedule.partition(":")[2].split(",")]
     except ValueError:
         steps = []
     if not steps or any(one >= following for one, following in pairwise(steps)):

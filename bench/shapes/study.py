@@ -36,7 +36,7 @@ SHAPES = (
     Shape("block:4x1"),
     Shape("block:64x64"),
     Shape("heads+neurons", layout="shrunk"),
-    Shape("2:4", sparsities=(0.5,), schedule="linear:0.25"),
+    Shape("2:4", sparsities=(0.5,), schedule="linear:1/4"),
 )
 
 

@@ -1,16 +1,14 @@
 import json
 import os
 import signal
-from dataclasses import replace
 
 import pytest
 
 from sparseticket.bench.shapes import table
 from sparseticket.bench.shapes.process import last_words, start
-from sparseticket.bench.shapes.study import BASELINE, Cell, Shape, Study
-from sparseticket.bench.shapes.trainings import left, train_all
+from sparseticket.bench.shapes.study import BASELINE, Study
+from sparseticket.bench.shapes.trainings import left
 from sparseticket.errors import UserError
-from sparseticket.runs import read_json
 
 
 @pytest.fixture(scope="module")

@@ -41,8 +41,9 @@ def first(settings, tmp_path_factory):
     return out
 
 
-def test_a_run_with_a_dense_round_taken_finds_what_it_finds_alone(first, settings, tmp_path):
-    wanted = other_schedule(settings)
+@pytest.mark.parametrize("pattern", ["unstructured", "heads+neurons"])
+def test_a_run_with_a_dense_round_taken_finds_what_it_finds_alone(first, settings, tmp_path, pattern):
+    wanted = other_schedule(settings, pattern=pattern)
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     a, b = search(wanted, alone), search(wanted, shared, dense_from=first)
     assert [entry["value"] for entry in a["rounds"]] == [entry["value"] for entry in b["rounds"]]
