@@ -1,5 +1,8 @@
-"""Ship tickets: to ONNX, verified against PyTorch.
+"""Ship tickets: to ONNX, verified against PyTorch, or as plain weights.
 
-``sparseticket.export.to_onnx.export_onnx`` is the way in; ``source`` says what may be exported, ``loaded_model`` loads
-it, ``graph`` traces and writes it, ``layers`` recounts the zeros in the written file, ``verify`` compares the answers.
+``exporter.export_model`` is the way in. ``options`` says what may be asked for and refuses the rest before any work,
+``source`` what may be exported, ``loaded_model`` loads it, ``prepare`` makes of it the model that is traced.
+``to_onnx`` is the order of the steps: ``graph`` traces (and fuses), ``quantize`` or ``half`` changes the arithmetic,
+``sparse_storage`` comes last. ``places`` and ``layers`` recount the zeros in the written file; ``verify``,
+``decisions`` and ``on_task`` compare its answers with PyTorch's.
 """

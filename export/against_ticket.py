@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import nn
 
 from sparseticket.errors import UserError
 from sparseticket.ticket import POOLER, Ticket
 
 
-def check_under_ticket(module: nn.Module, ticket: Path) -> None:
+def check_under_ticket(module: nn.Module, ticket: Ticket) -> None:
     """Raise :class:`UserError` that names the first tensor in which a weight that ``ticket`` prunes is not 0."""
     parameters = dict(module.named_parameters())
-    for name, alive in Ticket.load(ticket).masks.items():
+    for name, alive in ticket.masks.items():
         found = [own for own in parameters if own == name or own.endswith(f".{name}")]
         if not found and name.startswith(POOLER):
             continue
         if len(found) != 1 or parameters[found[0]].shape != alive.shape:
-            raise UserError(f"{ticket.name} prunes {name}, which this model does not have: it is for another model.")
+            raise UserError(f"the ticket prunes {name}, which this model does not have: it is for another model.")
         revived = int((parameters[found[0]][~alive] != 0).sum())
         if revived:
             raise UserError(
-                f"{ticket.name} prunes {name}, and {revived} weights that are 0 under it are not 0 in this model: "
+                f"the ticket prunes {name}, and {revived} weights that are 0 under it are not 0 in this model: "
                 "it was trained under another ticket, or none."
             )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx_ir
 import torch
 from torch.onnx import ONNXProgram
 
-from sparseticket.errors import RunFailure
+from sparseticket.errors import RunFailure, UserError
 from sparseticket.export.loaded_model import LoadedModel
+from sparseticket.export.quiet import quiet
 
 TRACED_BATCH = 2  # a batch of 1 would be burnt into the graph as a constant
 TRACED_LENGTH = 8
@@ -30,7 +29,7 @@ def trace(model: LoadedModel, opset: int) -> ONNXProgram:
     dimensions = {0: "batch"} if model.kind == "vision" else {0: "batch", 1: "sequence"}
     by_name = model.kind == "text"
     try:
-        with _quiet():
+        with quiet():
             return torch.onnx.export(
                 model.module,
                 () if by_name else tuple(example.values()),
@@ -45,6 +44,38 @@ def trace(model: LoadedModel, opset: int) -> ONNXProgram:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunFailure(f"torch could not export {type(model.module).__name__} to ONNX: {reason}") from error
+
+
+def fuse(program: ONNXProgram) -> dict[str, int]:
+    """Put ONNX Runtime's own operators where they fit; how often each pattern was found, by onnxscript's name of it.
+
+    Raises:
+        UserError: no attention was fused, so that the file would be no faster and no longer be plain ONNX.
+    """
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+    with quiet():
+        program.model, counts = optimize_for_ort(program.model)
+    if not counts.get("attention"):
+        raise UserError("--optimize ort found no attention in this model that it can fuse: leave it out.")
+    return {pattern: count for pattern, count in counts.items() if count}
+
+
+def fold_transposed_weights(program: ONNXProgram) -> None:
+    """Store a weight that the graph transposes (a tied MLM decoder) transposed: the quantizer skips it otherwise."""
+    graph = program.model.graph
+    for node in list(graph):
+        source = node.inputs[0] if node.op_type == "Transpose" else None
+        if source is None or source.const_value is None or not source.is_initializer():
+            continue
+        axes = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
+        folded = node.outputs[0]
+        array = np.ascontiguousarray(source.const_value.numpy().transpose(axes))
+        stored = onnx_ir.Value(name=f"{folded.name}_stored", const_value=onnx_ir.tensor(array))
+        stored.type, stored.shape = folded.type, onnx_ir.Shape(array.shape)
+        graph.register_initializer(stored)
+        folded.replace_all_uses_with(stored)
+        graph.remove(node, safe=True)
 
 
 def write(program: ONNXProgram, file: Path) -> None:
@@ -69,19 +100,3 @@ def written_opset(file: Path) -> int:
     """The version of ONNX's own operators that ``file`` says it is written in."""
     model = onnx.load(file, load_external_data=False)
     return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what torch says about its own internals while it exports."""
-    noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in noisy]
-    for logger in noisy:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(noisy, levels, strict=True):
-            logger.setLevel(level)

@@ -1,8 +1,7 @@
-"""Find each layer's weight in an ONNX graph, and recount its zeros in the file that was written."""
+"""The zeros in the weights of a written ONNX file, however they are stored: dense, as positions, or in INT8."""
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
 from sparseticket.errors import RunFailure
 
 if TYPE_CHECKING:
-    from torch.onnx import ONNXProgram
+    from sparseticket.export.places import Place
 
-WEIGHT_OPERATORS = ("MatMul", "Gemm", "Conv")
+WEIGHT_OPERATORS = ("MatMul", "Gemm", "Conv", "MatMulInteger", "ConvInteger", "Attention")
+PASSED_ON_BY = ("DequantizeLinear", "Transpose", "Cast")  # between a weight and its operator
+QUANTIZED, TRANSPOSED = "_quantized", "_Transposed"  # what ONNX Runtime's quantizer appends to a weight's name
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,68 @@ class Layer:
         return self.zeros / self.weights
 
 
-@dataclass(frozen=True)
-class Use:
-    """An operator that reads a weight: the initializer's name, and the module the operator came from."""
+class StoredWeights:
+    """The initializers of an ONNX file, external data included."""
 
-    initializer: str
-    module: str
-    array: np.ndarray
+    def __init__(self, file: Path) -> None:
+        self.graph = onnx.load(file).graph
+        self._dense = {tensor.name: tensor for tensor in self.graph.initializer}
+        self._sparse = {tensor.values.name: tensor for tensor in self.graph.sparse_initializer}
+        self._axis = {
+            node.input[0]: next((one.i for one in node.attribute if one.name == "axis"), 1)
+            for node in self.graph.node
+            if node.op_type == "DequantizeLinear"
+        }
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._dense or name in self._sparse
+
+    def is_zero(self, name: str) -> np.ndarray:
+        """Where the initializer ``name`` is 0, bool in its shape; for INT8, where it is its zero point."""
+        if name in self._sparse:
+            sparse = self._sparse[name]
+            zero = np.ones(int(np.prod(sparse.dims)), bool)
+            zero[numpy_helper.to_array(sparse.indices)] = numpy_helper.to_array(sparse.values) == 0
+            return zero.reshape(tuple(sparse.dims))
+        array = numpy_helper.to_array(self._dense[name])
+        point = self._dense.get(f"{name.removesuffix(QUANTIZED)}_zero_point") if name.endswith(QUANTIZED) else None
+        if point is None:
+            return array == 0
+        points = numpy_helper.to_array(point)
+        if points.ndim:  # one a channel: along this axis, and for MatMulInteger along the last
+            points = np.expand_dims(points, [axis for axis in range(array.ndim) if axis != self._channels(name, array)])
+        return array == points
+
+    def _channels(self, name: str, array: np.ndarray) -> int:
+        return self._axis.get(name, -1) % array.ndim
+
+    def layer_is_zero(self, place: Place) -> np.ndarray:
+        """Where a layer's weight is 0, bool in torch's orientation; found also where it was quantized.
+
+        Raises:
+            RunFailure: the file has no such weight.
+        """
+        name = place.initializer
+        for stored, turned in ((name, False), (name + QUANTIZED, False), (name + TRANSPOSED + QUANTIZED, True)):
+            if stored in self:
+                zero = self.is_zero(stored)
+                return place.to_torch(zero.T if turned else zero)
+        raise RunFailure(f"the weight {name} is not in the written file, so its zeros cannot be recounted.")
+
+    def read_by_operators(self) -> Iterator[str]:
+        """Names of the weights (two dimensions or more) that matrix products and convolutions read, each once."""
+        before = {node.output[0]: node.input[0] for node in self.graph.node if node.op_type in PASSED_ON_BY}
+        seen = set()
+        for node in self.graph.node:
+            for name in node.input[:2] if node.op_type in WEIGHT_OPERATORS else ():
+                while name in before:
+                    name = before[name]
+                if name in self and name not in seen and self._dimensions(name) >= 2:
+                    seen.add(name)
+                    yield name
+
+    def _dimensions(self, name: str) -> int:
+        return len((self._sparse.get(name) or self._dense[name]).dims)
 
 
 def torch_layers(module: nn.Module) -> dict[str, Tensor]:
@@ -53,89 +108,31 @@ def torch_layers(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def find_weights(program: ONNXProgram, module: nn.Module) -> dict[str, str]:
-    """Which initializer holds which layer's weight: layer name -> initializer name. Needs the nodes' metadata.
-
-    Three ways, in this order, because each fails for some layers: by the module that the operator came from (a
-    convolution with folded BatchNorm says that it came from the BatchNorm); by name (linear weights are transposed
-    and renamed, equal tensors are merged under one name); by content.
+def recount(file: Path, places: Mapping[str, Place], expected: Mapping[str, np.ndarray]) -> list[Layer]:
+    """Count the zeros of each layer in the written file, in the order of ``places``.
 
     Raises:
-        RunFailure: a layer's weight is nowhere in the graph.
+        RunFailure: names the first layer whose zeros are not those of the model (``expected``). INT8 may have more of
+            them (what is rounded to 0), fp32 and fp16 may not.
     """
-    uses = list(_uses(program))
-    by_module = {use.module: use.initializer for use in uses}
-    by_name = {use.initializer.removesuffix(".weight"): use.initializer for use in uses}
-    found = {}
-    for name, weight in torch_layers(module).items():
-        holder = by_module.get(name) or by_name.get(name) or _same_content(weight, uses)
-        if holder is None:
-            raise RunFailure(f"the weight of {name} is not in the exported graph, so its zeros cannot be recounted.")
-        found[name] = holder
-    return found
-
-
-def expected_zeros(program: ONNXProgram, module: nn.Module, holders: Mapping[str, str]) -> dict[str, int]:
-    """Zeros that each layer should have in the file. Needs the nodes' metadata.
-
-    They are the layer's own, but for a convolution whose BatchNorm was folded into it: a channel that BatchNorm scales
-    by 0 becomes zeros.
-    """
-    batch_norms = dict(module.named_modules())
-    folded = {use.initializer: batch_norms.get(use.module) for use in _uses(program)}
-    expected = {}
-    for name, weight in torch_layers(module).items():
-        norm = folded[holders[name]]
-        if isinstance(norm, nn.BatchNorm2d) and norm.affine and weight.dim() == 4:
-            scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
-            weight = weight * scale[:, None, None, None]
-        expected[name] = int((weight == 0).sum())
-    return expected
-
-
-def recount(file: Path, holders: Mapping[str, str]) -> list[Layer]:
-    """Count the zeros of each layer in the written file (external data included), in the order of ``holders``."""
-    arrays = {tensor.name: tensor for tensor in onnx.load(file).graph.initializer}
-    return [_count(layer, numpy_helper.to_array(arrays[initializer])) for layer, initializer in holders.items()]
-
-
-def check(layers: list[Layer], expected: Mapping[str, int]) -> None:
-    """Raise :class:`RunFailure` that names the first layer whose zeros in the file are not those of the model."""
-    for layer in layers:
-        if layer.zeros != expected[layer.name]:
+    weights = StoredWeights(file)
+    counted = []
+    for name, place in places.items():
+        zero = weights.layer_is_zero(place)
+        quantized = place.initializer not in weights
+        revived = int((expected[name] & ~zero).sum())
+        if revived or (zero.sum() != expected[name].sum() and not quantized):
             raise RunFailure(
-                f"{layer.name} has {layer.zeros} zeros in the written file and {expected[layer.name]} in the model, "
-                f"of {layer.weights} weights. Nothing was kept. Please report this with the model's architecture."
+                f"{name} has {int(zero.sum())} zeros in the written file and {int(expected[name].sum())} in the model, "
+                f"of {zero.size} weights, {revived} of which were 0 and are not. Nothing was kept. "
+                "Please report this with the model's architecture."
             )
+        counted.append(Layer(name, int(zero.sum()), zero.size))
+    return counted
 
 
 def file_layers(file: Path) -> list[Layer]:
-    """Zeros of every float weight that a matrix product or convolution of an ONNX file reads, by initializer name."""
-    graph = onnx.load(file).graph
-    arrays = {tensor.name: tensor for tensor in graph.initializer}
-    read = {name for node in graph.node if node.op_type in WEIGHT_OPERATORS for name in node.input[:2]}
-    weights = {name: numpy_helper.to_array(tensor) for name, tensor in arrays.items() if name in read}
-    return [_count(name, array) for name, array in weights.items() if array.ndim >= 2 and array.dtype.kind == "f"]
-
-
-def _count(name: str, array: np.ndarray) -> Layer:
-    return Layer(name, int(array.size - np.count_nonzero(array)), int(array.size))
-
-
-def _uses(program: ONNXProgram) -> Iterator[Use]:
-    for node in program.model.graph.all_nodes():
-        if node.op_type not in WEIGHT_OPERATORS:
-            continue
-        for value in node.inputs[:2]:
-            tensor = value.const_value if value is not None and value.is_initializer() else None
-            if tensor is not None and len(tensor.shape) >= 2:
-                scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
-                yield Use(value.name, scopes[-2], tensor.numpy())
-
-
-def _same_content(weight: Tensor, uses: list[Use]) -> str | None:
-    array = weight.cpu().numpy()
-    for use in uses:
-        if np.array_equal(use.array, array) or (array.ndim == 2 and np.array_equal(use.array, array.T)):
-            return use.initializer
-    return None
+    """Zeros of every weight that a matrix product or convolution of an ONNX file reads, by initializer name."""
+    weights = StoredWeights(file)
+    zeros = {name: weights.is_zero(name) for name in weights.read_by_operators()}
+    return [Layer(name, int(zero.sum()), zero.size) for name, zero in zeros.items()]

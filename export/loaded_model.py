@@ -72,11 +72,16 @@ def load(folder: Path, *, attention: str | None = "eager") -> LoadedModel:
     Raises:
         UserError: it is damaged, incomplete, or of a kind that is not known.
     """
-    if (folder / "model.json").is_file():
+    if kind_of(folder) == "vision":
         return _load_vision(folder)
     from sparseticket.export.text_model import load_text
 
     return load_text(folder, attention)
+
+
+def kind_of(folder: Path) -> Literal["text", "vision"]:
+    """What a model folder holds, by its description; loads nothing."""
+    return "vision" if (folder / "model.json").is_file() else "text"
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.table import Table
 
 def show(report: dict[str, Any], folder: Path, console: Console) -> None:
     """Print what was written, how near it is to PyTorch, and how sparse its layers are."""
-    table = Table(title=f"{report['source']} as ONNX, opset {report['opset']}")
+    table = Table(title=f"{report['source']} as {_what(report)}")
     for heading, justify in (("layer", "left"), ("weights", "right"), ("zero", "right")):
         table.add_column(heading, justify=justify)
     for layer in report["layers"]:
@@ -20,13 +21,39 @@ def show(report: dict[str, Any], folder: Path, console: Console) -> None:
     table.add_section()
     table.add_row("all of these", f"{weights:,}", f"{100 * zeros / max(weights, 1):.1f} %")
     console.print(table)
-    allowed = report["tolerance"]
-    console.print(
-        f"Agrees with PyTorch on {len(report['shapes'])} shapes: largest difference {report['max_abs_error']:.2g} "
-        f"(allowed: {allowed['atol']:g} + {allowed['rtol']:g} x |value|)."
-    )
-    for note in report["notes"]:
-        console.print(note)
+    for line in (*_findings(report), *report["notes"]):
+        console.print(line)
     for file in report["files"]:
         console.print(f"{file['bytes'] / 1e6:10.2f} MB  {file['name']}", highlight=False)
     console.print(f"Written to {folder}", soft_wrap=True)
+
+
+def _what(report: dict[str, Any]) -> str:
+    if report["format"] != "onnx":
+        return f"{report['format']}, {report['dtype']}"
+    words = ["ONNX", f"opset {report['opset']}"]
+    words += [report["dtype"]] if report["quantize"] == "none" else [f"INT8 ({report['quantize']})"]
+    words += ["fused"] if report["optimize"] != "none" else []
+    words += [report["layout"]] if report["layout"] != "dense" else []
+    return ", ".join(words)
+
+
+def _findings(report: dict[str, Any]) -> Iterator[str]:
+    if report["format"] != "onnx":
+        yield "Read back: every tensor is the model's, bit for bit."
+        return
+    if allowed := report["tolerance"]:
+        yield (
+            f"Agrees with PyTorch on {len(report['shapes'])} shapes: largest difference {report['max_abs_error']:.2g} "
+            f"(allowed: {allowed['atol']:g} + {allowed['rtol']:g} x |value|)."
+        )
+    if agreed := report.get("agreement"):
+        for output in report["outputs"]:
+            yield (
+                f"Decides as PyTorch does on {agreed['inputs']} inputs: {agreed[output]:.1%} of {output} (at least "
+                f"{agreed['least']:.1%}); runs on {len(report['shapes'])} shapes."
+            )
+    if fused := report.get("fused"):
+        yield "Fused: " + ", ".join(f"{count} x {pattern}" for pattern, count in fused.items()) + "."
+    if task := report.get("task"):
+        yield f"{task['metric']} on {task['name']}: {task['onnx']:.2%}, PyTorch {task['pytorch']:.2%}."

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparseticket.errors import UserError
+from sparseticket.runs import TICKET
 
 WHAT_A_SOURCE_IS = (
     "A SOURCE is one of: a run folder that `sparseticket find` wrote, one of its round folders, the ticket inside a "
@@ -19,9 +20,9 @@ class Source:
 
     Attributes:
         model: the folder that holds the model.
-        home: the folder the user means by it (the run, the round, the model folder itself); ``onnx`` goes in here.
+        home: the folder the user means by it (the run, the round, the model folder itself); exports go in here.
         label: how reports call it: the names of a few folders, never a path of this machine.
-        ticket: the ticket file, where the user named one.
+        ticket: the ticket file that the user named, or the one beside the model.
     """
 
     model: Path
@@ -65,7 +66,7 @@ def _from_run(run: Path) -> Source:
             f"no round in {run} is finished yet: run `sparseticket find` again to continue it, then export."
         )
     found = _from_round(finished[-1])
-    return Source(found.model, run, found.label)
+    return replace(found, home=run)
 
 
 def _from_round(folder: Path) -> Source:
@@ -74,7 +75,9 @@ def _from_round(folder: Path) -> Source:
         raise UserError(f"{folder} is not finished: run `sparseticket find` again to continue it, then export.")
     if not is_model_folder(model):
         raise UserError(f"{model} should hold the round's trained model and does not. {WHAT_A_SOURCE_IS}")
-    return Source(model, folder, f"{folder.parent.name}/{folder.name}/model")
+    ticket = folder / TICKET
+    label = f"{folder.parent.name}/{folder.name}/model"
+    return Source(model, folder, label, ticket if ticket.is_file() else None)
 
 
 def _from_ticket(file: Path) -> Source:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from sparseticket.errors import UserError
 from sparseticket.export.loaded_model import LoadedModel, read_json
@@ -30,7 +30,9 @@ PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_
 
 def load_text(folder: Path, attention: str | None) -> LoadedModel:
     """Load ``folder``; a tensor that its architecture needs and the file lacks is an error, never a random one."""
-    module = _load_module(folder, attention)
+    module = load_module(folder, attention)
+    if getattr(module, "pooler", None) is not None:
+        module.pooler = None  # a plain encoder is exported for its token embeddings; nothing reads its pooler
     config = module.config
     takes = inspect.signature(module.forward).parameters
     if not {"input_ids", "attention_mask"} <= set(takes) or getattr(config, "is_encoder_decoder", False):
@@ -49,11 +51,21 @@ def load_text(folder: Path, attention: str | None) -> LoadedModel:
         companions=_companions(folder),
     )
     with torch.inference_mode():
-        outputs = tuple(module(**unnamed.example(1, 2)).keys())
+        outputs = module(**unnamed.example(1, 2))
+    if others := [name for name, value in outputs.items() if not isinstance(value, Tensor)]:
+        raise UserError(
+            f"{type(module).__name__} returns {others[0]}, which is no tensor: only encoders are exported, with a head."
+        )
+    outputs = tuple(outputs)
     return LoadedModel(**{**vars(unnamed), "outputs": outputs})
 
 
-def _load_module(folder: Path, attention: str | None) -> nn.Module:
+def load_module(folder: Path, attention: str | None) -> nn.Module:
+    """The transformers model in ``folder``, whole, fp32, on the CPU, in eval mode.
+
+    Raises:
+        UserError: transformers does not know its class, or the folder lacks some of its weights.
+    """
     architectures = read_json(folder / "config.json").get("architectures") or [None]
     architecture = architectures[0] if isinstance(architectures, list) else None
     kind = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
@@ -78,8 +90,6 @@ def _load_module(folder: Path, attention: str | None) -> nn.Module:
     if loading["missing_keys"] or loading["mismatched_keys"]:
         first = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))[0]
         raise UserError(f"{folder} has no weights for {first}, which {architecture} needs: save the whole model.")
-    if getattr(module, "pooler", None) is not None:
-        module.pooler = None  # a plain encoder is exported for its token embeddings; nothing reads its pooler
     return module.eval()
 
 

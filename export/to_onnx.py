@@ -1,137 +1,154 @@
-"""Export a trained ticket to ONNX: trace, write, recount the zeros, compare with PyTorch, and only then keep it."""
+"""Write a model as a verified ONNX file: trace, fuse or quantize, store, recount the zeros, compare with PyTorch."""
 
 from __future__ import annotations
 
-import math
+import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 import torch
-import transformers
+from google.protobuf.message import EncodeError
 
-import sparseticket
-from sparseticket.errors import UserError
-from sparseticket.export import graph, layers, verify
-from sparseticket.export.against_ticket import check_under_ticket
-from sparseticket.export.loaded_model import LoadedModel, load
-from sparseticket.export.source import resolve
-from sparseticket.files import replace_folder, write_json
+from sparseticket.errors import RunFailure, UserError
+from sparseticket.export import decisions, graph, half, layers, on_task, places, quantize, sparse_storage, verify
+from sparseticket.export.loaded_model import LoadedModel
+from sparseticket.export.options import Options
+from sparseticket.tasks import Task
 
-LOWEST_OPSET, HIGHEST_OPSET = 17, 25  # at 26, torch writes a file that is labelled 18 and that ONNX Runtime rejects
-REPORT = "export_report.json"
-ZEROS_NOTE = (
-    "Zeros alone do not make ONNX Runtime faster: it multiplies by them (measured 1.01x at 90 % zeros on a CPU). "
-    "A smaller model (whole heads or channels removed) or INT8 would."
-)
+FILE = "model.onnx"
+LARGEST_FILE = 2_000_000_000  # bytes; protobuf ends at 2 GiB
+TOLERANCES = {  # atol, rtol
+    ("fp32", "text"): (1e-4, 0.0),
+    ("fp32", "vision"): (1e-4, 1e-4),
+    ("fp16", "text"): (2e-2, 2e-2),
+    ("fp16", "vision"): (2e-2, 2e-2),
+}
+AGREEMENT = 0.9
+ALLOWED_DROP = 0.01  # of the task's metric, for floats; INT8 may lose what its decisions may
 
 
-def export_onnx(
-    source: Path | None = None,
-    out: Path | None = None,
-    *,
-    opset: int = 20,
-    atol: float = 1e-4,
-    rtol: float | None = None,
-    ticket: Path | None = None,
+def write_onnx(
+    model: LoadedModel, folder: Path, options: Options, *, metadata: Mapping[str, str], task: Task | None
 ) -> dict[str, Any]:
-    """Write ``model.onnx``, the files it is deployed with and ``export_report.json`` into ``out``.
+    """Write ``model.onnx`` (and ``model.onnx.data``) into ``folder``, and return what the report says of it.
 
-    Args:
-        source: a run, round, ticket in its round, or model folder; None is the newest finished run in ``runs``.
-        out: a folder to make, or one that an export made; by default ``onnx`` inside the source.
-        opset: version of ONNX's operators, 17 to 25.
-        atol: largest absolute difference to PyTorch, in units of the output.
-        rtol: largest relative difference on top of it; None is 0 for text and 1e-4 for vision (logits of an untrained
-            ResNet-50 reach 390, and fp32 has no more digits).
-        ticket: refuse a model that is not under this ticket; by default the source, where that is a ticket.
-
-    Returns:
-        The report, as written.
+    ``metadata`` become the file's ``metadata_props``. ``task`` is measured on, and calibrated with; None where that was
+    not asked for.
 
     Raises:
-        UserError: a bad option, or a source that cannot be exported.
-        RunFailure: the file answers differently from PyTorch, has other zeros, or cannot be written; ``out`` is then
-            as it was before.
+        UserError: the model cannot be written in this opset or layout.
+        RunFailure: the file answers differently from PyTorch, or has other zeros.
     """
-    _check_options(opset, atol, rtol)
-    found = resolve(source)
-    out = (out or found.home / "onnx").absolute()
-    _check_out(out)
-    model = load(found.model)
-    if ticket or found.ticket:
-        check_under_ticket(model.module, ticket or found.ticket)
-    if rtol is None:
-        rtol = 1e-4 if model.kind == "vision" else 0.0
-    tolerance = verify.Tolerance(atol, rtol)
-    with replace_folder(out) as folder:
-        folder.mkdir()
-        report = {
-            "source": found.label,
-            "format": "onnx",
-            "layout": "dense",
-            **_export(model, folder, opset, tolerance),
-        }
-        write_json(folder / REPORT, report)
-    return report
-
-
-def _export(model: LoadedModel, folder: Path, opset: int, tolerance: verify.Tolerance) -> dict[str, Any]:
-    file = folder / "model.onnx"
-    program = graph.trace(model, opset)
-    holders = layers.find_weights(program, model.module)
-    expected = layers.expected_zeros(program, model.module, holders)
-    graph.write(program, file)
-    del program  # it holds every weight once more
-
-    written = graph.written_opset(file)
-    if written != opset:
-        raise UserError(f"this model cannot be written in opset {opset}; the nearest that can: --opset {written}.")
-    counted = layers.recount(file, holders)
-    layers.check(counted, expected)
-    asked = verify.verify(model, file, tolerance)
-    for name, content in model.companions.items():
-        (folder / name).write_bytes(content)
+    file = folder / FILE
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        traced = Path(scratch) / "traced.onnx"
+        held, expected, fused = _trace(model, options, traced)
+        changed = _change(traced, options, task, model)
+        stored = _store(changed, file, options, metadata)
+    _check_file(file, options)
+    counted = layers.recount(file, held, expected)
     return {
-        "opset": written,
-        "max_abs_error": max(one.max_abs_error for one in asked),
-        "tolerance": asdict(tolerance),
-        "inputs": list(model.inputs),
-        "outputs": list(model.outputs),
+        "opset": options.opset,
+        **({"fused": fused} if fused else {}),
+        **({"stored_sparse": stored} if stored else {}),
+        **_compare(model, file, options, task),
         "layers": [{**asdict(layer), "sparsity": layer.sparsity} for layer in counted],
-        "files": [{"name": item.name, "bytes": item.stat().st_size} for item in sorted(folder.iterdir())],
-        "shapes": [asdict(one) for one in asked],
-        "notes": [ZEROS_NOTE] if _is_sparse(counted) else [],
-        "versions": {
-            "sparseticket": sparseticket.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": onnxruntime.__version__,
-        },
     }
 
 
-def _is_sparse(counted: list[layers.Layer]) -> bool:
-    return sum(layer.zeros for layer in counted) >= 0.01 * sum(layer.weights for layer in counted)
+def _trace(
+    model: LoadedModel, options: Options, file: Path
+) -> tuple[dict[str, places.Place], dict[str, Any], dict[str, int]]:
+    """Write the traced, perhaps fused graph; where each layer's weight is, which of it is 0, and what was fused."""
+    program = graph.trace(model, options.opset)
+    if options.quantize != "none":
+        graph.fold_transposed_weights(program)
+    held = places.find_weights(program, model.module)
+    expected = places.expected_zeros(program, model.module, held)
+    fused = {}
+    if options.optimize == "ort":
+        fused = graph.fuse(program)
+        held = places.find_fused(program, model.module, held)
+    graph.write(program, file)
+    written = graph.written_opset(file)
+    if written != options.opset:
+        raise UserError(
+            f"this model cannot be written in opset {options.opset}; the nearest that can: --opset {written}."
+        )
+    return held, expected, fused
 
 
-def _check_options(opset: int, atol: float, rtol: float | None) -> None:
-    if not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
-        raise UserError(f"--opset {opset} cannot be written: choose one from {LOWEST_OPSET} to {HIGHEST_OPSET}.")
-    for name, value in (("--atol", atol), ("--rtol", rtol)):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{name} {value} is no tolerance: give a number that is 0 or more.")
+def _change(traced: Path, options: Options, task: Task | None, model: LoadedModel) -> Path:
+    large = sum(file.stat().st_size for file in traced.parent.iterdir()) > LARGEST_FILE
+    changed = traced.with_name("changed.onnx")
+    if options.quantize == "dynamic":
+        quantize.dynamic(traced, changed, large=large)
+    elif options.quantize == "static":
+        assert task is not None  # Options sees to it
+        quantize.static(traced, changed, task, model.inputs[0], large=large)
+    elif options.dtype == "fp16":
+        _save(half.to_half(onnx.load(traced)), changed, external=large)
+    else:
+        return traced
+    return changed
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, and an export is a folder: choose another OUT.")
-    if out.is_dir() and any(out.iterdir()) and not (out / REPORT).is_file():
-        raise UserError(f"{out} holds something that no export wrote: choose another OUT, or empty it yourself.")
+def _store(source: Path, file: Path, options: Options, metadata: Mapping[str, str]) -> list[str]:
+    """The last step: sparse storage, metadata, external data; returns which weights were stored sparse."""
+    model = onnx.load(source)
+    stored = sparse_storage.store_sparse(model) if options.layout == "sparse-storage" else []
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, dict(metadata))
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_FILE
+    if large and stored:
+        raise UserError(f"this model exceeds {LARGEST_FILE / 1e9:g} GB even in sparse storage: leave --layout dense.")
+    _save(model, file, external=options.external_data or large)
+    return stored
+
+
+def _save(model: onnx.ModelProto, file: Path, *, external: bool) -> None:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be made ({error.strerror or error}): choose another OUT.") from error
+        if external:
+            onnx.save(model, file, save_as_external_data=True, location=f"{file.name}.data", size_threshold=1024)
+        else:
+            onnx.save(model, file)
+    except (EncodeError, ValueError) as error:
+        raise RunFailure(f"the model could not be written as ONNX: {error}") from error
+
+
+def _check_file(file: Path, options: Options) -> None:
+    written = graph.written_opset(file)
+    if written != options.opset:
+        raise RunFailure(f"opset {options.opset} was asked for, and the file says {written}. Nothing was kept.")
+    try:
+        onnx.checker.check_model(file, full_check=options.layout != "sparse-storage")  # which it cannot infer
+    except Exception as error:
+        raise RunFailure(f"the written file is not valid ONNX: {error}. Nothing was kept.") from error
+
+
+def _compare(model: LoadedModel, file: Path, options: Options, task: Task | None) -> dict[str, Any]:
+    quantized = options.quantize != "none"
+    least = AGREEMENT if options.agreement is None else options.agreement
+    atol, rtol = TOLERANCES[options.dtype, model.kind]
+    tolerance = verify.Tolerance(
+        atol if options.atol is None else options.atol, rtol if options.rtol is None else options.rtol
+    )
+    asked = verify.verify(model, file, None if quantized else tolerance)
+    report: dict[str, Any] = {
+        "max_abs_error": max(one.max_abs_error for one in asked),
+        "tolerance": None if quantized else asdict(tolerance),
+        "shapes": [asdict(one) for one in asked],
+    }
+    if quantized:
+        report["agreement"] = {
+            "least": least,
+            "inputs": "random" if task is None else task.name,
+            **decisions.check_decisions(model, file, least, task),
+        }
+    if task is not None:
+        with torch.inference_mode():
+            report["task"] = on_task.compare(task, model, file, 1 - least if quantized else ALLOWED_DROP)
+    return report

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from torch import Tensor
 
 from sparseticket.errors import RunFailure
 from sparseticket.export.loaded_model import LoadedModel
+
+Shape = tuple[int, int, bool]  # batch, tokens (0 for images), padded
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Asked:
     max_abs_error: float
 
 
-def shapes(model: LoadedModel) -> list[tuple[int, int, bool]]:
+def shapes(model: LoadedModel) -> list[Shape]:
     """(batch, tokens, padded) to ask: one and several rows, a single token, odd lengths, padding, the longest."""
     if model.kind == "vision":
         return [(1, 0, False), (2, 0, False), (5, 0, False)]
@@ -45,44 +49,54 @@ def shapes(model: LoadedModel) -> list[tuple[int, int, bool]]:
     return [(batch, min(length, model.max_length), padded) for batch, length, padded in wanted]
 
 
-def verify(model: LoadedModel, file: Path, tolerance: Tolerance) -> list[Asked]:
+def open_session(file: Path) -> onnxruntime.InferenceSession:
+    """``file`` in ONNX Runtime on the CPU; :class:`RunFailure` where it does not load."""
+    try:
+        return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise RunFailure(f"ONNX Runtime {onnxruntime.__version__} does not load the exported file: {error}") from error
+
+
+def verify(model: LoadedModel, file: Path, tolerance: Tolerance | None) -> list[Asked]:
     """Ask both the same, and return the largest difference for each shape.
+
+    ``tolerance`` None (INT8) asks only that every shape runs, and that the answers are finite and of the right shape.
 
     Raises:
         RunFailure: ONNX Runtime refuses the file or a shape, or an answer differs by more than the tolerance.
     """
-    try:
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise RunFailure(f"ONNX Runtime {onnxruntime.__version__} does not load the exported file: {error}") from error
-    return [_ask(model, session, shape, tolerance) for shape in shapes(model)]
+    session = open_session(file)
+    asked = []
+    for batch, length, padded in shapes(model):
+        words = f"batch {batch}" + (f", {length} tokens{', padded' if padded else ''}" if length else "")
+        inputs = model.example(batch, length, padded=padded)
+        expected = {name: tensor.numpy() for name, tensor in model.answer(inputs).items()}
+        got = run(session, inputs, list(expected), words)
+        errors = [_difference(name, array, got[name], tolerance, words) for name, array in expected.items()]
+        asked.append(Asked(batch, length, padded, max(errors)))
+    return asked
 
 
-def _ask(
-    model: LoadedModel,
-    session: onnxruntime.InferenceSession,
-    shape: tuple[int, int, bool],
-    tolerance: Tolerance,
-) -> Asked:
-    batch, length, padded = shape
-    words = f"batch {batch}" + (f", {length} tokens{', padded' if padded else ''}" if length else "")
-    inputs = model.example(batch, length, padded=padded)
-    expected = model.answer(inputs)
+def run(
+    session: onnxruntime.InferenceSession, inputs: Mapping[str, Tensor], outputs: list[str], words: str
+) -> dict[str, np.ndarray]:
+    """The session's outputs by name; :class:`RunFailure` that says ``words`` where it cannot run."""
     try:
-        got = session.run(list(expected), {name: tensor.numpy() for name, tensor in inputs.items()})
+        feeds = {name: tensor.contiguous().numpy() for name, tensor in inputs.items()}
+        return dict(zip(outputs, session.run(outputs, feeds), strict=True))
     except Exception as error:
         raise RunFailure(f"ONNX Runtime cannot run the exported file at {words}: {error}") from error
-    largest = 0.0
-    for (name, reference), array in zip(expected.items(), got, strict=True):
-        largest = max(largest, _difference(name, reference.numpy(), array, tolerance, words))
-    return Asked(batch, length, padded, largest)
 
 
-def _difference(name: str, expected: np.ndarray, got: np.ndarray, tolerance: Tolerance, words: str) -> float:
+def _difference(name: str, expected: np.ndarray, got: np.ndarray, tolerance: Tolerance | None, words: str) -> float:
     if expected.shape != got.shape:
         raise RunFailure(f"output {name!r} has shape {got.shape} instead of {expected.shape} at {words}.")
     error = np.abs(got.astype(np.float64) - expected.astype(np.float64))
     largest = float(error.max(initial=0.0))
+    if tolerance is None:
+        if not np.isfinite(error).all():
+            raise RunFailure(f"output {name!r} is not finite at {words}. Nothing was kept.")
+        return largest
     within = error <= tolerance.atol + tolerance.rtol * np.abs(expected)  # a NaN is never within
     if not within.all():
         raise RunFailure(

@@ -18,7 +18,7 @@ from rich.table import Table
 from sparseticket import recipes
 from sparseticket.bench.runner import bench
 from sparseticket.errors import SparseticketError, UserError
-from sparseticket.export.to_onnx import REPORT, ZEROS_NOTE, export_onnx
+from sparseticket.export.exporter import REPORT, ZEROS_NOTE, export_model
 from sparseticket.files import write_json
 from sparseticket.imp import find
 from sparseticket.progress import Screen, clock
@@ -101,8 +101,8 @@ def run_task(recipe: recipes.Recipe, folder: Path, *, screen: Screen, seconds: f
 
     screen.say("Exporting the dense network and the ticket's to ONNX, and measuring both; leave the machine alone.")
     exports = {
-        "dense": _once(made.dense_onnx / REPORT, lambda: export_onnx(run / "round-00", made.dense_onnx)),
-        "ticket": _once(made.ticket_onnx / REPORT, lambda: export_onnx(ticket, made.ticket_onnx)),
+        "dense": _once(made.dense_onnx / REPORT, lambda: export_model(run / "round-00", made.dense_onnx)),
+        "ticket": _once(made.ticket_onnx / REPORT, lambda: export_model(ticket, made.ticket_onnx)),
     }
     candidates = [str(made.dense_onnx), str(made.ticket_onnx), str(ticket.parent)]  # the last one in PyTorch
     measured = _once(made.bench / "bench.json", lambda: bench(candidates, made.bench, seconds=seconds))

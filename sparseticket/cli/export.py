@@ -1,42 +1,59 @@
-"""``sparseticket export``: a trained model as a verified ONNX file."""
+"""``sparseticket export``: a trained model as a verified ONNX file, or as plain weights."""
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from sparseticket.errors import UserError
+from typer import Argument, Option
 
 
 def export(
     source: Annotated[
         Path | None,
-        typer.Argument(
-            help="A run, a round, its ticket, or a model folder. Default: the newest finished run in runs/."
-        ),
+        Argument(help="A run, a round, its ticket, or a model folder. Default: the newest finished run in runs/."),
     ] = None,
-    out: Annotated[Path | None, typer.Argument(help="The folder to write. Default: SOURCE/onnx.")] = None,
-    format: Annotated[str, typer.Option(help="What to write: onnx.")] = "onnx",
-    layout: Annotated[str, typer.Option(help="How weights are stored: dense (zeros included).")] = "dense",
-    opset: Annotated[int, typer.Option(help="Version of ONNX's operators, 17 to 25.")] = 20,
-    atol: Annotated[float, typer.Option(help="Largest absolute difference to PyTorch, in units of the output.")] = 1e-4,
+    out: Annotated[Path | None, Argument(help="The folder to write. Default: SOURCE/FORMAT.")] = None,
+    format: Annotated[str, Option(help="onnx, safetensors (one file), or hf (a folder for from_pretrained).")] = "onnx",
+    layout: Annotated[str, Option(help="dense (zeros included), or sparse-storage: smaller, no faster.")] = "dense",
+    quantize: Annotated[str, Option(help="INT8: none, dynamic (text), static (vision; needs --data).")] = "none",
+    dtype: Annotated[str, Option(help="fp32 or fp16.")] = "fp32",
+    optimize: Annotated[str, Option(help="none, or ort: fuse attention for ONNX Runtime alone.")] = "none",
+    opset: Annotated[int, Option(help="Version of ONNX's operators, 17 to 25.")] = 20,
+    external_data: Annotated[bool, Option("--external-data", help="Weights beside the file, in .data.")] = False,
+    atol: Annotated[float | None, Option(help="Absolute difference to PyTorch. Default: 1e-4; fp16 2e-2.")] = None,
     rtol: Annotated[
-        float | None, typer.Option(help="Relative difference allowed on top. Default: 0 for text, 1e-4 for vision.")
+        float | None, Option(help="Relative difference on top. Default: 0 for text, 1e-4 for vision; fp16 2e-2.")
     ] = None,
+    agreement: Annotated[
+        float | None, Option(help="INT8: smallest share of decisions equal to PyTorch's. Default: 0.9.")
+    ] = None,
+    data: Annotated[Path | None, Option(help="The task's data: to measure its metric, and to calibrate.")] = None,
+    task: Annotated[str | None, Option(help="The task to measure. Default: the source's own, with --data.")] = None,
 ) -> None:
-    """Export a trained ticket to ONNX, verified against PyTorch on several shapes."""
-    if format != "onnx":
-        raise UserError(f"--format {format} cannot be written: the one format is onnx.")
-    if layout != "dense":
-        raise UserError(f"--layout {layout} cannot be written: the one layout is dense.")
+    """Export a trained ticket, verified against PyTorch on several shapes."""
     from rich.console import Console
 
+    from sparseticket.export.exporter import default_out, export_model
+    from sparseticket.export.options import Options
     from sparseticket.export.report import show
     from sparseticket.export.source import resolve
-    from sparseticket.export.to_onnx import export_onnx
 
+    asked = {
+        "format": format,
+        "layout": layout,
+        "quantize": quantize,
+        "dtype": dtype,
+        "optimize": optimize,
+        "opset": opset,
+        "external_data": external_data,
+        "atol": atol,
+        "rtol": rtol,
+        "agreement": agreement,
+        "data": data,
+        "task": task,
+    }
+    Options(**asked)
     console = Console()
-    folder = out or resolve(source).home / "onnx"
+    folder = out or default_out(resolve(source), format)
     with console.status("exporting, and comparing with PyTorch (BERT-base: about 30 s)"):
-        report = export_onnx(source, folder, opset=opset, atol=atol, rtol=rtol)
+        report = export_model(source, folder, **asked)
     show(report, folder, console)

@@ -62,7 +62,7 @@ def bert(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def bert_onnx(bert) -> Path:
-    from sparseticket.export.to_onnx import export_onnx
+    from sparseticket.export.exporter import export_model
 
-    export_onnx(bert)
+    export_model(bert)
     return bert / "onnx"

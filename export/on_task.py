@@ -1,0 +1,69 @@
+"""The task that a model was trained on: made for the exported model, and measured on the file beside PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sparseticket.errors import RunFailure, UserError
+from sparseticket.export.loaded_model import LoadedModel
+from sparseticket.export.onnx_module import OnnxModule
+from sparseticket.models import Head, ModelSpec, resolve
+from sparseticket.tasks import Task, TaskOptions, make_task
+
+CLASSES = {
+    "sequence-classification": "ForSequenceClassification",
+    "regression": "ForSequenceClassification",
+    "masked-lm": "ForMaskedLM",
+    "question-answering": "ForQuestionAnswering",
+}
+
+
+def make(name: str, data: Path | None, model: LoadedModel, folder: Path, *, max_length: int) -> Task:
+    """The task ``name`` with the tokenizer or image format of the model in ``folder``.
+
+    Raises:
+        UserError: its data cannot be read, or it needs another head than the model has.
+    """
+    spec = resolve(str(folder)) if model.kind == "text" else _vision_spec(folder)
+    task = make_task(name, spec, TaskOptions(data=data, max_length=min(max_length, model.max_length or max_length)))
+    if model.kind == "text" and not _fits(task.head, model.module):
+        raise UserError(
+            f"task {name} needs a model for {task.head.kind}"
+            + (f" with {task.head.classes} classes" if task.head.classes else "")
+            + f", and this is a {type(model.module).__name__}: name the task it was trained on with --task."
+        )
+    return task
+
+
+def compare(task: Task, model: LoadedModel, file: Path, allowed_drop: float) -> dict[str, Any]:
+    """The task's metric of the ONNX file and of PyTorch, as fractions.
+
+    Raises:
+        RunFailure: the file's is lower by more than ``allowed_drop``.
+    """
+    pytorch = float(task.evaluate(model.module)[task.metric])
+    onnx = float(task.evaluate(OnnxModule(model, file))[task.metric])
+    if not onnx >= pytorch - allowed_drop:
+        raise RunFailure(
+            f"the exported file has {task.metric} {onnx:.4f} on {task.name}, PyTorch {pytorch:.4f}; it may lose at "
+            f"most {allowed_drop:g}. Nothing was kept."
+        )
+    return {"name": task.name, "metric": task.metric, "pytorch": pytorch, "onnx": onnx}
+
+
+def _vision_spec(folder: Path) -> ModelSpec:
+    from sparseticket.models.vision import ImageFormat, describe_saved
+
+    saved = describe_saved(folder)
+    spec = resolve(saved.architecture).for_images(saved.size)
+    return replace(spec, format=ImageFormat(saved.size, saved.mean, saved.std), small_stem=saved.small_stem)
+
+
+def _fits(head: Head, module: nn.Module) -> bool:
+    same_kind = type(module).__name__.endswith(CLASSES[head.kind])
+    classes = 1 if head.kind == "regression" else head.classes
+    return same_kind and (not classes or module.config.num_labels == classes)

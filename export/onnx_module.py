@@ -1,0 +1,41 @@
+"""An ONNX file behind the signature of the PyTorch model that it was exported from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from sparseticket.errors import RunFailure
+from sparseticket.export.loaded_model import LoadedModel
+
+
+class OnnxModule(nn.Module):
+    """Runs ``file`` on the CPU, and is called as ``model.module`` is: so a task evaluates either with the same code."""
+
+    def __init__(self, model: LoadedModel, file: Path) -> None:
+        super().__init__()
+        try:
+            self._session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise RunFailure(f"ONNX Runtime {onnxruntime.__version__} does not load the file: {error}") from error
+        self._model = (model.inputs, model.outputs, model.kind)
+        self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells a task which device it is on
+
+    @property
+    def base_model(self) -> nn.Module:
+        """Itself: there is no backbone inside that hooks could reach."""
+        return self
+
+    def forward(self, *arguments: Tensor, **named: Tensor) -> Tensor | ModelOutput:
+        """Outputs as PyTorch tensors: the logits alone for vision, by name for text."""
+        inputs, outputs, kind = self._model
+        given = dict(zip(inputs, arguments, strict=False)) | named
+        feeds = {name: given[name].contiguous().numpy() for name in inputs if name in given}
+        if missing := [name for name in inputs if name not in feeds]:  # token types are 0 where they are left out
+            feeds |= {name: torch.zeros_like(given["input_ids"]).numpy() for name in missing}
+        tensors = [torch.from_numpy(array) for array in self._session.run(list(outputs), feeds)]
+        return tensors[0] if kind == "vision" else ModelOutput(dict(zip(outputs, tensors, strict=True)))

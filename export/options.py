@@ -1,0 +1,138 @@
+"""What an export may be asked for, and what is refused before any work is done."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args, get_type_hints
+
+from sparseticket.errors import UserError
+
+LOWEST_OPSET, HIGHEST_OPSET = 17, 25  # at 26, torch writes a file that is labelled 18 and that ONNX Runtime rejects
+ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is written, and how far it may be from PyTorch.
+
+    Attributes:
+        layout: how the weights lie in the file.
+        quantize: INT8 weights; activations measured at run time ("dynamic") or on data beforehand ("static").
+        optimize: "ort" fuses attention, GELU and layer norms into ONNX Runtime's own operators.
+        opset: version of ONNX's operators, 17 to 25.
+        external_data: weights go into ``model.onnx.data``; they always do where they exceed protobuf's 2 GB.
+        atol: largest absolute difference to PyTorch, in units of the output; None is 1e-4 (fp32) or 2e-2 (fp16).
+        rtol: largest relative difference on top of it; None is 0 (fp32 text), 1e-4 (fp32 vision: logits of an
+            untrained ResNet-50 reach 390, and fp32 has no more digits) or 2e-2 (fp16).
+        agreement: with INT8, the smallest share of decisions (largest logit, ...) that are PyTorch's; None is 0.9.
+        task: the task to measure on; None is the one that the source was trained on, where ``data`` is given.
+        data: its data, in the layout that `find --data` takes.
+    """
+
+    format: Literal["onnx", "safetensors", "hf"] = "onnx"
+    layout: Literal["dense", "sparse-storage"] = "dense"
+    quantize: Literal["none", "dynamic", "static"] = "none"
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    optimize: Literal["none", "ort"] = "none"
+    opset: int = 20
+    external_data: bool = False
+    atol: float | None = None
+    rtol: float | None = None
+    agreement: float | None = None
+    task: str | None = None
+    data: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            choices = [choice for choice in get_args(hint) if isinstance(choice, str)]
+            if choices and getattr(self, name) not in choices:
+                raise UserError(f"--{name} {getattr(self, name)} is not known: it is one of {', '.join(choices)}.")
+        if not LOWEST_OPSET <= self.opset <= HIGHEST_OPSET:
+            raise UserError(
+                f"--opset {self.opset} cannot be written: choose one from {LOWEST_OPSET} to {HIGHEST_OPSET}."
+            )
+        for name in ("atol", "rtol"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise UserError(f"--{name} {value} is no tolerance: give a number that is 0 or more.")
+        if self.agreement is not None and not 0 <= self.agreement <= 1:
+            raise UserError(f"--agreement {self.agreement} is no share of decisions: give a number from 0 to 1.")
+        self._check_together()
+
+    @property
+    def measures(self) -> bool:
+        """The task's metric of the file is measured beside PyTorch's."""
+        return self.data is not None or self.task is not None
+
+    def _check_together(self) -> None:
+        for refused, why in (
+            (self.format != "onnx" and self._onnx_only(), f"--{self._onnx_only()} is for --format onnx: leave it out."),
+            (
+                self.quantize != "none" and self.optimize == "ort",
+                "fuse or quantize, not both: the quantizer cannot see into fused attention (measured on BERT-base: "
+                "1.83x instead of 2.50x). Leave out --optimize ort; INT8 is the faster of the two.",
+            ),
+            (
+                self.quantize != "none" and self.layout == "sparse-storage",
+                "a sparse-storage file cannot be quantized, and INT8 weights with 8-byte positions are smaller than "
+                "dense ones only above 89 % zeros: leave out --quantize or --layout sparse-storage.",
+            ),
+            (
+                self.quantize != "none" and self.dtype == "fp16",
+                "INT8 operators take fp32 (ONNX Runtime rejects fp16 there): leave out --dtype fp16 or --quantize.",
+            ),
+            (
+                self.quantize == "static" and not self.measures,
+                "static quantization measures activations on real data: give the task's with --data DIR "
+                "(or --task NAME for one that brings its own).",
+            ),
+            (
+                self.layout == "sparse-storage" and self.external_data,
+                "sparse-storage keeps all weights inside the file: leave out --external-data.",
+            ),
+            (
+                self.quantize != "none" and (self.atol is not None or self.rtol is not None),
+                "--atol and --rtol are for floats; an INT8 file is judged by its decisions: --agreement.",
+            ),
+            (
+                self.quantize == "none" and self.agreement is not None,
+                "--agreement is for INT8 files; floats are judged by --atol and --rtol.",
+            ),
+            (self.data is not None and not self.data.exists(), f"there is no {self.data}: give the data's place."),
+        ):
+            if refused:
+                raise UserError(why)
+
+    def _onnx_only(self) -> str | None:
+        default = {"layout": "dense", "quantize": "none", "optimize": "none", "opset": 20, "external_data": False}
+        default |= {"atol": None, "rtol": None, "agreement": None, "task": None, "data": None}
+        return next((name.replace("_", "-") for name, value in default.items() if getattr(self, name) != value), None)
+
+    def check_kind(self, kind: str) -> None:
+        """Refuse what was measured to be useless for "text" or "vision" models."""
+        if kind == "vision" and self.quantize == "dynamic":
+            raise UserError(
+                "dynamic quantization makes a ResNet slower (measured: 7x, ONNX Runtime has no fast integer "
+                "convolution with it): use --quantize static --data DIR."
+            )
+        if kind == "vision" and self.optimize == "ort":
+            raise UserError(
+                "--optimize ort fuses attention, and a ResNet has none; ONNX Runtime fuses its convolutions by itself "
+                "when it loads the file. Leave it out."
+            )
+        if kind == "text" and self.quantize == "static":
+            raise UserError(
+                "static quantization ruins an encoder (measured on MiniLM: cosine 0.41 to PyTorch's embeddings, "
+                "dynamic 0.99, which is also twice as fast): use --quantize dynamic."
+            )
+
+    def check_installed(self) -> None:
+        """Refuse a format whose libraries are not there."""
+        for library in ONNX_NEEDS if self.format == "onnx" else ("safetensors",):
+            if importlib.util.find_spec(library) is None:
+                raise UserError(
+                    f"--format {self.format} needs {library}, which is not installed: pip install {library}"
+                )
