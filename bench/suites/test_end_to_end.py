@@ -10,7 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from sparseticket.bench.candidates import find as candidate
 from sparseticket.bench.inputs import make_feeds
 from sparseticket.bench.sessions import open_session
-from sparseticket.export.to_onnx import export_onnx
+from sparseticket.export.exporter import export_model
 from sparseticket.imp import find
 from sparseticket.options import find_settings
 from sparseticket.progress import Screen
@@ -31,7 +31,7 @@ def test_find_of_three_rounds_and_its_export(
 
     def whole(run: Path) -> dict:
         find(settings, run, screen=Screen(quiet=True))
-        return export_onnx(run)
+        return export_model(run)
 
     report = benchmark.pedantic(whole, setup=lambda: ((next(runs),), {}), rounds=3)
     zeros, weights = (sum(layer[key] for layer in report["layers"]) for key in ("zeros", "weights"))
@@ -46,7 +46,7 @@ def test_one_call(
 ) -> None:
     path = text_model
     if runtime == "onnxruntime":
-        export_onnx(text_model, tmp_path / "onnx")
+        export_model(text_model, tmp_path / "onnx")
         path = tmp_path / "onnx"
     found = candidate("model", str(path))
     arrays = make_feeds({"model": found.needs}, batch=batch, length=length).for_onnx(found.needs)

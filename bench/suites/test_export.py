@@ -6,8 +6,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from sparseticket.export import layers, verify
+from sparseticket.export.exporter import export_model
 from sparseticket.export.loaded_model import load
-from sparseticket.export.to_onnx import export_onnx
 
 pytestmark = pytest.mark.benchmark(group="export")
 
@@ -15,14 +15,14 @@ pytestmark = pytest.mark.benchmark(group="export")
 @pytest.fixture(scope="module")
 def exported(text_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "onnx"
-    export_onnx(text_model, out)
+    export_model(text_model, out)
     return out / "model.onnx"
 
 
 @pytest.mark.parametrize("model", ["text_model", "image_model"])
 def test_whole_export(benchmark: BenchmarkFixture, model: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     source = request.getfixturevalue(model)
-    report = benchmark.pedantic(export_onnx, (source, tmp_path / "onnx"), rounds=3, warmup_rounds=1)
+    report = benchmark.pedantic(export_model, (source, tmp_path / "onnx"), rounds=3, warmup_rounds=1)
     assert report["max_abs_error"] < 1e-3
 
 

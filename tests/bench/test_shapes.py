@@ -3,11 +3,14 @@ import os
 import signal
 
 import pytest
+import transformers
 
 from sparseticket.bench.shapes import table
+from sparseticket.bench.shapes.__main__ import main
+from sparseticket.bench.shapes.measure import measure
 from sparseticket.bench.shapes.process import last_words, start
-from sparseticket.bench.shapes.study import BASELINE, Study
-from sparseticket.bench.shapes.trainings import left
+from sparseticket.bench.shapes.study import BASELINE, Cell, Shape, Study
+from sparseticket.bench.shapes.trainings import left, train_all
 from sparseticket.errors import UserError
 
 
@@ -18,6 +21,23 @@ def sst2(tmp_path_factory):
     for name, count in (("train", 64), ("dev", 20)):
         lines = [f"the film {n} is {('bad', 'very good')[n % 2]}\t{n % 2}" for n in range(count)]
         (folder / f"{name}.tsv").write_text("sentence\tlabel\n" + "\n".join(lines) + "\n")
+    return folder
+
+
+def tiny(folder):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "film", "is", "bad", "very", "good"]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=128).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(words),
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=256,
+        max_position_embeddings=128,
+    )
+    transformers.BertForPreTraining(config).save_pretrained(folder)
     return folder
 
 
@@ -39,6 +59,61 @@ def test_each_cell_of_the_table_has_its_network_in_the_right_round(study):
 
 def test_the_dense_network_is_trained_once_for_all_shapes(study):
     assert left(study, study.shapes) == 1 + 4 * 3 + 2
+
+
+@pytest.fixture(scope="module")
+def trained(sst2, tmp_path_factory):
+    """Three shapes of a tiny model, of which the second cannot be; what was said, and what failed."""
+    folder = tmp_path_factory.mktemp("study")
+    shapes = (
+        Shape("unstructured", (0.5,), "steps:0.5"),
+        Shape("block:512x512", (0.5,), "steps:0.5"),
+        Shape("2:4", (0.5,), "one-round"),
+    )
+    study = Study(
+        sst2, 0, folder / "out", folder / "work", str(tiny(folder / "tiny")), "2it", seconds=0.05, shapes=shapes
+    )
+    said = []
+    return study, said, train_all(study, shapes, said.append)
+
+
+def test_a_shape_that_fails_is_named_and_the_others_are_trained(trained):
+    study, said, failed = trained
+    assert len(failed) == 1
+    assert failed[0].startswith("block:512x512: pattern block:512x512 is larger than every layer")
+    assert left(study, study.shapes) == 1
+    assert (study.run(study.shapes[2]) / "summary.json").is_file()
+    assert sum("taken from the first run" in line for line in said) == 1
+    assert {"unstructured: round 1, 50.0% sparse", "2:4: round 1, 50.0% sparse"} <= {
+        line.rpartition(",")[0] for line in said
+    }
+
+
+def test_what_is_trained_is_not_trained_again(trained):
+    study, *_ = trained
+    said = []
+    assert train_all(study, [study.shapes[0], study.shapes[2]], said.append) == said == []
+
+
+def test_a_cell_is_exported_asked_for_its_accuracy_and_timed_beside_the_dense_file(trained):
+    study, *_ = trained
+    cell = Cell(study.shapes[2], 0.5, "int8")
+    measure(study, cell)
+    found = table.read_cell(study.result(cell))
+    assert (found["pattern"], found["trained_sparsity"], found["model"]) == ("2:4", 0.5, "tiny")
+    assert 0 <= found["value"] <= 1
+    assert list(found["latency"]) == ["1", "2"]
+    assert found["bytes"] == (study.export(cell) / "model.onnx").stat().st_size
+    assert found["bytes"] < 0.5 * (study.export(BASELINE) / "model.onnx").stat().st_size
+    assert found["latency"]["1"]["speedup_low"] <= found["latency"]["1"]["speedup"]
+    assert str(study.work) not in study.result(cell).read_text()  # no path of this machine
+
+
+def test_the_command_says_what_it_lacks_before_it_starts(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--data", str(tmp_path / "nowhere")])
+    assert end.value.code == 2
+    assert "with --data" in capsys.readouterr().err
 
 
 def _fail(words):
