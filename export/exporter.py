@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparseticket.errors import UserError
 from sparseticket.export import provenance
 from sparseticket.export.options import Options
 from sparseticket.export.source import Source, resolve
 from sparseticket.files import replace_folder, write_json
+
+if TYPE_CHECKING:
+    from sparseticket.export.prepare import Prepared
 
 REPORT = "export_report.json"
 ZEROS_NOTE = (
@@ -51,15 +54,18 @@ def export_model(
 
     from sparseticket.export.loaded_model import kind_of, load
     from sparseticket.export.prepare import prepare
+    from sparseticket.export.shrunk_folder import is_shrunk
 
     options.check_kind(kind_of(found.model))
-    model = prepare(load(found.model), origin.ticket)
+    if options.format != "onnx" and is_shrunk(found.model):
+        raise UserError("this model is shrunk already, and its folder is how it is kept: use it, or --format onnx.")
+    prepared = prepare(load(found.model), origin.ticket, options.layout)
     with replace_folder(out) as folder:
         folder.mkdir()
         report = {
             "source": found.label,
             **{name: getattr(options, name) for name in ("format", "layout", "quantize", "dtype", "optimize")},
-            **_write(model, found, folder, options, origin),
+            **_write(prepared, found, folder, options, origin),
         }
         write_json(folder / REPORT, report)
     return report
@@ -70,26 +76,24 @@ def default_out(source: Source, format: str) -> Path:
     return source.home / format
 
 
-def _write(model: Any, source: Source, folder: Path, options: Options, origin: provenance.Provenance) -> dict[str, Any]:
+def _write(
+    prepared: Prepared, source: Source, folder: Path, options: Options, origin: provenance.Provenance
+) -> dict[str, Any]:
     from sparseticket.export.layers import torch_layers
 
+    model = prepared.model
     weights = list(torch_layers(model.module).values())
     sparsity = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
     metadata = origin.entries(sparsity)
     if options.format == "onnx":
-        from sparseticket.export import on_task
-        from sparseticket.export.to_onnx import write_onnx
-
-        task = None
-        if options.measures:
-            name = options.task or origin.task
-            task = on_task.make(name, options.data, model, source.model, max_length=origin.max_length)
-        written = write_onnx(model, folder, options, metadata=metadata, task=task)
+        written = _write_onnx(prepared, source, folder, options, origin, metadata)
     else:
         from sparseticket.export import to_safetensors
 
         if options.format == "hf":
             counted = to_safetensors.write_hf(model, source.model, folder, options.dtype)
+        elif prepared.shrunk is not None:
+            counted = to_safetensors.write_shrunk(prepared.shrunk, source, folder, options.dtype)
         else:
             counted = to_safetensors.write_safetensors(model, folder, options.dtype, metadata)
         written = {"layers": [{**vars(layer), "sparsity": layer.sparsity} for layer in counted]}
@@ -105,6 +109,24 @@ def _write(model: Any, source: Source, folder: Path, options: Options, origin: p
         "notes": _notes(options, sparsity),
         "versions": _versions(),
     }
+
+
+def _write_onnx(
+    prepared: Prepared,
+    source: Source,
+    folder: Path,
+    options: Options,
+    origin: provenance.Provenance,
+    metadata: dict[str, str],
+) -> dict[str, Any]:
+    from sparseticket.export import on_task
+    from sparseticket.export.to_onnx import write_onnx
+
+    task = None
+    if options.measures:
+        name = options.task or origin.task
+        task = on_task.make(name, options.data, prepared.whole, source.model, max_length=origin.max_length)
+    return write_onnx(prepared, folder, options, metadata=metadata, task=task)
 
 
 def _notes(options: Options, sparsity: float) -> list[str]:

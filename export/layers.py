@@ -55,9 +55,10 @@ class StoredWeights:
         """Where the initializer ``name`` is 0, bool in its shape; for INT8, where it is its zero point."""
         if name in self._sparse:
             sparse = self._sparse[name]
-            zero = np.ones(int(np.prod(sparse.dims)), bool)
-            zero[numpy_helper.to_array(sparse.indices)] = numpy_helper.to_array(sparse.values) == 0
-            return zero.reshape(tuple(sparse.dims))
+            zero, positions = np.ones(tuple(sparse.dims), bool), numpy_helper.to_array(sparse.indices)
+            at = np.unravel_index(positions, zero.shape) if positions.ndim == 1 else tuple(positions.T)
+            zero[at] = numpy_helper.to_array(sparse.values) == 0
+            return zero
         array = numpy_helper.to_array(self._dense[name])
         point = self._dense.get(f"{name.removesuffix(QUANTIZED)}_zero_point") if name.endswith(QUANTIZED) else None
         if point is None:

@@ -65,7 +65,7 @@ class LoadedModel:
 
 
 def load(folder: Path, *, attention: str | None = "eager") -> LoadedModel:
-    """Load a model folder written by ``save_pretrained`` (text) or by this project (vision).
+    """Load a model folder written by ``save_pretrained`` (text) or by this project (vision, or shrunk).
 
     ``attention`` is transformers' name of an implementation: "eager" gives the cleanest graph, None the fastest.
 
@@ -96,10 +96,11 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _load_vision(folder: Path) -> LoadedModel:
+    from sparseticket.export.shrunk_folder import is_shrunk, load_shrunk
     from sparseticket.models.vision import describe_saved, load_saved
 
     described = asdict(describe_saved(folder))
-    module = load_saved(folder).float()
+    module = (load_shrunk if is_shrunk(folder) else load_saved)(folder).float()
     stem = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
     preprocessing = {key: described[key] for key in ("size", "mean", "std", "classes", "class_names")}
     return LoadedModel(

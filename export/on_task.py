@@ -30,11 +30,11 @@ def make(name: str, data: Path | None, model: LoadedModel, folder: Path, *, max_
     """
     spec = resolve(str(folder)) if model.kind == "text" else _vision_spec(folder)
     task = make_task(name, spec, TaskOptions(data=data, max_length=min(max_length, model.max_length or max_length)))
-    if model.kind == "text" and not _fits(task.head, model.module):
+    if not (_fits(task.head, model.module) if model.kind == "text" else _classes(model) == task.head.classes):
         raise UserError(
             f"task {name} needs a model for {task.head.kind}"
             + (f" with {task.head.classes} classes" if task.head.classes else "")
-            + f", and this is a {type(model.module).__name__}: name the task it was trained on with --task."
+            + f", and this {type(model.module).__name__} is another: name the task it was trained on with --task."
         )
     return task
 
@@ -61,6 +61,10 @@ def _vision_spec(folder: Path) -> ModelSpec:
     saved = describe_saved(folder)
     spec = resolve(saved.architecture).for_images(saved.size)
     return replace(spec, format=ImageFormat(saved.size, saved.mean, saved.std), small_stem=saved.small_stem)
+
+
+def _classes(model: LoadedModel) -> int:
+    return model.answer(model.example(1))["logits"].shape[-1]
 
 
 def _fits(head: Head, module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
 
@@ -19,7 +19,7 @@ class Options:
     """What is written, and how far it may be from PyTorch.
 
     Attributes:
-        layout: how the weights lie in the file.
+        layout: how the weights lie in the file: zeros included, without what is dead, or as values and positions.
         quantize: INT8 weights; activations measured at run time ("dynamic") or on data beforehand ("static").
         optimize: "ort" fuses attention, GELU and layer norms into ONNX Runtime's own operators.
         opset: version of ONNX's operators, 17 to 25.
@@ -33,7 +33,7 @@ class Options:
     """
 
     format: Literal["onnx", "safetensors", "hf"] = "onnx"
-    layout: Literal["dense", "sparse-storage"] = "dense"
+    layout: Literal["dense", "shrunk", "sparse-storage"] = "dense"
     quantize: Literal["none", "dynamic", "static"] = "none"
     dtype: Literal["fp32", "fp16"] = "fp32"
     optimize: Literal["none", "ort"] = "none"
@@ -69,6 +69,11 @@ class Options:
 
     def _check_together(self) -> None:
         for refused, why in (
+            (
+                self.format == "hf" and self.layout == "shrunk",
+                "a configuration of transformers cannot say that layers differ in size: use --format safetensors, "
+                "whose folder sparseticket.export.load_shrunk loads, or onnx.",
+            ),
             (self.format != "onnx" and self._onnx_only(), f"--{self._onnx_only()} is for --format onnx: leave it out."),
             (
                 self.quantize != "none" and self.optimize == "ort",
@@ -107,9 +112,9 @@ class Options:
                 raise UserError(why)
 
     def _onnx_only(self) -> str | None:
-        default = {"layout": "dense", "quantize": "none", "optimize": "none", "opset": 20, "external_data": False}
-        default |= {"atol": None, "rtol": None, "agreement": None, "task": None, "data": None}
-        return next((name.replace("_", "-") for name, value in default.items() if getattr(self, name) != value), None)
+        same = {"format", "dtype"} | ({"layout"} if self.layout == "shrunk" else set())
+        asked = (item.name for item in fields(self) if getattr(self, item.name) != item.default)
+        return next((name.replace("_", "-") for name in asked if name not in same), None)
 
     def check_kind(self, kind: str) -> None:
         """Refuse what was measured to be useless for "text" or "vision" models."""

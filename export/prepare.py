@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
+from sparseticket.errors import UserError
 from sparseticket.export.against_ticket import check_under_ticket
 from sparseticket.export.loaded_model import LoadedModel
+from sparseticket.export.shrink import Shrunk, shrink
 from sparseticket.ticket import Ticket
 
 
-def prepare(model: LoadedModel, ticket: Ticket | None) -> LoadedModel:
-    """The model as it is traced and saved; every later step (trace, recount, compare) sees only this one.
+@dataclass(frozen=True)
+class Prepared:
+    """What is traced and saved (``model``), and what it must answer like: the same before anything was removed."""
 
-    Layouts that change the network (removing dead heads and channels) belong here; what changes only how a file stores
-    it (sparse storage, INT8) comes after.
+    model: LoadedModel
+    whole: LoadedModel
+    shrunk: Shrunk | None = None
+
+
+def prepare(whole: LoadedModel, ticket: Ticket | None, layout: str) -> Prepared:
+    """Check ``whole`` against its ticket and, for ``layout`` "shrunk", remove what nothing reads.
+
+    Layouts that change only how a file stores the weights (sparse storage, INT8) come after tracing.
 
     Raises:
-        UserError: the model is not under its ticket.
+        UserError: the model is not under its ticket, or has nothing to remove.
     """
     if ticket is not None:
-        check_under_ticket(model.module, ticket)
-    return model
+        check_under_ticket(whole.module, ticket)
+    if layout != "shrunk":
+        return Prepared(whole, whole)
+    shrunk = shrink(whole.module)
+    if not shrunk.is_smaller:
+        raise UserError(
+            "this model has no head, neuron or channel that nothing reads: --layout shrunk has nothing to remove. "
+            "A ticket found with --pattern heads+neurons or channels has, and --layout dense takes any."
+        )
+    return Prepared(replace(whole, module=shrunk.module), whole, shrunk)

@@ -48,7 +48,7 @@ def load_text(folder: Path, attention: str | None) -> LoadedModel:
         vocabulary=config.vocab_size,
         token_types=token_types,
         max_length=_longest_sequence(module),
-        companions=_companions(folder),
+        companions=companions(folder),
     )
     with torch.inference_mode():
         outputs = module(**unnamed.example(1, 2))
@@ -61,19 +61,31 @@ def load_text(folder: Path, attention: str | None) -> LoadedModel:
 
 
 def load_module(folder: Path, attention: str | None) -> nn.Module:
-    """The transformers model in ``folder``, whole, fp32, on the CPU, in eval mode.
+    """The transformers model in ``folder``, pooler included, fp32, on the CPU, in eval mode.
 
     Raises:
         UserError: transformers does not know its class, or the folder lacks some of its weights.
     """
+    from sparseticket.export.shrunk_folder import is_shrunk, load_shrunk
+
+    return (load_shrunk if is_shrunk(folder) else _load_whole)(folder, attention).eval()
+
+
+def architecture(folder: Path) -> type[transformers.PreTrainedModel]:
+    """The class of transformers that ``config.json`` in ``folder`` names; :class:`UserError` where it is none."""
     architectures = read_json(folder / "config.json").get("architectures") or [None]
-    architecture = architectures[0] if isinstance(architectures, list) else None
-    kind = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
+    name = architectures[0] if isinstance(architectures, list) else None
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (inspect.isclass(kind) and issubclass(kind, transformers.PreTrainedModel)):
         raise UserError(
-            f"{folder / 'config.json'} names the architecture {architecture!r}, which transformers "
+            f"{folder / 'config.json'} names the architecture {name!r}, which transformers "
             f"{transformers.__version__} does not have: save the model with save_pretrained of a transformers class."
         )
+    return kind
+
+
+def _load_whole(folder: Path, attention: str | None) -> nn.Module:
+    kind = architecture(folder)
     try:
         with quiet_transformers():
             module, loading = kind.from_pretrained(
@@ -86,11 +98,11 @@ def load_module(folder: Path, attention: str | None) -> nn.Module:
             )
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{folder} cannot be loaded as {architecture}: {reason}") from error
+        raise UserError(f"{folder} cannot be loaded as {kind.__name__}: {reason}") from error
     if loading["missing_keys"] or loading["mismatched_keys"]:
         first = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))[0]
-        raise UserError(f"{folder} has no weights for {first}, which {architecture} needs: save the whole model.")
-    return module.eval()
+        raise UserError(f"{folder} has no weights for {first}, which {kind.__name__} needs: save the whole model.")
+    return module
 
 
 def _longest_sequence(module: nn.Module) -> int:
@@ -101,7 +113,8 @@ def _longest_sequence(module: nn.Module) -> int:
     return getattr(module.config, "max_position_embeddings", 512)
 
 
-def _companions(folder: Path) -> dict[str, bytes]:
+def companions(folder: Path) -> dict[str, bytes]:
+    """The configuration and the tokenizer's files in ``folder`` by name, without paths of this machine."""
     found = {}
     for name in ("config.json", *TOKENIZER_FILES):
         file = folder / name

@@ -16,6 +16,7 @@ from sparseticket.errors import RunFailure, UserError
 from sparseticket.export import decisions, graph, half, layers, on_task, places, quantize, sparse_storage, verify
 from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.export.options import Options
+from sparseticket.export.prepare import Prepared
 from sparseticket.tasks import Task
 
 FILE = "model.onnx"
@@ -31,7 +32,7 @@ ALLOWED_DROP = 0.01  # of the task's metric, for floats; INT8 may lose what its 
 
 
 def write_onnx(
-    model: LoadedModel, folder: Path, options: Options, *, metadata: Mapping[str, str], task: Task | None
+    prepared: Prepared, folder: Path, options: Options, *, metadata: Mapping[str, str], task: Task | None
 ) -> dict[str, Any]:
     """Write ``model.onnx`` (and ``model.onnx.data``) into ``folder``, and return what the report says of it.
 
@@ -42,7 +43,7 @@ def write_onnx(
         UserError: the model cannot be written in this opset or layout.
         RunFailure: the file answers differently from PyTorch, or has other zeros.
     """
-    file = folder / FILE
+    file, model = folder / FILE, prepared.model
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         traced = Path(scratch) / "traced.onnx"
         held, expected, fused = _trace(model, options, traced)
@@ -54,7 +55,7 @@ def write_onnx(
         "opset": options.opset,
         **({"fused": fused} if fused else {}),
         **({"stored_sparse": stored} if stored else {}),
-        **_compare(model, file, options, task),
+        **_compare(prepared.whole, file, options, task),
         "layers": [{**asdict(layer), "sparsity": layer.sparsity} for layer in counted],
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from sparseticket.errors import RunFailure
 from sparseticket.export.layers import Layer, torch_layers
 from sparseticket.export.loaded_model import LoadedModel
+from sparseticket.export.shrink import Shrunk
+from sparseticket.export.shrunk_folder import load_shrunk, save_shrunk
+from sparseticket.export.source import Source
 from sparseticket.hub import quiet_transformers
 from sparseticket.models.vision import DESCRIPTION, WEIGHTS
 
@@ -30,6 +33,17 @@ def write_safetensors(model: LoadedModel, folder: Path, dtype: str, metadata: Ma
     file = folder / WEIGHTS
     _written(lambda: safetensors.torch.save_model(module, str(file), dict(metadata)))
     return _read_back(module, safetensors.torch.load_file(file))
+
+
+def write_shrunk(shrunk: Shrunk, source: Source, folder: Path, dtype: str) -> list[Layer]:
+    """Write what is left of a network as the folder that :func:`load_shrunk` loads (in fp32, whatever is stored).
+
+    Raises:
+        RunFailure: what is read back is not what was written.
+    """
+    shrunk.module.to(DTYPES[dtype])
+    save_shrunk(shrunk, folder, source=source.model, ticket=source.ticket)
+    return _read_back(shrunk.module, load_shrunk(folder).to(DTYPES[dtype]).state_dict())
 
 
 def write_hf(model: LoadedModel, source: Path, folder: Path, dtype: str) -> list[Layer]:
@@ -58,7 +72,7 @@ def write_hf(model: LoadedModel, source: Path, folder: Path, dtype: str) -> list
     return _read_back(module, load_module(folder, None).to(DTYPES[dtype]).state_dict())
 
 
-def _written(write: object) -> None:
+def _written(write: Callable[[], None]) -> None:
     try:
         write()
     except SafetensorError as error:  # a full disk, in safetensors' words

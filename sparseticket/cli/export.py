@@ -13,7 +13,9 @@ def export(
     ] = None,
     out: Annotated[Path | None, Argument(help="The folder to write. Default: SOURCE/FORMAT.")] = None,
     format: Annotated[str, Option(help="onnx, safetensors (one file), or hf (a folder for from_pretrained).")] = "onnx",
-    layout: Annotated[str, Option(help="dense (zeros included), or sparse-storage: smaller, no faster.")] = "dense",
+    layout: Annotated[
+        str, Option(help="dense, shrunk (dead heads, neurons, channels removed), or sparse-storage.")
+    ] = "dense",
     quantize: Annotated[str, Option(help="INT8: none, dynamic (text), static (vision; needs --data).")] = "none",
     dtype: Annotated[str, Option(help="fp32 or fp16.")] = "fp32",
     optimize: Annotated[str, Option(help="none, or ort: fuse attention for ONNX Runtime alone.")] = "none",

@@ -191,11 +191,11 @@ def _are_three_numbers(value: Any) -> bool:
     )
 
 
-def load_saved(folder: Path) -> nn.Module:
-    """The network that :meth:`VisionModel.save` wrote into ``folder``, on the CPU, in eval mode.
+def make_saved(folder: Path) -> nn.Module:
+    """The network that ``model.json`` in ``folder`` describes, with random weights.
 
     Raises:
-        UserError: no saved vision model there, a damaged file, or weights that are not those of the architecture.
+        UserError: no saved vision model is described there.
     """
     from sparseticket.models import resolve
 
@@ -203,13 +203,22 @@ def load_saved(folder: Path) -> nn.Module:
     spec = resolve(saved.architecture)
     if not isinstance(spec, VisionModel):
         raise UserError(f"{folder / DESCRIPTION}: {saved.architecture!r} is not a vision model.")
-    module = replace(spec.for_images(saved.size), small_stem=saved.small_stem)._random_module(saved.classes, seed=0)
+    return replace(spec.for_images(saved.size), small_stem=saved.small_stem)._random_module(saved.classes, seed=0)
+
+
+def load_saved(folder: Path) -> nn.Module:
+    """The network that :meth:`VisionModel.save` wrote into ``folder``, on the CPU, in eval mode.
+
+    Raises:
+        UserError: no saved vision model there, a damaged file, or weights that are not those of the architecture.
+    """
+    module = make_saved(folder)
     path = folder / WEIGHTS
     try:
         stored = safetensors_load(path.read_bytes())
     except Exception as error:  # safetensors' own error type is not an OSError or ValueError
         raise UserError(f"{path} cannot be read as safetensors: {error}.") from error
     live = module.state_dict()
-    check_fit(stored, live, missing_allowed=frozenset(), source=str(path), model=saved.architecture)
+    check_fit(stored, live, missing_allowed=frozenset(), source=str(path), model=describe_saved(folder).architecture)
     module.load_state_dict(stored, strict=False)  # check_fit allows absent BatchNorm counters only
     return module.eval()

@@ -1,7 +1,10 @@
 """Small real models: tiny BERTs with a tokenizer, some weights exactly zero, a run folder around them, a net."""
 
+import copy
+import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,38 +17,91 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "ticket", "wins", "#
 ZEROED = "bert.encoder.layer.0.attention.self.query"
 
 
-def _tiny_bert(folder: Path, kind: str) -> Path:
+HEADS = {
+    "classifier": "BertForSequenceClassification",
+    "regression": "BertForSequenceClassification",
+    "question-answering": "BertForQuestionAnswering",
+    "masked-lm": "BertForMaskedLM",
+    "encoder": "BertModel",
+}
+
+
+def _tiny_bert(folder: Path, head: str) -> Path:
+    """Two layers; query of the first has every second column 0, its FFN nine tenths of all weights."""
     import transformers
 
     torch.manual_seed(0)
     vocabulary = folder.parent / f"{folder.name}-vocab.txt"
     vocabulary.write_text("\n".join(WORDS))
     config = transformers.BertConfig(
-        vocab_size=len(WORDS),
+        vocab_size=150,  # more than the tokenizer has: a table this large keeps its Transpose when MLM's is tied to it
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=40,
         initializer_range=0.3,
+        num_labels=1 if head == "regression" else 2,
     )
-    model = getattr(transformers, kind)(config)
-    layer = model.get_submodule(ZEROED)
+    model = getattr(transformers, HEADS[head])(config)
+    encoder = model.base_model.encoder.layer[0]
     with torch.no_grad():
-        layer.weight[:, ::2] = 0.0
+        encoder.attention.self.query.weight[:, ::2] = 0.0
+        encoder.intermediate.dense.weight.view(-1)[torch.arange(32 * 64) % 10 != 0] = 0.0
     model.save_pretrained(folder)
     transformers.BertTokenizer(str(vocabulary)).save_pretrained(folder)
     return folder
 
 
-@pytest.fixture(scope="session")
-def classifier(tmp_path_factory) -> Path:
-    return _tiny_bert(tmp_path_factory.mktemp("models") / "classifier", "BertForSequenceClassification")
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Tracing takes seconds, and the same model in the same opset always gives the same graph: each gets a copy."""
+    from sparseticket.export import graph
+
+    trace, traced = graph.trace, {}
+
+    def remembered(model: LoadedModel, opset: int):
+        digest = hashlib.sha256(f"{type(model.module)} {opset}".encode())
+        for name, tensor in model.module.state_dict().items():
+            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        if digest.digest() not in traced:
+            traced[digest.digest()] = trace(model, opset)
+        program = copy.copy(traced[digest.digest()])
+        program.model = program.model.clone()
+        return program
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "trace", remembered)
+        yield
 
 
 @pytest.fixture(scope="session")
-def masked_lm(tmp_path_factory) -> Path:
-    return _tiny_bert(tmp_path_factory.mktemp("models") / "masked-lm", "BertForMaskedLM")
+def berts(tmp_path_factory) -> dict[str, Path]:
+    """A model folder for each head that the project trains."""
+    root = tmp_path_factory.mktemp("models")
+    return {head: _tiny_bert(root / head, head) for head in HEADS}
+
+
+@pytest.fixture(scope="session")
+def classifier(berts) -> Path:
+    return berts["classifier"]
+
+
+@pytest.fixture(scope="session")
+def masked_lm(berts) -> Path:
+    return berts["masked-lm"]
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory) -> Path:
+    """Data of the task "text" in the words of the tiny tokenizer: two labels, 200 texts."""
+    file = tmp_path_factory.mktemp("data") / "reviews.csv"
+    rows = [
+        f"{' '.join(WORDS[5 + (row * step) % 6] for step in range(1, 3 + row % 9))} {row},{row % 2}"
+        for row in range(200)
+    ]
+    file.write_text("\n".join(["text,label", *rows]))
+    return file
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +118,29 @@ def small_resnet(tmp_path_factory) -> Path:
     return folder
 
 
+def _save_ticket(file: Path, name: str = ZEROED.removeprefix("bert.") + ".weight", column: int = 0) -> str:
+    """A ticket that prunes every second column, from ``column`` on; returns its identity."""
+    from sparseticket.ticket import Ticket
+
+    alive = torch.ones(32, 32, dtype=torch.bool)
+    alive[:, column::2] = False
+    ticket = Ticket(
+        masks={name: alive},
+        model="tiny",
+        theta={},
+        scheduled_sparsity=0.5,
+        task={"name": "text", "metric": "accuracy"},
+        training={"max_length": 16},
+    )
+    ticket.save(file)
+    return ticket.identity
+
+
+@pytest.fixture
+def save_ticket():
+    return _save_ticket
+
+
 @pytest.fixture
 def run(tmp_path, classifier) -> Path:
     """A run whose rounds 0 and 1 are finished and whose round 2 is not."""
@@ -69,7 +148,8 @@ def run(tmp_path, classifier) -> Path:
     for index in range(3):
         round_folder = folder / f"round-{index:02d}"
         shutil.copytree(classifier, round_folder / "model")
-        (round_folder / "ticket.ticket").write_bytes(b"")
+        _save_ticket(round_folder / "ticket.ticket")
+        (round_folder / "metrics.json").write_text(json.dumps({"value": 0.75}))
         if index < 2:
             (round_folder / "done").touch()
     (folder / "run.toml").touch()

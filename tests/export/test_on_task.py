@@ -1,0 +1,128 @@
+"""The task's metric of the file beside PyTorch's, by the task's own code; calibration on its training data."""
+
+import json
+
+import onnx
+import pytest
+import torch
+
+from sparseticket.errors import RunFailure, UserError
+from sparseticket.export import on_task, to_onnx
+from sparseticket.export.decisions import same_decisions
+from sparseticket.export.exporter import export_model
+from sparseticket.export.loaded_model import load
+from sparseticket.export.onnx_module import OnnxModule
+from sparseticket.tasks.image_task import ImageTask
+
+
+def test_a_run_knows_its_task_and_the_file_scores_as_pytorch_does(run, reviews):
+    report = export_model(run / "round-00", data=reviews)
+    found = report["task"]
+    assert (found["name"], found["metric"]) == ("text", "accuracy")
+    assert found["onnx"] == found["pytorch"] > 0
+    model = onnx.load(run / "round-00" / "onnx" / "model.onnx")
+    assert {entry.key: entry.value for entry in model.metadata_props} == report["provenance"]
+
+
+def test_the_files_metadata_say_where_it_comes_from(run, save_ticket, monkeypatch):
+    identity = save_ticket(run / "round-01" / "ticket.ticket")
+    report = export_model(run)
+    model = onnx.load(run / "onnx" / "model.onnx")
+    entries = {entry.key.removeprefix("sparseticket."): entry.value for entry in model.metadata_props}
+    assert entries.pop("version")
+    zeros, weights = (sum(layer[key] for layer in report["layers"]) for key in ("zeros", "weights"))
+    assert float(entries.pop("sparsity")) == pytest.approx(zeros / weights, abs=1e-6)
+    assert entries == {
+        "source": "tiny-sst2/round-01/model",
+        "model": "tiny",
+        "ticket": identity,
+        "ticket_sparsity": "0.500000",
+        "pattern": "unstructured",
+        "task": "text",
+        "metric": "accuracy",
+        "value": "0.750000",
+    }
+
+
+def test_int8_is_compared_on_the_tasks_data(classifier, reviews, tmp_path):
+    report = export_model(classifier, tmp_path / "out", quantize="dynamic", task="text", data=reviews, agreement=0.5)
+    assert report["agreement"]["inputs"] == "text"
+    assert report["task"]["onnx"] >= report["task"]["pytorch"] - 0.5
+
+
+def test_masked_lm_is_evaluated_by_its_own_task(masked_lm, tmp_path):
+    text = tmp_path / "corpus.txt"
+    text.write_text("\n".join(["the lottery ticket wins", "a ticket winning the lottery"] * 40))
+    report = export_model(masked_lm, tmp_path / "out", task="mlm", data=text)
+    assert report["task"]["metric"] == "masked_accuracy"
+    assert report["task"]["onnx"] == report["task"]["pytorch"]
+
+
+def test_static_int8_calibrates_on_training_images_and_keeps_the_metric(small_resnet, tmp_path, monkeypatch):
+    batches, splits = ImageTask.batches, []
+
+    def watched(self, split, **where):
+        splits.append(split)
+        return batches(self, split, **where)
+
+    monkeypatch.setattr(ImageTask, "batches", watched)
+    report = export_model(small_resnet, tmp_path / "out", quantize="static", task="digits", agreement=0.8)
+    assert splits[0] == "train" and set(splits[1:]) == {"eval"}
+    assert report["agreement"]["logits"] >= 0.8
+    assert abs(report["task"]["onnx"] - report["task"]["pytorch"]) <= 0.2
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("QuantizeLinear") >= 20
+    points = {t.name: t.data_type for t in graph.initializer if t.name.endswith("_zero_point")}
+    assert points["pixel_values_zero_point"] == onnx.TensorProto.UINT8
+    assert points["conv1.weight_zero_point"] == onnx.TensorProto.INT8
+    assert next(t.dims for t in graph.initializer if t.name == "conv1.weight_scale") == [16]
+    sparsity = {layer["name"]: layer["sparsity"] for layer in report["layers"]}
+    assert 0.65 < sparsity["layer3.0.conv1"] < 0.8
+
+
+def test_a_metric_that_falls_is_a_failure(small_resnet, tmp_path, monkeypatch):
+    monkeypatch.setattr(to_onnx, "ALLOWED_DROP", -0.5)
+    with pytest.raises(RunFailure, match=r"accuracy 0\.\d+ on digits, PyTorch 0\.\d+"):
+        export_model(small_resnet, tmp_path / "out", task="digits")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_that_needs_another_head_is_refused(masked_lm, berts, reviews, tmp_path):
+    for folder in (masked_lm, berts["regression"]):
+        with pytest.raises(UserError, match="needs a model for sequence-classification with 2 classes"):
+            on_task.make("text", reviews, load(folder), folder, max_length=32)
+    with pytest.raises(UserError, match="for vision models"):
+        on_task.make("digits", None, load(masked_lm), masked_lm, max_length=32)
+
+
+def test_an_onnx_file_is_called_as_the_model_is(berts, tmp_path):
+    folder = berts["question-answering"]
+    export_model(folder, tmp_path / "out")
+    model = load(folder)
+    inputs = model.example(2, 9)
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    expected = model.module(**inputs)
+    del inputs["token_type_ids"]  # as a tokenizer that makes none
+    got = OnnxModule(model, tmp_path / "out" / "model.onnx").eval()(**inputs)
+    torch.testing.assert_close(got.end_logits, expected.end_logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(got["start_logits"], expected["start_logits"], atol=1e-4, rtol=0)
+
+
+def test_decisions():
+    logits = torch.tensor([[1.0, 2.0], [2.0, 1.0]]).numpy()
+    assert same_decisions("logits", logits, logits[:, ::-1], None).tolist() == [False, False]
+    values = torch.tensor([[1.0], [5.0]]).numpy()
+    assert same_decisions("logits", values, values + torch.tensor([[0.4], [0.6]]).numpy(), None).tolist() == [
+        True,
+        False,
+    ]
+    vectors = torch.tensor([[[3.0, 4.0], [1.0, 0.0], [1.0, 0.0]]]).numpy()
+    other = torch.tensor([[[6.0, 8.0], [0.0, 1.0], [0.0, 1.0]]]).numpy()
+    real = torch.tensor([[True, True, False]]).numpy()
+    assert same_decisions("last_hidden_state", vectors, other, real).tolist() == [True, False]
+
+
+def test_the_report_is_what_the_folder_says(run, reviews):
+    report = export_model(run, data=reviews)
+    assert json.loads((run / "onnx" / "export_report.json").read_text()) == report
