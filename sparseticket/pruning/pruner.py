@@ -14,7 +14,7 @@ from sparseticket.masks import Masks
 from sparseticket.models.families import Family, families
 from sparseticket.pattern import Block, NOfM, Pattern, Unstructured, Whole, parse
 from sparseticket.pruning.groups import Groups, Shapes, groups_of
-from sparseticket.pruning.select import check_reachable, global_groups, global_unstructured, mean_over_groups, n_of_m
+from sparseticket.pruning.select import global_groups, global_unstructured, mean_over_groups, n_of_m, weights_to_keep
 from sparseticket.seeds import generator
 
 
@@ -72,7 +72,7 @@ class Pruner:
     def check_reachable(self, sparsity: float) -> None:
         """Raise :class:`UserError` that names the largest sparsity where ``sparsity`` is more."""
         if self.groups is not None:
-            check_reachable(self.groups, sparsity)
+            weights_to_keep(self.groups, sparsity)
 
     def draw(self, masks: Masks, *, seed: int) -> Masks:
         """Masks of this pattern as sparse as ``masks``, to within a group: groups drawn evenly over all layers."""

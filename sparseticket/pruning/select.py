@@ -70,7 +70,7 @@ def global_groups(groups: Groups, scores: Tensor, kept: Tensor, sparsity: float)
     candidates = mortal.nonzero().flatten()
     order = candidates[scores[candidates].sort(descending=True, stable=True).indices.flip(0)]
     alive_after = groups.alive_after(kept, order)
-    keep = round((1 - sparsity) * check_reachable(groups, sparsity))
+    keep = weights_to_keep(groups, sparsity)
     if keep > alive_after[0] + groups.sizes.max():
         raise _sparser_already(sparsity)
     still = kept.clone()
@@ -78,24 +78,30 @@ def global_groups(groups: Groups, scores: Tensor, kept: Tensor, sparsity: float)
     return still
 
 
-def check_reachable(groups: Groups, sparsity: float) -> int:
-    """How many weights there are in all, when so many can die that ``sparsity`` is reached.
-
-    Raises:
-        UserError: with one group of every layer alive it is less sparse; names the largest sparsity.
-    """
+def reach(groups: Groups) -> tuple[int, int]:
+    """How many weights there are in all, and how many with one group left in every layer."""
     everything = torch.ones(groups.count, dtype=torch.bool)
     mortal = everything.clone()
     mortal[groups.best_of_each_layer(torch.zeros(groups.count))] = False
     alive_after = groups.alive_after(everything, mortal.nonzero().flatten())
-    total, fewest = int(alive_after[0]), int(alive_after[-1])
-    if round((1 - sparsity) * total) < fewest:
+    return int(alive_after[0]), int(alive_after[-1])
+
+
+def weights_to_keep(groups: Groups, sparsity: float) -> int:
+    """How many weights are alive at ``sparsity``.
+
+    Raises:
+        UserError: with one group left in every layer it is less; names the largest sparsity.
+    """
+    total, fewest = reach(groups)
+    keep = round((1 - sparsity) * total)
+    if keep < fewest:
         raise UserError(
             f"a sparsity of {sparsity:.4g} cannot be reached: with one group left in every layer it is "
             f"{1 - fewest / total:.4f}. Choose a lower --sparsity (it is the share of all prunable weights, those that "
             "this pattern leaves alone included)."
         )
-    return total
+    return keep
 
 
 def n_of_m(scores: Mapping[str, Tensor], masks: Masks, n: int, m: int) -> Masks:
