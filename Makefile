@@ -32,6 +32,7 @@ demo: venv
 
 test: venv
 	$(PYTEST) -n 2
+	TRITON_INTERPRET=1 $(PYTEST) -n 2 -m interpreter tests/kernels
 
 # A run killed ten times, twice during a write, against an undisturbed one: about four minutes on two cores.
 proof: venv
@@ -47,4 +48,4 @@ masking-cost: venv
 
 # pytest-benchmark suites, one thread: each run is kept in .benchmarks/ and compared with the one before it.
 benchmarks: venv
-	$(PYTEST) bench/suites --benchmark-autosave --benchmark-compare --benchmark-columns=median,iqr,rounds,ops
+	$(PYTEST) bench/suites -m "" --benchmark-autosave --benchmark-compare --benchmark-columns=median,iqr,rounds,ops

@@ -1,0 +1,214 @@
+"""Change how a model runs, and undo it: ``use_kernels`` and ``restore``. Neither changes what the model is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparseticket.kernels.blocks import BlockLayout
+from sparseticket.kernels.bsr_module import BsrLinear
+from sparseticket.kernels.dispatch import DENSE, Case, Choice, Table, table_for
+from sparseticket.kernels.fuse import activation_behind, groups_over_one_input
+from sparseticket.kernels.packed_linear import PackedLinear
+from sparseticket.kernels.packing import kernel_for, pack
+from sparseticket.kernels.pattern import block_of, density_of, pattern_of
+from sparseticket.kernels.plan import Plan
+from sparseticket.kernels.tune import measure
+
+TRAIN = ("forward", "dgrad", "wgrad")
+DENSE_PLAN = Plan.always(Choice())
+WRAPPED = (BsrLinear, PackedLinear)
+Layer = tuple[str, nn.Linear, Tensor]
+log = logging.getLogger(__name__)
+_said: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What runs one layer (or several that were fused): what the mask looks like, and the choices by rows."""
+
+    names: tuple[str, ...]
+    pattern: str
+    density: float
+    plan: Plan
+
+    def __str__(self) -> str:
+        kernels = sorted({choice.kernel for _, choices in self.plan.steps for choice in choices})
+        return f"{' + '.join(self.names)}: {self.pattern}, density {self.density:.3f}: {', '.join(kernels)}"
+
+
+def use_kernels(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    mode: str = "train",
+    *,
+    dtype: torch.dtype | None = None,
+    table: Table | None = None,
+    measure_rows: Sequence[int] = (),
+    everywhere: bool = False,
+    free_dense: bool = False,
+) -> list[Placement]:
+    """Let layers with a mask run on the kernels that were measured to be faster on this GPU; the others stay dense.
+
+    For training only modules' classes change: weights stay the parameters they were, and their gradients are dense and
+    exactly 0 in dead blocks. For inference weights are packed, Q, K and V run as one product, and an activation behind
+    a feed-forward layer in its epilogue; then ``state_dict`` stays as it was, and it is an error to change a weight, or
+    to call the model in training mode.
+
+    Args:
+        model: on the device where it will run, its dead weights exactly 0.
+        masks: bool, by the name of the parameter in ``model``.
+        mode: ``train`` or ``infer``.
+        dtype: in which the layers will run (autocast's); by default each weight's own.
+        table: what was measured; by default the table of this GPU.
+        measure_rows: numbers of rows to measure now, where the table says nothing of a layer.
+        everywhere: every layer that a kernel can run gets it, faster or not.
+        free_dense: for inference, drop the dense weights; then a packed layer runs on its kernel at any number of rows.
+
+    Returns:
+        One placement for each layer with a mask.
+
+    Raises:
+        ValueError: a mask fits no weight of ``model``, dead weights are not 0, or kernels are in use already.
+    """
+    if mode not in ("train", "infer"):
+        raise ValueError(f"mode is train or infer, not {mode!r}")
+    layers = _layers(model, masks)
+    if not layers:
+        return []
+    device = next(iter(layers.values()))[2].device
+    if device.type != "cuda" and not everywhere and table is None:
+        _say_once("no GPU: every layer runs dense, on its reference")
+        return [_dense(layer) for layer in layers.values()]
+    how = _How(table or table_for(device) or Table(str(device)), dtype, tuple(measure_rows), everywhere, free_dense)
+    if mode == "train":
+        return [_train(layer, how) for layer in layers.values()]
+    together = groups_over_one_input(model, {name: module for name, module, _ in layers.values()})
+    return [_infer(model, [layers[name] for name in names], how) for names in together]
+
+
+def restore(model: nn.Module) -> None:
+    """Undo :func:`use_kernels`: every module is of the class that it was, with its dense weight, bit-equal."""
+    wrapped = [module for module in model.modules() if isinstance(module, WRAPPED)]
+    for module in wrapped:
+        if isinstance(module, PackedLinear):
+            module.thaw()
+    for module in wrapped:
+        module.unwrap()
+        module.__class__ = nn.Linear
+
+
+@dataclass(frozen=True)
+class _How:
+    """What ``use_kernels`` was asked for."""
+
+    table: Table
+    dtype: torch.dtype | None
+    measure_rows: tuple[int, ...]
+    everywhere: bool
+    free_dense: bool
+
+    def plan(self, cases: list[Case], density: float, device: torch.device) -> Plan:
+        """The choices of these passes, measured first where that was asked for."""
+        for case in cases:
+            for m in self.measure_rows:
+                if not self.table.speaks(case, m, density):
+                    self.table.add(measure(case, m, density, device))
+        return Plan.from_table(self.table, cases, density)
+
+
+def _dense(layer: Layer) -> Placement:
+    name, _, mask = layer
+    pattern = pattern_of(mask)
+    return Placement((name,), pattern, density_of(mask, pattern), DENSE_PLAN)
+
+
+def _train(layer: Layer, how: _How) -> Placement:
+    """Training: blocks that are wholly alive or dead; anything else is a dense product over zeros in place."""
+    name, module, mask = layer
+    pattern = pattern_of(mask)
+    block, density = block_of(pattern), density_of(mask, pattern)
+    if block is None:
+        return Placement((name,), pattern, density, DENSE_PLAN)
+    dtype = how.dtype or module.weight.dtype
+    epilogue = {"forward": "none" if module.bias is None else "bias"}
+    cases = [Case(which, *mask.shape, pattern, _name(dtype), epilogue.get(which, "none")) for which in TRAIN]
+    plan = (
+        Plan.always(*[Choice("bsr_linear")] * 3) if how.everywhere else _agreed(how.plan(cases, density, mask.device))
+    )
+    if not plan.is_dense:
+        module.__class__ = BsrLinear
+        module.wrap(BlockLayout.from_mask(mask, block), plan)
+    return Placement((name,), pattern, density, plan)
+
+
+def _infer(model: nn.Module, layers: list[Layer], how: _How) -> list[Placement]:
+    """Inference: the layers of a group as one product, where a kernel for their joint mask is chosen."""
+    names, modules, masks = zip(*layers, strict=True)
+    mask = torch.cat(masks)
+    pattern = pattern_of(mask)
+    density, dtype = density_of(mask, pattern), how.dtype or modules[0].weight.dtype
+    behind = activation_behind(model, names[0])
+    activation = behind.kind if behind else "none"
+    parts = ["bias"] * any(m.bias is not None for m in modules) + [activation] * (activation != "none")
+    case = Case("infer", *mask.shape, pattern, _name(dtype), "+".join(parts) or "none")
+    plan = (
+        Plan.always(Choice(kernel_for(pattern))) if how.everywhere else _agreed(how.plan([case], density, mask.device))
+    )
+    if how.free_dense and not plan.is_dense:
+        plan = Plan.always(next(choice for _, (choice,) in reversed(plan.steps) if choice.kernel != DENSE))
+    if not plan.is_dense:
+        packed = pack(torch.cat([module.weight.detach() for module in modules]), mask, pattern)
+        for module in modules:
+            module.__class__ = PackedLinear
+        for module in modules:
+            module.wrap(list(modules), packed, plan, behind)
+            module.freeze(free_dense=how.free_dense)
+    return Placement(names, pattern, density, plan)
+
+
+def _layers(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Layer]:
+    """The Linears that ``masks`` name, with their masks on the weights' devices."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    layers = {}
+    for name, mask in masks.items():
+        weight = parameters.get(name)
+        if weight is None:
+            raise ValueError(f"the model has no parameter {name!r}, for which there is a mask")
+        if mask.dtype != torch.bool or mask.shape != weight.shape:
+            raise ValueError(
+                f"the mask of {name} is {mask.dtype} of {tuple(mask.shape)}, not bool of its weight's shape"
+            )
+        mask = mask.to(weight.device)
+        dead = weight.detach()[~mask]
+        if dead.count_nonzero() or torch.signbit(dead).any():
+            raise ValueError(f"{name} is not +0.0 where its mask is dead: write zeros with masked_fill_ first")
+        module = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, WRAPPED):
+            raise ValueError(f"{name} runs on a kernel already: call restore(model) first")
+        if type(module) is nn.Linear and name.endswith("weight"):
+            layers[name] = (name, module, mask)
+    return layers
+
+
+def _agreed(plan: Plan) -> Plan:
+    """The plan of the first process, where there are several: measurements differ, and all have to run the same."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return plan
+    shared = [plan]
+    torch.distributed.broadcast_object_list(shared)
+    return shared[0]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _say_once(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        log.warning(text)

@@ -1,0 +1,449 @@
+"""Block-sparse linear: ``y = act(x Wᵀ + b)`` where W is zero outside some blocks, with both gradients.
+
+In training W stays the dense parameter and kernels read its live blocks by stride; the gradient of W is dense and
+exactly 0 in dead blocks. In inference its live blocks may be packed as ``values [nnzb, BN, BK]``. It pays where blocks
+are big (64 or 128 a side) and rows are many; whether it does on a GPU, the dispatcher's table says.
+
+Forward and input gradient are one kernel: both sum, for each block of outputs, over that block's live neighbours; only
+strides and index arrays differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparseticket.kernels.activation import activate, activate_backward, activate_reference, check_activation
+from sparseticket.kernels.blocks import BlockLayout, expand_blocks
+from sparseticket.kernels.launch import as_autocast_would, fp32_precision, launchable, runs_kernel
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+WGRAD_PROGRAMS = 264  # two for each multiprocessor of an H100: with fewer live tiles than that, M is split
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How one pass is cut up: a program makes ``rows x out`` results, ``reduce`` terms of the sum at a time.
+
+    For the weight gradient ``rows x out`` is a piece of a block (rows of N, columns of K), and ``reduce`` rows of M.
+    """
+
+    rows: int
+    out: int
+    reduce: int
+    warps: int
+    stages: int
+
+    def as_ints(self) -> list[int]:
+        """The form in which an operator takes it."""
+        return [self.rows, self.out, self.reduce, self.warps, self.stages]
+
+
+DENSE_PASS = [0]  # in the place of a pass's tiles: it runs as a dense product. [] is default_tiles
+
+
+@triton.jit
+def bsr_matmul_kernel(
+    A,  # [M, R]
+    B,  # the weight, or its packed blocks
+    C,  # [M, O]
+    BIAS,
+    PRE,  # what went into the activation, [M, O], where a gradient will need it
+    START,
+    INDEX,
+    m_size,
+    o_size,
+    r_size,
+    stride_am,
+    stride_ar,
+    stride_bo,
+    stride_br,
+    BLOCK_O: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_O: tl.constexpr,
+    TILE_R: tl.constexpr,
+    PACKED: tl.constexpr,
+    EVEN: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    KEEP_PRE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``C[:, o] = act(Σ over live blocks of A[:, r] B[o, r] + bias[o])`` for one tile of M and O."""
+    pid_o = tl.program_id(1)
+    steps: tl.constexpr = BLOCK_R // TILE_R  # of one block
+    block_o = pid_o * TILE_O // BLOCK_O
+    start = tl.load(START + block_o)
+    end = tl.load(START + block_o + 1)
+    m = tl.program_id(0) * TILE_M + tl.arange(0, TILE_M)
+    o = pid_o * TILE_O + tl.arange(0, TILE_O)
+    r_in_tile = tl.arange(0, TILE_R)
+    a_rows = A + m[:, None].to(tl.int64) * stride_am
+    if PACKED:  # noqa: SIM108  (a choice at compile time)
+        b_columns = B + (o % BLOCK_O)[None, :] * BLOCK_R
+    else:
+        b_columns = B + o[None, :].to(tl.int64) * stride_bo
+    acc = tl.zeros((TILE_M, TILE_O), dtype=tl.float32)
+    index = tl.load(INDEX + start)
+    for step in range(start * steps, end * steps):
+        r_in_block = step % steps * TILE_R + r_in_tile
+        r = index * BLOCK_R + r_in_block
+        a_live = (m < m_size)[:, None]
+        if not EVEN:
+            a_live = a_live & (r < r_size)[None, :]
+        a = tl.load(a_rows + r[None, :].to(tl.int64) * stride_ar, mask=a_live, other=0.0)
+        if PACKED:
+            b = tl.load(b_columns + tl.cast(step // steps, tl.int64) * (BLOCK_O * BLOCK_R) + r_in_block[:, None])
+        elif EVEN:
+            b = tl.load(b_columns + r[:, None].to(tl.int64) * stride_br)
+        else:
+            b_live = (r < r_size)[:, None] & (o < o_size)[None, :]
+            b = tl.load(b_columns + r[:, None].to(tl.int64) * stride_br, mask=b_live, other=0.0)
+        index = tl.load(INDEX + (step + 1) // steps)  # one ahead: see BlockLayout
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    if HAS_BIAS:
+        acc += tl.load(BIAS + o, mask=o < o_size, other=0.0).to(tl.float32)[None, :]
+    place = m[:, None].to(tl.int64) * o_size + o[None, :]
+    live = (m < m_size)[:, None] & (o < o_size)[None, :]
+    if KEEP_PRE:
+        tl.store(PRE + place, acc.to(PRE.dtype.element_ty), mask=live)
+    tl.store(C + place, activate(acc, ACTIVATION).to(C.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def bsr_wgrad_kernel(
+    DY,  # [M, N]
+    X,  # [M, K]
+    OUT,  # the gradient [N, K], or partial sums [splits, nnzb, BN, BK] in fp32
+    ROW,
+    COL,
+    m_size,
+    n_size,
+    k_size,
+    rows_of_split,
+    nnzb,
+    stride_dm,
+    stride_dn,
+    stride_xm,
+    stride_xk,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TILE_N: tl.constexpr,
+    TILE_K: tl.constexpr,
+    TILE_M: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``dW = dYᵀ X`` for one tile of one live block, over one split of M."""
+    tiles_n: tl.constexpr = BLOCK_N // TILE_N
+    tiles_k: tl.constexpr = BLOCK_K // TILE_K
+    block = tl.program_id(0) // (tiles_n * tiles_k)
+    tile = tl.program_id(0) % (tiles_n * tiles_k)
+    split = tl.program_id(1)
+    n_in_block = tile // tiles_k * TILE_N + tl.arange(0, TILE_N)
+    k_in_block = tile % tiles_k * TILE_K + tl.arange(0, TILE_K)
+    n = tl.load(ROW + block) * BLOCK_N + n_in_block
+    k = tl.load(COL + block) * BLOCK_K + k_in_block
+    m_in_tile = tl.arange(0, TILE_M)
+    dy_columns = DY + n[:, None].to(tl.int64) * stride_dn
+    x_columns = X + k[None, :].to(tl.int64) * stride_xk
+    acc = tl.zeros((TILE_N, TILE_K), dtype=tl.float32)
+    first = split * rows_of_split
+    last = tl.minimum(m_size, first + rows_of_split)
+    for begin in range(first, last, TILE_M):
+        m = begin + m_in_tile
+        dy_live = (m < last)[None, :] & (n < n_size)[:, None]
+        x_live = (m < last)[:, None] & (k < k_size)[None, :]
+        dy = tl.load(dy_columns + m[None, :].to(tl.int64) * stride_dm, mask=dy_live, other=0.0)
+        x = tl.load(x_columns + m[:, None].to(tl.int64) * stride_xm, mask=x_live, other=0.0)
+        acc = tl.dot(dy, x, acc, input_precision=PRECISION)
+    if PARTIAL:
+        at = (split.to(tl.int64) * nnzb + block) * (BLOCK_N * BLOCK_K)
+        tl.store(OUT + at + n_in_block[:, None] * BLOCK_K + k_in_block[None, :], acc)
+    else:
+        live = (n < n_size)[:, None] & (k < k_size)[None, :]
+        tl.store(OUT + n[:, None].to(tl.int64) * k_size + k[None, :], acc.to(OUT.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def bsr_wgrad_sum_kernel(
+    PARTIALS,  # [splits, nnzb, BN, BK]
+    OUT,  # [N, K]
+    ROW,
+    COL,
+    n_size,
+    k_size,
+    splits,
+    nnzb,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TILE_N: tl.constexpr,
+):
+    """The second pass: add the splits of one slice of a live block, always in the same order."""
+    block = tl.program_id(0) // (BLOCK_N // TILE_N)
+    n_in_block = tl.program_id(0) % (BLOCK_N // TILE_N) * TILE_N + tl.arange(0, TILE_N)
+    k_in_block = tl.arange(0, BLOCK_K)
+    inside = block.to(tl.int64) * (BLOCK_N * BLOCK_K) + n_in_block[:, None] * BLOCK_K + k_in_block[None, :]
+    total = tl.zeros((TILE_N, BLOCK_K), dtype=tl.float32)
+    for split in range(splits):
+        total += tl.load(PARTIALS + tl.cast(split, tl.int64) * nnzb * (BLOCK_N * BLOCK_K) + inside)
+    n = tl.load(ROW + block) * BLOCK_N + n_in_block
+    k = tl.load(COL + block) * BLOCK_K + k_in_block
+    live = (n < n_size)[:, None] & (k < k_size)[None, :]
+    tl.store(OUT + n[:, None].to(tl.int64) * k_size + k[None, :], total.to(OUT.dtype.element_ty), mask=live)
+
+
+def default_tiles(block: tuple[int, int], m: int, dtype: torch.dtype) -> tuple[Tiles, Tiles, Tiles]:
+    """Tiles of forward, input gradient and weight gradient that run on every GPU (at most 96 KB of shared memory).
+
+    What the dispatcher measured on a GPU is better; this is for a layer called alone.
+    """
+    block_n, block_k = block
+    wide = 2 if dtype == torch.float32 else 1  # twice the bytes: half the tile
+    rows = 16 if m <= 16 else 32 if m <= 32 else 64 if m <= 512 else 128 // wide
+
+    def product(out: int, reduce: int) -> Tiles:
+        out, reduce = min(out, 128 // wide), min(reduce, 64 // wide)
+        return Tiles(rows, out, reduce, 8 if rows * out >= 128 * 128 else 4, 3)
+
+    n, k = min(block_n, 128 // wide), min(block_k, 128 // wide)
+    wgrad = Tiles(n, k, 64 // wide, 8 if n * k >= 128 * 128 else 4, 3)
+    return product(block_n, block_k), product(block_k, block_n), wgrad
+
+
+def candidate_tiles(block: tuple[int, int], which: str, dtype: torch.dtype) -> list[Tiles]:
+    """What is worth measuring for one pass (``forward``, ``dgrad``, ``wgrad``) of this block, whatever M."""
+    block_n, block_k = block
+    size = torch.finfo(dtype).bits // 8
+    out, reduce = (block_k, block_n) if which == "dgrad" else (block_n, block_k)
+    if which == "wgrad":
+        shapes = [(block_n, block_k, m) for m in (32, 64, 128)]
+    else:
+        shapes = [(m, out, r) for m in (16, 64, 128, 256) for r in (32, 64, 128) if r <= reduce] or [
+            (m, out, reduce) for m in (16, 64, 128)
+        ]
+    found = []
+    for rows, columns, depth in shapes:
+        warps = 8 if rows * columns >= 128 * 128 else 4
+        stage = (rows + columns) * depth * size
+        stages = [s for s in (3, 4) if s * stage <= 227 * 1024] or [2]
+        if rows * columns <= 256 * 128 // (2 if dtype == torch.float32 else 1):
+            found += [Tiles(rows, columns, depth, warps, s) for s in stages]
+    return found
+
+
+def launch_product(
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None,
+    start: Tensor,
+    index: Tensor,
+    size: tuple[int, int],
+    block: tuple[int, int],
+    strides: tuple[int, int],
+    tiles: list[int],
+    *,
+    packed: bool = False,
+    activation: str = "none",
+    keep_pre: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``[M, O]`` (and what went into the activation) of ``a [M, R]``; ``size`` and ``block`` are (O, R)'s."""
+    rows, out, reduce, warps, stages = tiles
+    (m, _), (o, r) = a.shape, size
+    c = a.new_empty(m, o)
+    pre = torch.empty_like(c) if keep_pre else a.new_empty(0)
+    if m == 0:
+        return c, pre
+    launchable(bsr_matmul_kernel)[(triton.cdiv(m, rows), triton.cdiv(o, out))](
+        a, b, c, bias if bias is not None else c, pre, start, index,
+        m, o, r, a.stride(0), a.stride(1), strides[0], strides[1],
+        BLOCK_O=block[0], BLOCK_R=block[1], TILE_M=rows, TILE_O=out, TILE_R=reduce,
+        PACKED=packed, EVEN=o % block[0] == 0 and r % block[1] == 0, HAS_BIAS=bias is not None, KEEP_PRE=keep_pre,
+        ACTIVATION=activation, PRECISION=fp32_precision(), num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return c, pre
+
+
+def _launch_wgrad(
+    dy: Tensor, x: Tensor, row: Tensor, col: Tensor, shape: tuple[int, int], block: tuple[int, int], tiles: list[int]
+) -> Tensor:
+    """The dense gradient ``[N, K]`` of ``dy [M, N]`` and ``x [M, K]``, exactly 0 outside live blocks."""
+    tile_n, tile_k, tile_m, warps, stages = tiles
+    (n, k), (block_n, block_k), m, nnzb = shape, block, dy.shape[0], len(col) - 1
+    grad = dy.new_zeros(n, k)
+    if m == 0 or nnzb == 0:
+        return grad
+    programs = nnzb * (block_n // tile_n) * (block_k // tile_k)
+    splits = min(triton.cdiv(WGRAD_PROGRAMS, programs), triton.cdiv(m, 4 * tile_m))
+    rows_of_split = triton.cdiv(triton.cdiv(m, splits), tile_m) * tile_m
+    partial = splits > 1
+    into = dy.new_empty(splits, nnzb, block_n, block_k, dtype=torch.float32) if partial else grad
+    launchable(bsr_wgrad_kernel)[(programs, splits)](
+        dy, x, into, row, col, m, n, k, rows_of_split, nnzb,
+        dy.stride(0), dy.stride(1), x.stride(0), x.stride(1),
+        BLOCK_N=block_n, BLOCK_K=block_k, TILE_N=tile_n, TILE_K=tile_k, TILE_M=tile_m,
+        PARTIAL=partial, PRECISION=fp32_precision(), num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    if partial:
+        launchable(bsr_wgrad_sum_kernel)[(nnzb * (block_n // 16),)](
+            into, grad, row, col, n, k, splits, nnzb, BLOCK_N=block_n, BLOCK_K=block_k, TILE_N=16, num_warps=4
+        )
+    return grad
+
+
+def reference_bsr_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, activation: str = "none"
+) -> Tensor:
+    """What :func:`bsr_linear` computes, in plain PyTorch: ``mask`` is the layout's :meth:`BlockLayout.dense_mask`."""
+    return activate_reference(F.linear(x, weight.masked_fill(~mask, 0), bias), activation)
+
+
+@torch.library.triton_op("sparseticket::bsr_linear", mutates_args=())
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    row: Tensor,
+    ccol: Tensor,
+    row_t: Tensor,
+    block: list[int],
+    activation: str,
+    keep_pre: bool,
+    forward_tiles: list[int],
+    dgrad_tiles: list[int],
+    wgrad_tiles: list[int],
+) -> tuple[Tensor, Tensor]:
+    n, k = weight.shape
+    if not runs_kernel(x) or forward_tiles == DENSE_PASS:
+        if not runs_kernel(x):
+            weight = weight.masked_fill(~expand_blocks(row, col, block, (n, k)), 0)
+        pre = F.linear(x, weight, bias)
+        y = activate_reference(pre, activation)
+        return (y, pre) if keep_pre and y is not pre else (y, x.new_empty(0))
+    forward_tiles = forward_tiles or default_tiles((block[0], block[1]), x.shape[0], x.dtype)[0].as_ints()
+    return launch_product(
+        x, weight, bias, crow, col, (n, k), (block[0], block[1]), weight.stride(), forward_tiles,
+        activation=activation, keep_pre=keep_pre,
+    )  # fmt: skip
+
+
+@torch.library.triton_op("sparseticket::bsr_linear_dgrad", mutates_args=())
+def _dgrad(
+    dy: Tensor, weight: Tensor, row: Tensor, col: Tensor, ccol: Tensor, row_t: Tensor, block: list[int],
+    tiles: list[int],
+) -> Tensor:  # fmt: skip
+    n, k = weight.shape
+    if not runs_kernel(dy):
+        return dy @ weight.masked_fill(~expand_blocks(row, col, block, (n, k)), 0)
+    if tiles == DENSE_PASS:
+        return dy @ weight
+    tiles = tiles or default_tiles((block[0], block[1]), dy.shape[0], dy.dtype)[1].as_ints()
+    strides = weight.stride(1), weight.stride(0)
+    return launch_product(dy, weight, None, ccol, row_t, (k, n), (block[1], block[0]), strides, tiles)[0]
+
+
+@torch.library.triton_op("sparseticket::bsr_linear_wgrad", mutates_args=())
+def _wgrad(
+    dy: Tensor, x: Tensor, row: Tensor, col: Tensor, shape: list[int], block: list[int], tiles: list[int]
+) -> Tensor:
+    n, k = shape
+    if not runs_kernel(dy) or tiles == DENSE_PASS:
+        return (dy.T @ x).masked_fill(~expand_blocks(row, col, block, (n, k)), 0)
+    tiles = tiles or default_tiles((block[0], block[1]), dy.shape[0], dy.dtype)[2].as_ints()
+    return _launch_wgrad(dy, x, row, col, (n, k), (block[0], block[1]), tiles)
+
+
+def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, weight, _, _, col, row, ccol, row_t, block, activation, _, _, dgrad_tiles, wgrad_tiles = inputs
+    needs_x, needs_weight, _ = ctx.needs_input_grad[:3]
+    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, output[1], col, row, ccol, row_t)
+    ctx.set_materialize_grads(False)
+    ctx.shape, ctx.block, ctx.activation = list(weight.shape), block, activation
+    ctx.dgrad_tiles, ctx.wgrad_tiles = dgrad_tiles, wgrad_tiles
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, _: Tensor | None) -> tuple:
+    x, weight, pre, col, row, ccol, row_t = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    dx = dw = db = None
+    if dy is not None:
+        dy = activate_backward(dy, pre, ctx.activation)
+        if needs_x:
+            dx = torch.ops.sparseticket.bsr_linear_dgrad(dy, weight, row, col, ccol, row_t, ctx.block, ctx.dgrad_tiles)
+        if needs_weight:
+            dw = torch.ops.sparseticket.bsr_linear_wgrad(dy, x, row, col, ctx.shape, ctx.block, ctx.wgrad_tiles)
+        if needs_bias:
+            db = dy.sum(0)
+    return dx, dw, db, *[None] * 11
+
+
+torch.library.register_autograd("sparseticket::bsr_linear", _backward, setup_context=_setup_context)
+
+
+def bsr_linear(
+    x: Tensor,
+    weight: Tensor,
+    layout: BlockLayout,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    tiles: tuple[list[int], list[int], list[int]] | None = None,
+) -> Tensor:
+    """``act(x Wᵀ + b)`` with only the live blocks of W; differentiable in ``x``, ``weight`` and ``bias``.
+
+    Under autocast the three are cast to its dtype first, as by ``F.linear``.
+
+    Args:
+        x: ``[..., K]``, fp16, bf16 or fp32, any strides.
+        weight: ``[N, K]``, dense storage, any strides. What it holds outside live blocks is not read; where a pass runs
+            as a dense product (``tiles``) it must be 0 there.
+        layout: which blocks are alive, on the device of ``x``.
+        bias: ``[N]``.
+        activation: ``none``, ``relu`` or ``gelu`` (exact, by erf).
+        tiles: of forward, input gradient and weight gradient, as :meth:`Tiles.as_ints`; :data:`DENSE_PASS` runs that
+            pass as a dense product. An empty list, or none, is :func:`default_tiles`.
+
+    Returns:
+        ``[..., N]`` of x's dtype, accumulated in fp32. The gradient of ``weight`` is dense, exactly 0 in dead blocks.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not go together.
+    """
+    check_activation(activation)
+    x, weight, bias = as_autocast_would(x, weight, bias)
+    _check(x, weight, layout, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    forward, dgrad, wgrad = tiles or ([], [], [])  # chosen inside the operator: no guard on M where this is traced
+    keep_pre = activation != "none" and torch.is_grad_enabled()
+    y, _ = torch.ops.sparseticket.bsr_linear(
+        rows, weight, bias, layout.crow, layout.col, layout.row, layout.ccol, layout.row_t, list(layout.block),
+        activation, keep_pre, forward, dgrad, wgrad,
+    )  # fmt: skip
+    return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _check(x: Tensor, weight: Tensor, layout: BlockLayout, bias: Tensor | None) -> None:
+    n, k = layout.shape
+    if weight.shape != (n, k):
+        raise ValueError(f"the layout is of a weight of {(n, k)}, and this weight is {tuple(weight.shape)}")
+    if x.ndim == 0 or x.shape[-1] != k:
+        raise ValueError(f"x has to end with {k} features for a weight of {(n, k)}, and is {tuple(x.shape)}")
+    if bias is not None and bias.shape != (n,):
+        raise ValueError(f"the bias has to be of {(n,)} for a weight of {(n, k)}, and is {tuple(bias.shape)}")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"x is {x.dtype}; this runs fp16, bf16 and fp32")
+    for name, other in (("weight", weight), ("bias", bias)):
+        if other is not None and other.dtype != x.dtype:
+            raise ValueError(f"x is {x.dtype} and {name} {other.dtype}: cast one of them, or use autocast")
+        if other is not None and other.device != x.device:
+            raise ValueError(f"x is on {x.device} and {name} on {other.device}")
+    if layout.col.device != x.device:
+        raise ValueError(f"x is on {x.device} and the layout on {layout.col.device}: use layout.to({str(x.device)!r})")

@@ -1,0 +1,167 @@
+"""Which kernel runs a layer, or dense: looked up in what was measured on this GPU, never measured in a forward."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TABLES = Path(__file__).parent / "tables"
+FORMAT = 1
+LEAST_GAIN = 1.03  # a kernel is picked only where the lower 95 % bound of its speed-up is at least this
+DENSE = "dense"
+PASSES = ("forward", "dgrad", "wgrad", "infer", "optimizer")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a choice depends on, but for the rows and the density: one line of a table of choices.
+
+    Attributes:
+        which: ``forward``, ``dgrad`` or ``wgrad`` of a training step, ``infer``, or ``optimizer``.
+        n, k: size of the weight; of a convolution, filters and (input channels x taps).
+        pattern: ``block:RxC``, ``unstructured`` or ``2:4``.
+        dtype: ``float16``, ``bfloat16`` or ``float32``.
+        epilogue: ``none``, ``bias``, ``bias+relu`` or ``bias+gelu``.
+    """
+
+    which: str
+    n: int
+    k: int
+    pattern: str
+    dtype: str
+    epilogue: str = "bias"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one pass runs: a kernel by name with its tiles, or ``dense``."""
+
+    kernel: str = DENSE
+    tiles: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measured cell: the best kernel there, and its speed-up over dense with the 95 % interval."""
+
+    case: Case
+    m: int
+    density: float
+    best: Choice
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def choice(self) -> Choice:
+        """The kernel where it surely pays, else dense."""
+        return self.best if self.low >= LEAST_GAIN else Choice()
+
+
+@dataclass
+class Table:
+    """What was measured on one GPU."""
+
+    gpu: str
+    versions: dict[str, str] = field(default_factory=dict)
+    date: str = ""
+    cells: list[Measured] = field(default_factory=list)
+
+    def add(self, cell: Measured) -> None:
+        """Keep ``cell``, in the place of an older measurement of the same."""
+        key = (cell.case, cell.m, cell.density)
+        self.cells = [old for old in self.cells if (old.case, old.m, old.density) != key] + [cell]
+
+    def choose(self, case: Case, m: int, density: float) -> Choice:
+        """The choice for ``m`` rows at ``density``, which need not have been measured themselves.
+
+        Of the measured densities the next higher one speaks (a kernel has less to do at a lower one). Of the measured
+        rows both neighbours have to pick the same kernel, and beyond the ends of what was measured by more than twice
+        the choice is dense.
+        """
+        if not self.speaks(case, m, density):
+            return Choice()
+        rows = self.rows(case, density)
+        after = bisect.bisect_left([cell.m for cell in rows], m)
+        below, above = rows[max(after - 1, 0)], rows[min(after, len(rows) - 1)]
+        if (after < len(rows) and above.m == m) or below.choice.kernel == above.choice.kernel:
+            return above.choice
+        return Choice()
+
+    def rows(self, case: Case, density: float) -> list[Measured]:
+        """The cells that speak for ``case`` at ``density``, by rising m."""
+        same = [cell for cell in self.cells if cell.case == case and cell.density >= density - 1e-9]
+        nearest: dict[int, Measured] = {}
+        for cell in sorted(same, key=lambda cell: -cell.density):
+            nearest[cell.m] = cell
+        return [nearest[m] for m in sorted(nearest)]
+
+    def speaks(self, case: Case, m: int, density: float) -> bool:
+        """True where a measured cell is near enough to choose for ``m`` rows at ``density``."""
+        rows = self.rows(case, density)
+        return bool(rows) and rows[0].m / 2 <= m <= rows[-1].m * 2
+
+    def to_json(self) -> str:
+        """The file's text, one cell a line, in a steady order."""
+        head = {"format": FORMAT, "gpu": self.gpu, "versions": self.versions, "date": self.date}
+        order = sorted(self.cells, key=lambda cell: (*map(str, asdict(cell.case).values()), cell.m, cell.density))
+        lines = ",\n  ".join(json.dumps(asdict(cell)) for cell in order)
+        return json.dumps(head)[:-1] + f', "cells": [\n  {lines}\n]}}\n'
+
+    @classmethod
+    def load(cls, path: Path) -> Table:
+        """Read and check a table.
+
+        Raises:
+            ValueError: it is no table of this format; says what is wrong.
+        """
+        try:
+            record = json.loads(path.read_text())
+            if record["format"] != FORMAT:
+                raise ValueError(f"it is of format {record['format']}, and this version reads {FORMAT}")
+            cells = [_cell(line) for line in record["cells"]]
+            return cls(record["gpu"], record["versions"], record["date"], cells)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is not a table of measured kernels: {error}. Run `tune-kernels` again."
+            ) from error
+
+
+def table_path(gpu: str, folder: Path = TABLES) -> Path:
+    """Where the table of a GPU of this name lies."""
+    return folder / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
+
+
+def gpu_name(device: torch.device | str) -> str | None:
+    """The name of the GPU, or None on any other device."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
+
+
+def table_for(device: torch.device | str, folders: Iterable[Path] = (TABLES,)) -> Table | None:
+    """The table of this device's GPU from the first folder that has one; None where nothing was measured."""
+    name = gpu_name(device)
+    for folder in folders:
+        if name and (path := table_path(name, folder)).is_file():
+            return Table.load(path)
+    return None
+
+
+def _cell(line: dict[str, Any]) -> Measured:
+    case = Case(**line["case"])
+    best = Choice(line["best"]["kernel"], tuple(line["best"]["tiles"]))
+    cell = Measured(case, line["m"], line["density"], best, line["ratio"], line["low"], line["high"])
+    kinds = {"which": str, "n": int, "k": int, "pattern": str, "dtype": str, "epilogue": str}
+    if any(not isinstance(getattr(case, f.name), kinds[f.name]) for f in fields(case)) or case.which not in PASSES:
+        raise ValueError(f"{line['case']} is no case")
+    if not (isinstance(cell.m, int) and cell.m > 0 and 0 <= cell.density <= 1 and 0 < cell.low <= cell.high):
+        raise ValueError(f"a cell of {case} holds impossible numbers")
+    if not (isinstance(best.kernel, str) and all(isinstance(tile, int) and tile > 0 for tile in best.tiles)):
+        raise ValueError(f"a cell of {case} names no kernel")
+    return cell

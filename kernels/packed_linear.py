@@ -1,0 +1,97 @@
+"""A Linear that runs from a packed weight, for inference; several over one input (Q, K and V) run as one product."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseticket.kernels.activation import activate_reference
+from sparseticket.kernels.dispatch import DENSE
+from sparseticket.kernels.frozen import Frozen
+from sparseticket.kernels.fuse import Activation
+from sparseticket.kernels.packing import PackedWeight
+from sparseticket.kernels.plan import Plan, rows_of
+
+
+class PackedLinear(Frozen, nn.Linear):
+    """One Linear, or the member of several that share a packed weight.
+
+    The first of several holds the weight of all. Whichever is called with a new input computes all, and the others'
+    results wait in ``_waiting`` until they are called with the same input.
+    """
+
+    def wrap(
+        self, members: list[PackedLinear], packed: PackedWeight, plan: Plan, behind: Activation | None = None
+    ) -> None:
+        """Become one of ``members``, the first of which holds ``packed``: their weights, one below the other.
+
+        ``behind`` is an activation that the kernel computes from now on; what computed it until now is taken away.
+        """
+        self._members, self._place = tuple(members), members.index(self)
+        if self._place > 0:
+            return
+        self._packed, self._plan = packed, plan
+        self._activation = behind.kind if behind else "none"
+        self._behind = (behind, behind.take()) if behind else None
+        self._sizes, self._waiting = [member.out_features for member in members], []
+        for name, tensor in packed.tensors().items():
+            self.register_buffer(f"packed_{name}", tensor, persistent=False)
+        self.register_buffer("packed_bias", _joined_bias(members), persistent=False)
+
+    def unwrap(self) -> None:
+        """Drop what :meth:`wrap` added."""
+        if self._place == 0:
+            for name in (*self._packed.tensors(), "bias"):
+                delattr(self, f"packed_{name}")
+            if self._behind:
+                behind, function = self._behind
+                behind.give_back(function)
+            del self._packed, self._plan, self._activation, self._behind, self._sizes, self._waiting
+        del self._members, self._place
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``act(x Wᵀ + b)``, which has no gradient."""
+        if self.training:
+            raise RuntimeError(
+                "this layer runs packed, for inference: call model.eval(), or restore(model) to train it"
+            )
+        self.check_unchanged()
+        return self._members[0]._result(x, self._place)
+
+    def rebuild_weight(self) -> Tensor:
+        """The rows of the packed weight that are this member's."""
+        first = self._members[0]
+        return first._weight().to_dense().split(first._sizes)[self._place].clone()
+
+    def _result(self, x: Tensor, place: int) -> Tensor:
+        for waiting in self._waiting:
+            if waiting[0] is x and waiting[1] == place:
+                self._waiting.remove(waiting)
+                return waiting[2]
+        results = self._compute(x)
+        self._waiting = [(x, other, y) for other, y in enumerate(results) if other != place]
+        return results[place]
+
+    @torch.no_grad()
+    def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
+        (choice,) = self._plan.at(rows_of(x))
+        if choice.kernel != DENSE:
+            y = self._weight().linear(x, self.packed_bias, self._activation, choice.tiles)
+            return y.split(self._sizes, -1)
+        weights = (m.weight if m.weight is not None else m.rebuild_weight() for m in self._members)
+        pairs = zip(weights, self._members, strict=True)
+        return tuple(activate_reference(F.linear(x, w, member.bias), self._activation) for w, member in pairs)
+
+    def _weight(self) -> PackedWeight:
+        names = self._packed.tensors()
+        return self._packed.with_tensors({name: getattr(self, f"packed_{name}") for name in names})
+
+
+def _joined_bias(members: list[PackedLinear]) -> Tensor | None:
+    biases = [member.bias for member in members]
+    if all(bias is None for bias in biases):
+        return None
+    like = next(bias for bias in biases if bias is not None).detach()
+    pieces = [like.new_zeros(m.out_features) if m.bias is None else m.bias.detach() for m in members]
+    return torch.cat(pieces)

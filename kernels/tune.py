@@ -1,0 +1,155 @@
+"""Measure a cell of the dispatcher's table on this device; a candidate is timed only when it agrees with dense."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparseticket.kernels.activation import activate_reference
+from sparseticket.kernels.blocks import BlockLayout
+from sparseticket.kernels.bsr_linear import candidate_tiles, default_tiles
+from sparseticket.kernels.clock import Clock
+from sparseticket.kernels.dispatch import Case, Choice, Measured
+from sparseticket.kernels.packing import kernel_for, pack, packed_candidates
+from sparseticket.kernels.pattern import SEMI_STRUCTURED, block_of
+
+AGREEMENT = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 5e-3}  # of the largest value; fp32 may be TF32
+PASSES = ("forward", "dgrad", "wgrad")
+log = logging.getLogger(__name__)
+
+
+def measure(
+    case: Case,
+    m: int,
+    density: float,
+    device: torch.device | str,
+    *,
+    thorough: bool = False,
+    rounds: int = 30,
+    clock: Clock | None = None,
+    seed: int = 0,
+) -> Measured:
+    """The best kernel for ``case`` with ``m`` rows at ``density``, and its speed-up over dense with a cold L2 cache.
+
+    ``thorough`` tries every tiling that is worth it, otherwise the default one is all. The best candidate and dense
+    take turns for ``rounds``, which give the interval. The clock is a cold one for ``device`` unless another is given.
+    """
+    clock = clock or Clock(device)
+    problem = Problem.draw(case, m, density, device, seed)
+    dense, expected = problem.dense, problem.dense().float()
+    times: list[tuple[float, Choice, Callable[[], Tensor]]] = []
+    for choice, call in problem.candidates(thorough):
+        try:
+            result = call().float()
+        except Exception as error:  # too much shared memory for this GPU, say: the candidate drops out
+            log.info("%s with tiles %s does not run here: %s", choice.kernel, choice.tiles, error)
+            continue
+        error = float((result - expected).abs().max()) / max(float(expected.abs().max()), 1e-6)
+        if not error <= AGREEMENT[problem.dtype]:
+            log.warning("%s with tiles %s is WRONG here (off by %.1e) and is never used: please report it",
+                        choice.kernel, choice.tiles, error)  # fmt: skip
+            continue
+        times.append((clock.median(call), choice, call))
+    if not times:
+        return Measured(case, m, density, Choice(), 1.0, 1.0, 1.0)
+    _, choice, call = min(times, key=lambda entry: entry[0])
+    found = clock.compare(dense, call, rounds=rounds)
+    return Measured(case, m, density, choice, found.ratio, found.low, found.high)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Random values and a random mask for one cell."""
+
+    case: Case
+    x: Tensor  # [M, K]
+    weight: Tensor  # [N, K], 0 where dead
+    bias: Tensor | None
+    dy: Tensor  # [M, N]
+    mask: Tensor
+
+    @classmethod
+    def draw(cls, case: Case, m: int, density: float, device: torch.device | str, seed: int) -> Problem:
+        """Values are normal; of the mask's blocks (or entries) just ``density`` are alive, placed evenly."""
+        draw = torch.Generator().manual_seed(seed)
+        dtype = getattr(torch, case.dtype)
+        x, weight, bias, dy = (
+            torch.randn(size, generator=draw).to(dtype).to(device)
+            for size in ((m, case.k), (case.n, case.k), (case.n,), (m, case.n))
+        )
+        mask = random_mask(case, density, draw).to(device)
+        return cls(case, x, weight.masked_fill(~mask, 0), bias if "bias" in case.epilogue else None, dy, mask)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all values."""
+        return self.x.dtype
+
+    @property
+    def activation(self) -> str:
+        """In the epilogue."""
+        return self.case.epilogue.partition("+")[2] or "none"
+
+    def dense(self) -> Tensor:
+        """What PyTorch does without kernels."""
+        match self.case.which:
+            case "dgrad":
+                return self.dy @ self.weight
+            case "wgrad":
+                return (self.dy.T @ self.x).mul_(self.mask)  # masked here, or once a step: it has to be done
+            case _:
+                return activate_reference(F.linear(self.x, self.weight, self.bias), self.activation)
+
+    def candidates(self, thorough: bool) -> Iterator[tuple[Choice, Callable[[], Tensor]]]:
+        """What could run in its place."""
+        if self.case.which == "infer":
+            yield from self._packed(thorough)
+        elif block := block_of(self.case.pattern):
+            yield from self._block_sparse(block, thorough)
+
+    def _packed(self, thorough: bool) -> Iterator[tuple[Choice, Callable[[], Tensor]]]:
+        pattern = self.case.pattern
+        packed = pack(self.weight, self.mask, pattern)
+        for tiles in packed_candidates(pattern, self.dtype, thorough=thorough):
+            call = partial(packed.linear, self.x, self.bias, self.activation, tiles)
+            yield Choice(kernel_for(pattern), tiles), call
+
+    def _block_sparse(self, block: tuple[int, int], thorough: bool) -> Iterator[tuple[Choice, Callable[[], Tensor]]]:
+        which = self.case.which
+        layout = BlockLayout.from_mask(self.mask, block)
+        tilings = [default_tiles(block, self.x.shape[0], self.dtype)[PASSES.index(which)]]
+        tilings += candidate_tiles(block, which, self.dtype) if thorough else []
+        for tiles in dict.fromkeys(tilings):
+            ints = tiles.as_ints()
+            yield Choice("bsr_linear", tuple(ints)), partial(self._one_pass, which, layout, ints)
+
+    def _one_pass(self, which: str, layout: BlockLayout, tiles: list[int]) -> Tensor:
+        ops, block = torch.ops.sparseticket, list(layout.block)
+        by_column = (layout.ccol, layout.row_t)
+        if which == "dgrad":
+            return ops.bsr_linear_dgrad(self.dy, self.weight, layout.row, layout.col, *by_column, block, tiles)
+        if which == "wgrad":
+            return ops.bsr_linear_wgrad(self.dy, self.x, layout.row, layout.col, list(layout.shape), block, tiles)
+        indices = (layout.crow, layout.col, layout.row, *by_column)
+        return ops.bsr_linear(
+            self.x, self.weight, self.bias, *indices, block, self.activation, False, tiles, tiles, tiles
+        )[0]
+
+
+def random_mask(case: Case, density: float, draw: torch.Generator) -> Tensor:
+    """A bool mask ``[N, K]`` of the case's pattern; 2:4 has two alive of each four whatever the density."""
+    if case.pattern == SEMI_STRUCTURED:
+        order = torch.rand(case.n, case.k // 4, 4, generator=draw).argsort(-1)
+        return (order < 2).reshape(case.n, case.k)
+    block_n, block_k = block_of(case.pattern) or (1, 1)
+    rows, columns = -(-case.n // block_n), -(-case.k // block_k)
+    flat = torch.zeros(rows * columns, dtype=torch.bool)
+    flat[torch.randperm(len(flat), generator=draw)[: round(density * len(flat))]] = True
+    alive = flat.reshape(rows, columns)
+    return alive.repeat_interleave(block_n, 0)[: case.n].repeat_interleave(block_k, 1)[:, : case.k]

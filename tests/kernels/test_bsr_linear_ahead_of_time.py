@@ -1,0 +1,58 @@
+"""What the compiler makes of the block-sparse kernels, for three generations of GPUs, on a machine without one."""
+
+import pytest
+import torch
+
+from sparseticket.kernels.aot import SHARED_LIMIT
+from sparseticket.kernels.bsr_linear import default_tiles
+from sparseticket.kernels.bsr_linear_aot import compile_dense, compile_product, compile_wgrad
+
+
+@pytest.mark.parametrize("arch", [80, 90, 120])
+@pytest.mark.parametrize("which", ["forward", "dgrad"])
+def test_large_tiles_are_pipelined_as_a_dense_loop_and_spill_nothing(which, arch):
+    tiles = default_tiles((128, 128), 4096, torch.float16)[which == "dgrad"]
+    ours, control = compile_product(which, (128, 128), tiles, arch), compile_dense(which, tiles, arch)
+    assert ours.shared == control.shared <= SHARED_LIMIT[arch]
+    assert ours.spilled == 0
+    assert ours.uses_wgmma if arch == 90 else ours.uses_tensor_cores
+
+
+@pytest.mark.parametrize("arch", [80, 90, 120])
+def test_packed_blocks_cost_the_same_shared_memory(arch):
+    tiles = default_tiles((128, 128), 4096, torch.float16)[0]
+    ours = compile_product("forward", (128, 128), tiles, arch, packed=True, activation="gelu")
+    assert ours.shared == compile_dense("forward", tiles, arch).shared and ours.spilled == 0
+
+
+@pytest.mark.parametrize("arch", [80, 90, 120])
+def test_the_weight_gradient_spills_nothing(arch):
+    made = compile_wgrad((128, 128), default_tiles((128, 128), 4096, torch.float16)[2], arch)
+    assert made.spilled == 0 and made.shared <= SHARED_LIMIT[arch]
+    assert made.uses_wgmma if arch == 90 else made.uses_tensor_cores
+
+
+@pytest.mark.parametrize("block", [(16, 16), (64, 64)])
+def test_small_blocks_use_tensor_cores_and_spill_nothing(block):
+    tiles = default_tiles(block, 4096, torch.float16)
+    for made in (compile_product("forward", block, tiles[0], 90), compile_wgrad(block, tiles[2], 90)):
+        assert made.spilled == 0 and made.uses_tensor_cores
+
+
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_fp32_fits_and_spills_nothing(precision):
+    made = compile_product(
+        "forward", (128, 128), default_tiles((128, 128), 4096, torch.float32)[0], 80, torch.float32, precision=precision
+    )
+    assert made.spilled == 0 and made.shared <= SHARED_LIMIT[120]
+    assert made.uses_tensor_cores == (precision == "tf32")
+
+
+def test_bf16_is_the_same_code_as_fp16():
+    tiles = default_tiles((64, 64), 4096, torch.float16)
+    pairs = [
+        [compile_product("dgrad", (64, 64), tiles[1], 90, dtype).ttir for dtype in (torch.float16, torch.bfloat16)],
+        [compile_wgrad((64, 64), tiles[2], 90, dtype).ttir for dtype in (torch.float16, torch.bfloat16)],
+    ]
+    for half, brain in pairs:
+        assert "bf16" in brain and brain.replace("bf16", "f16") == half

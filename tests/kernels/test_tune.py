@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from sparseticket.kernels.dispatch import Case, Choice
+from sparseticket.kernels.tune import Problem, measure, random_mask
+
+
+class SteadyClock:
+    """A clock for which dense takes 3 ms, and everything else what ``times`` says of its place in line."""
+
+    def __init__(self, times):
+        self.times = iter(times)
+
+    def median(self, call):
+        call()
+        return next(self.times)
+
+    def compare(self, baseline, other, *, rounds):
+        from sparseticket.kernels.clock import Speedup
+
+        return Speedup(1.5, 1.4, 1.6)
+
+
+CASE = Case("forward", 48, 64, "block:16x32", "float32", "bias+gelu")
+
+
+def test_the_fastest_candidate_that_agrees_is_kept():
+    candidates = list(Problem.draw(CASE, 40, 0.5, "cpu", 0).candidates(thorough=True))
+    assert len(candidates) > 2
+    times = [5.0] * len(candidates)
+    times[1] = 1.0
+    cell = measure(CASE, 40, 0.5, "cpu", thorough=True, clock=SteadyClock(times))
+    assert cell.best == candidates[1][0] and (cell.ratio, cell.low, cell.high) == (1.5, 1.4, 1.6)
+
+
+def test_a_candidate_with_a_wrong_result_is_never_used(monkeypatch, caplog):
+    monkeypatch.setattr(Problem, "_one_pass", lambda self, *_: self.dense() + 1)
+    cell = measure(CASE, 40, 0.5, "cpu", clock=SteadyClock([]))
+    assert cell.best == Choice() and cell.choice == Choice() and "WRONG" in caplog.text
+
+
+def test_a_candidate_that_does_not_run_drops_out(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of resources: shared memory")
+
+    monkeypatch.setattr(Problem, "_one_pass", fail)
+    assert measure(CASE, 40, 0.5, "cpu", clock=SteadyClock([])).best == Choice()
+
+
+@pytest.mark.parametrize(
+    "which,epilogue", [("forward", "bias"), ("dgrad", "none"), ("wgrad", "none"), ("infer", "bias+relu")]
+)
+def test_every_pass_is_measured_against_dense_on_this_machine(which, epilogue):
+    cell = measure(Case(which, 48, 64, "block:16x16", "float32", epilogue), 40, 0.4, "cpu", rounds=5)
+    assert cell.best.kernel in ("bsr_linear", "bsr_packed") and 0 < cell.low <= cell.ratio <= cell.high
+
+
+@pytest.mark.parametrize("density", [0, 0.25, 1])
+def test_a_random_mask_has_just_the_density_asked_for(density):
+    mask = random_mask(CASE, density, torch.Generator().manual_seed(0))
+    assert mask.shape == (48, 64) and mask.float().mean() == pytest.approx(density, abs=1 / 6)
+    pairs = random_mask(Case("infer", 8, 16, "2:4", "float16"), density, torch.Generator().manual_seed(0))
+    assert (pairs.reshape(-1, 4).sum(1) == 2).all()

@@ -1,0 +1,294 @@
+"""What changes and what does not when a model runs on kernels; here on their references (`-m gpu`: on the device)."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from sparseticket.kernels import restore, use_kernels
+from sparseticket.kernels.bsr_linear import DENSE_PASS
+from sparseticket.kernels.dispatch import Case, Choice, Measured, Table
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def bert_and_masks(device="cpu", block=32, density=0.5, layers=2):
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=2, vocab_size=50,
+        max_position_embeddings=32, hidden_dropout_prob=0, attention_probs_dropout_prob=0,
+        attn_implementation="eager",
+    )  # fmt: skip
+    model = BertForSequenceClassification(config).to(device).eval()
+    masks = {}
+    for name, weight in model.named_parameters():
+        if ".encoder." in name and weight.ndim == 2:
+            alive = torch.rand(weight.shape[0] // block, weight.shape[1] // block) < density
+            masks[name] = alive.repeat_interleave(block, 0).repeat_interleave(block, 1)
+            weight.data.masked_fill_(~masks[name].to(device), 0.0)
+        if name.endswith("bias"):
+            nn.init.normal_(weight)
+    return model, masks
+
+
+def batch(device="cpu", rows=3, length=10):
+    draw = torch.Generator().manual_seed(rows * length)
+    ids = torch.randint(50, (rows, length), generator=draw).to(device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros_like(ids[:, 0])}
+
+
+def trained(model, steps=5):
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(steps):
+        model(**batch(model.device, length=8 + step)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_training_gives_what_dense_training_with_masked_gradients_gives(device):
+    model, masks = bert_and_masks(device)
+    dense = copy.deepcopy(model)
+    for name, weight in dense.named_parameters():
+        if name in masks:
+            mask = masks[name].to(device)
+            weight.register_hook(lambda grad, mask=mask: grad * mask)
+    placed = use_kernels(model, masks, everywhere=True)
+    assert {p.names[0] for p in placed} == masks.keys() and not any(p.plan.is_dense for p in placed)
+    ours, theirs = trained(model), trained(dense)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5)
+    for name, mask in masks.items():
+        assert not ours[name][~mask.to(device)].any(), "a dead weight moved"
+
+
+def test_a_model_in_training_looks_and_is_saved_as_before():
+    model, masks = bert_and_masks()
+    before = {name: id(parameter) for name, parameter in model.named_parameters()}
+    keys = list(model.state_dict())
+    use_kernels(model, masks, everywhere=True)
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
+    assert list(model.state_dict()) == keys
+    assert all(isinstance(m, nn.Linear) for n, m in model.named_modules() if f"{n}.weight" in masks)
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_restore_gives_back_every_class_and_buffer(mode):
+    model, masks = bert_and_masks()
+    before = {
+        name: (type(module), set(module.__dict__), set(module._buffers)) for name, module in model.named_modules()
+    }
+    use_kernels(model, masks, mode, everywhere=True)
+    assert {type(m) for m in model.modules()} != {kind for kind, _, _ in before.values()}
+    restore(model)
+    after = {name: (type(module), set(module.__dict__), set(module._buffers)) for name, module in model.named_modules()}
+    assert after == before
+
+
+@pytest.mark.parametrize("free_dense", [False, True])
+@pytest.mark.parametrize("device", DEVICES)
+def test_inference_gives_what_the_dense_model_gives(device, free_dense):
+    model, masks = bert_and_masks(device)
+    inputs = [batch(device), batch(device, rows=1, length=4)]
+    with torch.no_grad():
+        expected = [model(**one).logits for one in inputs]
+        placed = use_kernels(model, masks, "infer", everywhere=True, free_dense=free_dense)
+        for one, logits in zip(inputs, expected, strict=True):
+            torch.testing.assert_close(model(**one).logits, logits, rtol=1e-4, atol=1e-5)
+    assert [len(p.names) for p in placed] == [3, 1, 1, 1] * 2, "query, key and value are fused"
+
+
+def test_the_activation_moves_into_the_epilogue_and_back():
+    model, masks = bert_and_masks()
+    layer = model.bert.encoder.layer[0].intermediate
+    function = layer.intermediate_act_fn
+    use_kernels(model, masks, "infer", everywhere=True)
+    assert isinstance(layer.intermediate_act_fn, nn.Identity)
+    restore(model)
+    assert layer.intermediate_act_fn is function
+
+
+def test_a_dropped_weight_is_in_the_state_dict_and_comes_back_bit_equal():
+    model, masks = bert_and_masks()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    use_kernels(model, masks, "infer", everywhere=True, free_dense=True)
+    assert not masks.keys() & dict(model.named_parameters()).keys()
+    for _ in range(2):
+        state = model.state_dict()
+        assert list(state) == list(before)
+        assert all(torch.equal(state[name], value) for name, value in before.items())
+        restore(model)
+    assert masks.keys() <= dict(model.named_parameters()).keys()
+
+
+def test_a_weight_changed_under_packed_blocks_is_an_error():
+    model, masks = bert_and_masks()
+    use_kernels(model, masks, "infer", everywhere=True)
+    model(**batch())
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="restore"):
+        model(**batch())
+
+
+def test_loading_into_packed_layers_is_an_error():
+    model, masks = bert_and_masks()
+    state = model.state_dict()
+    use_kernels(model, masks, "infer", everywhere=True)
+    with pytest.raises(RuntimeError, match="restore"):
+        model.load_state_dict(state)
+
+
+def test_copies_of_a_packed_model_run():
+    model, masks = bert_and_masks()
+    use_kernels(model, masks, "infer", everywhere=True)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(**batch()).logits, model(**batch()).logits)
+
+
+def test_query_key_and_value_of_different_inputs_are_right():
+    attention = nn.Module()
+    for name in ("query", "key", "value"):
+        setattr(attention, name, nn.Linear(32, 32))
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[:16, 16:] = True
+    masks = {f"{name}.weight": mask for name in ("query", "key", "value")}
+    for name in masks:
+        attention.get_parameter(name).data.masked_fill_(~mask, 0)
+    plain = copy.deepcopy(attention)
+    attention.eval()
+    use_kernels(attention, masks, "infer", everywhere=True)
+    a, b = torch.randn(2, 5, 32)
+    for inputs in ({"query": a, "key": b, "value": b}, {"value": a, "key": a, "query": a}, {"key": b}, {"query": a}):
+        for name, x in inputs.items():
+            torch.testing.assert_close(getattr(attention, name)(x), getattr(plain, name)(x))
+
+
+def test_what_fits_no_kernel_stays_dense():
+    model, masks = bert_and_masks()
+    name = next(iter(masks))
+    masks = {name: masks[name] & (torch.rand(masks[name].shape) < 0.5)}
+    model.get_parameter(name).data.masked_fill_(~masks[name], 0)
+    (placed,) = use_kernels(model, masks, everywhere=True)
+    assert placed.pattern == "unstructured" and placed.plan.is_dense
+    assert type(model.get_submodule(name.removesuffix(".weight"))) is nn.Linear
+
+
+def test_without_a_gpu_nothing_changes_and_it_is_said_once(caplog):
+    model, masks = bert_and_masks()
+    import sparseticket.kernels.apply as apply
+
+    apply._said.clear()
+    for _ in range(2):
+        placed = use_kernels(model, masks)
+    assert all(p.plan.is_dense for p in placed)
+    assert all(type(m) is nn.Linear for n, m in model.named_modules() if f"{n}.weight" in masks)
+    assert [record.message for record in caplog.records] == ["no GPU: every layer runs dense, on its reference"]
+
+
+@pytest.mark.parametrize(
+    "spoil,message",
+    [
+        (lambda model, masks: masks.update(absent=torch.ones(2, 2).bool()), "no parameter 'absent'"),
+        (lambda model, masks: masks.update({n: m[:1] for n, m in masks.items()}), "bool of its weight's shape"),
+        (lambda model, masks: [model.get_parameter(n).data.fill_(1) for n in masks], r"not \+0.0"),
+        (lambda model, masks: use_kernels(model, masks, everywhere=True), "restore"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_changes(spoil, message):
+    model, masks = bert_and_masks()
+    spoil(model, masks)
+    kinds = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match=message):
+        use_kernels(model, masks, everywhere=True)
+    assert [type(module) for module in model.modules()] == kinds
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_compiled_model_gives_the_same_at_changing_lengths(device, mode):
+    model, masks = bert_and_masks(device, layers=1)
+    expected = [model(**batch(device, length=length)).logits for length in (8, 9, 12)]
+    use_kernels(model, masks, mode, everywhere=True)
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="aot_eager")  # inductor: the next test
+    for logits, length in zip(expected, (8, 9, 12), strict=True):
+        torch.testing.assert_close(compiled(**batch(device, length=length)).logits, logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_inductor_compiles_a_step_and_a_packed_forward(device):
+    torch.manual_seed(0)
+    layer, x = nn.Sequential(nn.Linear(32, 48), nn.ReLU()).to(device).eval(), torch.randn(5, 32, device=device)
+    mask = torch.zeros(48, 32, dtype=torch.bool)
+    mask[16:32, :16] = True
+    layer[0].weight.data.masked_fill_(~mask.to(device), 0)
+    expected = layer(x)
+    (dense_gradient,) = torch.autograd.grad(expected.sum(), layer[0].weight)
+    use_kernels(layer, {"0.weight": mask}, everywhere=True)
+    compiled = torch.compile(layer)(x)
+    torch.testing.assert_close(compiled, expected)
+    compiled.sum().backward()
+    torch.testing.assert_close(layer[0].weight.grad, dense_gradient * mask.to(device))
+    restore(layer)
+    use_kernels(layer, {"0.weight": mask}, "infer", everywhere=True)
+    torch.testing.assert_close(torch.compile(layer)(x), expected)
+
+
+def test_gradient_checkpointing_sees_a_plain_linear():
+    model, masks = bert_and_masks()
+    use_kernels(model, masks, everywhere=True)
+    model(**batch()).loss.backward()
+    plain = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    model.train()
+    model(**batch()).loss.backward()
+    for name, parameter in model.named_parameters():
+        if name in plain:
+            torch.testing.assert_close(parameter.grad, plain[name])
+
+
+def test_packed_layers_refuse_to_train():
+    model, masks = bert_and_masks()
+    use_kernels(model, masks, "infer", everywhere=True)
+    model.train()
+    with pytest.raises(RuntimeError, match="eval"):
+        model(**batch())
+
+
+def test_each_pass_runs_as_the_table_says_for_its_number_of_rows(monkeypatch):
+    layer = nn.Linear(32, 32)
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[16:, :16] = True
+    layer.weight.data.masked_fill_(~mask, 0)
+    table, tiles = Table("some GPU"), (16, 16, 16, 4, 2)
+    for which, low in (("forward", 1.2), ("dgrad", 1.0), ("wgrad", 1.3)):
+        for m in (64, 1024):
+            case = Case(which, 32, 32, "block:16x16", "float32", "bias" if which == "forward" else "none")
+            table.add(Measured(case, m, 0.25, Choice("bsr_linear", tiles), low, low, low))
+    model = nn.Sequential(layer)
+    use_kernels(model, {"0.weight": mask}, table=table)
+    seen = []
+    import sparseticket.kernels.bsr_module as module
+
+    monkeypatch.setattr(module, "bsr_linear", lambda *a, tiles: seen.append(tiles))
+    model(torch.zeros(100, 32))
+    assert seen == [(list(tiles), DENSE_PASS, list(tiles))]
+    assert model(torch.zeros(5, 32)).shape == (5, 32) and len(seen) == 1, "five rows were not measured: dense"
+
+
+def test_a_layer_that_no_table_speaks_of_is_measured_when_asked():
+    layer = nn.Linear(32, 32)
+    mask = torch.eye(2, dtype=torch.bool).repeat_interleave(16, 0).repeat_interleave(16, 1)
+    layer.weight.data.masked_fill_(~mask, 0)
+    table = Table("this CPU")
+    use_kernels(nn.Sequential(layer), {"0.weight": mask}, table=table, measure_rows=[64])
+    assert {(cell.case.which, cell.m, cell.density) for cell in table.cells} == {
+        ("forward", 64, 0.5), ("dgrad", 64, 0.5), ("wgrad", 64, 0.5),
+    }  # fmt: skip
+    assert all(0 < cell.low <= cell.ratio <= cell.high for cell in table.cells)
