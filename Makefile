@@ -8,7 +8,7 @@ export SPARSETICKET_DATA ?= $(if $(SHARED_DATA),$(abspath $(SHARED_DATA)))
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/.dependencies
 
-.PHONY: venv demo test lint proof masking-cost benchmarks
+.PHONY: venv demo test lint proof masking-cost shrunk-speed benchmarks
 
 # Dependencies are reused while pyproject.toml and the constraints are unchanged; the project itself is always installed
 # anew, as a copy built from this checkout, so that the right code is tested whichever checkout made the environment.
@@ -45,6 +45,10 @@ lint: venv
 # What masking costs of a training step: at least 200 paired steps; leave the machine alone meanwhile.
 masking-cost: venv
 	$(BIN)/python -m sparseticket.bench.masking_cost
+
+# BERT-base and ResNet-50 without half of their heads, neurons, channels, in fp32 and INT8: about ten minutes.
+shrunk-speed: venv
+	$(BIN)/python -m sparseticket.bench.shrunk_speed
 
 # pytest-benchmark suites, one thread: each run is kept in .benchmarks/ and compared with the one before it.
 benchmarks: venv

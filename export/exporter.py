@@ -14,6 +14,7 @@ from sparseticket.files import replace_folder, write_json
 
 if TYPE_CHECKING:
     from sparseticket.export.prepare import Prepared
+    from sparseticket.export.shrink import Shrunk
 
 REPORT = "export_report.json"
 ZEROS_NOTE = (
@@ -104,6 +105,7 @@ def _write(
         "inputs": list(model.inputs),
         "outputs": list(model.outputs),
         "provenance": metadata,
+        **({"kept": _kept(prepared.shrunk)} if prepared.shrunk else {}),
         **written,
         "files": [{"name": item.name, "bytes": item.stat().st_size} for item in sorted(folder.iterdir())],
         "notes": _notes(options, sparsity),
@@ -127,6 +129,10 @@ def _write_onnx(
         name = options.task or origin.task
         task = on_task.make(name, options.data, prepared.whole, source.model, max_length=origin.max_length)
     return write_onnx(prepared, folder, options, metadata=metadata, task=task)
+
+
+def _kept(shrunk: Shrunk) -> list[dict[str, Any]]:
+    return [{"kind": one.kind, "layer": one.layer, "kept": len(one.kept), "of": one.count} for one in shrunk.kept]
 
 
 def _notes(options: Options, sparsity: float) -> list[str]:

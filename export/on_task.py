@@ -68,6 +68,6 @@ def _classes(model: LoadedModel) -> int:
 
 
 def _fits(head: Head, module: nn.Module) -> bool:
-    same_kind = type(module).__name__.endswith(CLASSES[head.kind])
+    same_kind = type(module).__name__.endswith(CLASSES.get(head.kind, ""))
     classes = 1 if head.kind == "regression" else head.classes
     return same_kind and (not classes or module.config.num_labels == classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,18 +12,22 @@ from torch import Tensor, nn
 
 from sparseticket.kernels.blocks import BlockLayout
 from sparseticket.kernels.bsr_module import BsrLinear
+from sparseticket.kernels.conv2d import PackedConv2d
 from sparseticket.kernels.dispatch import DENSE, Case, Choice, Table, table_for
+from sparseticket.kernels.frozen import Frozen
 from sparseticket.kernels.fuse import activation_behind, groups_over_one_input
+from sparseticket.kernels.packed_conv import PackedConv, runs_packed
 from sparseticket.kernels.packed_linear import PackedLinear
-from sparseticket.kernels.packing import kernel_for, pack
+from sparseticket.kernels.packing import packing_for
 from sparseticket.kernels.pattern import block_of, density_of, pattern_of
-from sparseticket.kernels.plan import Plan
+from sparseticket.kernels.plan import ANY, Plan
 from sparseticket.kernels.tune import measure
+from sparseticket.kernels.tune_convolution import convolution_case
 
 TRAIN = ("forward", "dgrad", "wgrad")
 DENSE_PLAN = Plan.always(Choice())
-WRAPPED = (BsrLinear, PackedLinear)
-Layer = tuple[str, nn.Linear, Tensor]
+WRAPPED = (BsrLinear, PackedLinear, PackedConv)
+Layer = tuple[str, nn.Linear | nn.Conv2d, Tensor]
 log = logging.getLogger(__name__)
 _said: set[str] = set()
 
@@ -67,7 +72,8 @@ def use_kernels(
         table: what was measured; by default the table of this GPU.
         measure_rows: numbers of rows to measure now, where the table says nothing of a layer.
         everywhere: every layer that a kernel can run gets it, faster or not.
-        free_dense: for inference, drop the dense weights; then a packed layer runs on its kernel at any number of rows.
+        free_dense: for inference, drop the dense weights of layers that run packed. They then do so at any number of
+            rows that their kernel can (a bitmap's: 64); with more, the weight is rebuilt in each forward.
 
     Returns:
         One placement for each layer with a mask.
@@ -87,7 +93,9 @@ def use_kernels(
     how = _How(table or table_for(device) or Table(str(device)), dtype, tuple(measure_rows), everywhere, free_dense)
     if mode == "train":
         return [_train(layer, how) for layer in layers.values()]
-    together = groups_over_one_input(model, {name: module for name, module, _ in layers.values()})
+    linears = {name: module for name, module, _ in layers.values() if isinstance(module, nn.Linear)}
+    together = groups_over_one_input(model, linears)
+    together += [(name,) for name in layers if name not in linears]
     return [_infer(model, [layers[name] for name in names], how) for names in together]
 
 
@@ -95,11 +103,11 @@ def restore(model: nn.Module) -> None:
     """Undo :func:`use_kernels`: every module is of the class that it was, with its dense weight, bit-equal."""
     wrapped = [module for module in model.modules() if isinstance(module, WRAPPED)]
     for module in wrapped:
-        if isinstance(module, PackedLinear):
+        if isinstance(module, Frozen):
             module.thaw()
     for module in wrapped:
         module.unwrap()
-        module.__class__ = nn.Linear
+        module.__class__ = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear
 
 
 @dataclass(frozen=True)
@@ -117,8 +125,21 @@ class _How:
         for case in cases:
             for m in self.measure_rows:
                 if not self.table.speaks(case, m, density):
-                    self.table.add(measure(case, m, density, device))
-        return Plan.from_table(self.table, cases, density)
+                    self.table.add(measure(case, m, _measured_density(density), device))
+        return _agreed(Plan.from_table(self.table, cases, density))
+
+    def skips(self, density: float) -> bool:
+        """True for a layer with nothing to skip."""
+        return density == 1 and not self.everywhere
+
+    def inference_plan(self, case: Case, density: float, device: torch.device, kernel: Choice, most_rows: int) -> Plan:
+        """The choices of one layer, whose kernel can run at most so many rows."""
+        if self.everywhere:
+            return Plan.up_to(most_rows, kernel)
+        plan = self.plan([case], density, device)
+        if not self.free_dense or plan.is_dense:
+            return plan
+        return Plan.up_to(most_rows, next(choice for _, (choice,) in reversed(plan.steps) if choice.kernel != DENSE))
 
 
 def _dense(layer: Layer) -> Placement:
@@ -132,43 +153,62 @@ def _train(layer: Layer, how: _How) -> Placement:
     name, module, mask = layer
     pattern = pattern_of(mask)
     block, density = block_of(pattern), density_of(mask, pattern)
-    if block is None:
+    if block is None or how.skips(density) or not isinstance(module, nn.Linear):
         return Placement((name,), pattern, density, DENSE_PLAN)
-    dtype = how.dtype or module.weight.dtype
-    epilogue = {"forward": "none" if module.bias is None else "bias"}
-    cases = [Case(which, *mask.shape, pattern, _name(dtype), epilogue.get(which, "none")) for which in TRAIN]
-    plan = (
-        Plan.always(*[Choice("bsr_linear")] * 3) if how.everywhere else _agreed(how.plan(cases, density, mask.device))
-    )
+    dtype = _name(how.dtype or module.weight.dtype)
+    epilogue = "none" if module.bias is None else "bias"
+    cases = [Case(which, *mask.shape, pattern, dtype, epilogue if which == "forward" else "none") for which in TRAIN]
+    plan = Plan.always(*[Choice("bsr_linear")] * 3) if how.everywhere else how.plan(cases, density, mask.device)
     if not plan.is_dense:
         module.__class__ = BsrLinear
         module.wrap(BlockLayout.from_mask(mask, block), plan)
     return Placement((name,), pattern, density, plan)
 
 
-def _infer(model: nn.Module, layers: list[Layer], how: _How) -> list[Placement]:
+def _infer(model: nn.Module, layers: list[Layer], how: _How) -> Placement:
     """Inference: the layers of a group as one product, where a kernel for their joint mask is chosen."""
+    if isinstance(layers[0][1], nn.Conv2d):
+        return _infer_convolution(layers[0], how)
     names, modules, masks = zip(*layers, strict=True)
     mask = torch.cat(masks)
     pattern = pattern_of(mask)
     density, dtype = density_of(mask, pattern), how.dtype or modules[0].weight.dtype
+    if how.skips(density):
+        return Placement(names, pattern, density, DENSE_PLAN)
     behind = activation_behind(model, names[0])
-    activation = behind.kind if behind else "none"
-    parts = ["bias"] * any(m.bias is not None for m in modules) + [activation] * (activation != "none")
+    parts = [*["bias"] * any(module.bias is not None for module in modules), *([behind.kind] if behind else [])]
     case = Case("infer", *mask.shape, pattern, _name(dtype), "+".join(parts) or "none")
-    plan = (
-        Plan.always(Choice(kernel_for(pattern))) if how.everywhere else _agreed(how.plan([case], density, mask.device))
-    )
-    if how.free_dense and not plan.is_dense:
-        plan = Plan.always(next(choice for _, (choice,) in reversed(plan.steps) if choice.kernel != DENSE))
+    packing = packing_for(pattern, tuple(mask.shape), dtype)
+    plan = how.inference_plan(case, density, mask.device, Choice(packing.kernel), packing.most_rows)
     if not plan.is_dense:
-        packed = pack(torch.cat([module.weight.detach() for module in modules]), mask, pattern)
+        try:
+            packed = packing.pack(torch.cat([module.weight.detach() for module in modules]), mask)
+        except ValueError as error:  # fp32 has no 2:4 on a GPU, say
+            log.info("%s stays dense: %s", " + ".join(names), error)
+            return Placement(names, pattern, density, DENSE_PLAN)
         for module in modules:
             module.__class__ = PackedLinear
         for module in modules:
             module.wrap(list(modules), packed, plan, behind)
             module.freeze(free_dense=how.free_dense)
     return Placement(names, pattern, density, plan)
+
+
+def _infer_convolution(layer: Layer, how: _How) -> Placement:
+    name, module, mask = layer
+    pattern = pattern_of(mask)
+    block, density = block_of(pattern), density_of(mask, pattern)
+    if block is None or how.skips(density) or not runs_packed(module):
+        return Placement((name,), pattern, density, DENSE_PLAN)
+    epilogue = "none" if module.bias is None else "bias"
+    case = convolution_case(module, pattern, _name(how.dtype or module.weight.dtype), epilogue)
+    plan = how.inference_plan(case, density, mask.device, Choice("bsr_conv2d"), ANY)
+    if not plan.is_dense:
+        packed = PackedConv2d.from_dense(module.weight, mask, block)
+        module.__class__ = PackedConv
+        module.wrap(packed, plan)
+        module.freeze(free_dense=how.free_dense)
+    return Placement((name,), pattern, density, plan)
 
 
 def _layers(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Layer]:
@@ -190,7 +230,7 @@ def _layers(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Layer]:
         module = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, WRAPPED):
             raise ValueError(f"{name} runs on a kernel already: call restore(model) first")
-        if type(module) is nn.Linear and name.endswith("weight"):
+        if type(module) in (nn.Linear, nn.Conv2d) and name.endswith("weight"):
             layers[name] = (name, module, mask)
     return layers
 
@@ -202,6 +242,11 @@ def _agreed(plan: Plan) -> Plan:
     shared = [plan]
     torch.distributed.broadcast_object_list(shared)
     return shared[0]
+
+
+def _measured_density(density: float) -> float:
+    """The next higher multiple of 0.05: layers of a ticket differ in density, and one measurement speaks for many."""
+    return min(1.0, math.ceil(density * 20 - 1e-9) / 20)
 
 
 def _name(dtype: torch.dtype) -> str:

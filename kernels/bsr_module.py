@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseticket.kernels.blocks import ARRAYS, BlockLayout
-from sparseticket.kernels.bsr_linear import DENSE_PASS, bsr_linear
+from sparseticket.kernels.bsr import DENSE_PASS, bsr_linear
 from sparseticket.kernels.dispatch import DENSE
 from sparseticket.kernels.plan import Plan, rows_of
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparseticket.kernels.activation import activate_reference, check_activation
 from sparseticket.kernels.blocks import ARRAYS, BlockLayout
-from sparseticket.kernels.bsr_linear import DTYPES, default_tiles, launch_product
+from sparseticket.kernels.bsr import DTYPES, default_tiles, launch_product
 from sparseticket.kernels.launch import as_autocast_would, runs_kernel
 
 

@@ -16,7 +16,7 @@ TABLES = Path(__file__).parent / "tables"
 FORMAT = 1
 LEAST_GAIN = 1.03  # a kernel is picked only where the lower 95 % bound of its speed-up is at least this
 DENSE = "dense"
-PASSES = ("forward", "dgrad", "wgrad", "infer", "optimizer")
+PASSES = ("forward", "dgrad", "wgrad", "infer", "convolution", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,11 @@ class Case:
     """What a choice depends on, but for the rows and the density: one line of a table of choices.
 
     Attributes:
-        which: ``forward``, ``dgrad`` or ``wgrad`` of a training step, ``infer``, or ``optimizer``.
-        n, k: size of the weight; of a convolution, filters and (input channels x taps).
-        pattern: ``block:RxC``, ``unstructured`` or ``2:4``.
+        which: ``forward``, ``dgrad`` or ``wgrad`` of a training step, ``infer``, ``convolution`` (its inference, whose
+            rows are output pixels), or ``optimizer`` (whose rows are weights).
+        n, k: size of the weight; of a convolution, its filters and input channels.
+        pattern: ``block:RxC``, ``unstructured`` or ``2:4``; of a convolution with its kernel and stride behind,
+            ``block:RxC 3x3/2``.
         dtype: ``float16``, ``bfloat16`` or ``float32``.
         epilogue: ``none``, ``bias``, ``bias+relu`` or ``bias+gelu``.
     """

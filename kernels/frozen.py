@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+TRAINING = "this layer runs packed, for inference: call model.eval(), or restore(model) to train it"
 CHANGED = "weight or bias of a layer that runs packed was changed: call restore(model) first, use_kernels again after"
 
 
@@ -35,6 +36,12 @@ class Frozen:
     def rebuild_weight(self) -> Tensor:
         """The dense weight from what is packed, bit-equal."""
         raise NotImplementedError
+
+    def check_inference(self) -> None:
+        """Raise RuntimeError in training mode, or where weight or bias were changed."""
+        if self.training:
+            raise RuntimeError(TRAINING)
+        self.check_unchanged()
 
     def check_unchanged(self) -> None:
         """Raise RuntimeError where weight or bias are no longer what was packed. (Edits of ``.data`` are not seen.)"""

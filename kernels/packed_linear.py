@@ -52,11 +52,7 @@ class PackedLinear(Frozen, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``act(x Wᵀ + b)``, which has no gradient."""
-        if self.training:
-            raise RuntimeError(
-                "this layer runs packed, for inference: call model.eval(), or restore(model) to train it"
-            )
-        self.check_unchanged()
+        self.check_inference()
         return self._members[0]._result(x, self._place)
 
     def rebuild_weight(self) -> Tensor:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sparseticket.kernels.bitmap import MOST_ROWS, BitmapWeight, candidate_launches
 from sparseticket.kernels.blocks import BlockLayout
-from sparseticket.kernels.bsr_linear import candidate_tiles
+from sparseticket.kernels.bsr import candidate_tiles
 from sparseticket.kernels.bsr_packed import PackedBlocks
-from sparseticket.kernels.pattern import block_of
+from sparseticket.kernels.pattern import SEMI_STRUCTURED, block_of
+from sparseticket.kernels.plan import ANY
+from sparseticket.kernels.semi_structured import SemiStructuredWeight
 
 
 class PackedWeight(Protocol):
@@ -29,20 +34,34 @@ class PackedWeight(Protocol):
         """The weight ``[N, K]``, bit-equal."""
 
 
-def kernel_for(pattern: str) -> str:
-    """The name of the kernel that runs a layer of this pattern."""
-    return "bsr_packed" if block_of(pattern) else {}[pattern]
+@dataclass(frozen=True)
+class Packing:
+    """How one pattern runs in inference.
+
+    Attributes:
+        kernel: its name in the dispatcher's table.
+        pack: the packed weight, from the dense one and its mask.
+        tiles: what is worth measuring beside the kernel's own choice.
+        most_rows: with more, the layer runs dense.
+    """
+
+    kernel: str
+    pack: Callable[[Tensor, Tensor], PackedWeight]
+    tiles: list[tuple[int, ...]]
+    most_rows: int = ANY
 
 
-def pack(weight: Tensor, mask: Tensor, pattern: str) -> PackedWeight:
-    """The weight ``[N, K]`` under its mask, as the kernel of its pattern reads it."""
-    block = block_of(pattern)
-    return PackedBlocks.from_dense(weight, BlockLayout.from_mask(mask, block))
+def packing_for(pattern: str, shape: tuple[int, int], dtype: torch.dtype) -> Packing:
+    """What runs a weight ``shape`` of this pattern."""
+    if block := block_of(pattern):
 
+        def pack_blocks(weight: Tensor, mask: Tensor) -> PackedBlocks:
+            return PackedBlocks.from_dense(weight, BlockLayout.from_mask(mask, block))
 
-def packed_candidates(pattern: str, dtype: torch.dtype, *, thorough: bool) -> list[tuple[int, ...]]:
-    """Tiles worth measuring; the empty tuple is the kernel's own choice."""
-    block = block_of(pattern)
-    if not thorough:
-        return [()]
-    return [(), *(tuple(tiles.as_ints()) for tiles in candidate_tiles(block, "forward", dtype))]
+        return Packing(
+            "bsr_packed", pack_blocks, [tuple(t.as_ints()) for t in candidate_tiles(block, "forward", dtype)]
+        )
+    if pattern == SEMI_STRUCTURED:
+        return Packing("semi_structured", SemiStructuredWeight.from_dense, [])
+    launches = [tuple(launch) for launch in candidate_launches(*shape)]
+    return Packing("bitmap", BitmapWeight.from_dense, launches, MOST_ROWS)

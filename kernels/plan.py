@@ -24,6 +24,11 @@ class Plan:
         return cls(((ANY, choices),))
 
     @classmethod
+    def up_to(cls, most: int, choice: Choice) -> Plan:
+        """One pass: ``choice`` with at most so many rows, dense with more."""
+        return cls.always(choice) if most >= ANY else cls(((most, (choice,)), (ANY, (Choice(),))))
+
+    @classmethod
     def from_table(cls, table: Table, cases: Sequence[Case], density: float) -> Plan:
         """What the table says of each case, one a pass."""
         bounds = {ANY}

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from sparseticket.kernels.activation import activate_reference
 from sparseticket.kernels.blocks import BlockLayout
-from sparseticket.kernels.bsr_linear import candidate_tiles, default_tiles
+from sparseticket.kernels.bsr import candidate_tiles, default_tiles
 from sparseticket.kernels.clock import Clock
 from sparseticket.kernels.dispatch import Case, Choice, Measured
-from sparseticket.kernels.packing import kernel_for, pack, packed_candidates
+from sparseticket.kernels.packing import packing_for
 from sparseticket.kernels.pattern import SEMI_STRUCTURED, block_of
+from sparseticket.kernels.tune_convolution import ConvolutionProblem
 
 AGREEMENT = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 5e-3}  # of the largest value; fp32 may be TF32
 PASSES = ("forward", "dgrad", "wgrad")
@@ -41,7 +42,8 @@ def measure(
     take turns for ``rounds``, which give the interval. The clock is a cold one for ``device`` unless another is given.
     """
     clock = clock or Clock(device)
-    problem = Problem.draw(case, m, density, device, seed)
+    kind = ConvolutionProblem if case.which == "convolution" else Problem
+    problem = kind.draw(case, m, density, device, seed)
     dense, expected = problem.dense, problem.dense().float()
     times: list[tuple[float, Choice, Callable[[], Tensor]]] = []
     for choice, call in problem.candidates(thorough):
@@ -114,11 +116,17 @@ class Problem:
             yield from self._block_sparse(block, thorough)
 
     def _packed(self, thorough: bool) -> Iterator[tuple[Choice, Callable[[], Tensor]]]:
-        pattern = self.case.pattern
-        packed = pack(self.weight, self.mask, pattern)
-        for tiles in packed_candidates(pattern, self.dtype, thorough=thorough):
+        packing = packing_for(self.case.pattern, (self.case.n, self.case.k), self.dtype)
+        if self.x.shape[0] > packing.most_rows:
+            return
+        try:
+            packed = packing.pack(self.weight, self.mask)
+        except ValueError as error:  # a size or dtype that this kernel does not run
+            log.info("%s: %s", packing.kernel, error)
+            return
+        for tiles in [(), *packing.tiles] if thorough else [()]:
             call = partial(packed.linear, self.x, self.bias, self.activation, tiles)
-            yield Choice(kernel_for(pattern), tiles), call
+            yield Choice(packing.kernel, tiles), call
 
     def _block_sparse(self, block: tuple[int, int], thorough: bool) -> Iterator[tuple[Choice, Callable[[], Tensor]]]:
         which = self.case.which

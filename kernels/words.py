@@ -7,7 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparseticket.kernels.launch import INTERPRETED
+
 BITS = 32
+NATIVE = tl.constexpr(not INTERPRETED)
 
 
 def pack_words(mask: Tensor) -> Tensor:
@@ -38,7 +41,9 @@ def unpack_words(words: Tensor, length: int) -> Tensor:
 
 @triton.jit
 def popcount(word):
-    """How many bits of each int32 are set. (``libdevice.popc`` fails in the interpreter.)"""
+    """How many bits of each int32 are set."""
+    if NATIVE:  # one instruction, 16 a clock on each multiprocessor; the ten below manage half of that
+        return tl.inline_asm_elementwise("popc.b32 $0, $1;", "=r,r", [word], dtype=tl.int32, is_pure=True, pack=1)
     word = word.to(tl.uint32)
     word = word - ((word >> 1) & 0x55555555)
     word = (word & 0x33333333) + ((word >> 2) & 0x33333333)

@@ -165,6 +165,7 @@ class Training(_Checked):
         clip: largest norm of the gradient, 0 for none.
         decay: the learning rate over a round: linear to 0, constant, or ×0.1 at each of ``milestones``.
         precision: mixed precision, by Accelerate.
+        kernels: on a GPU, let a layer run on a sparse kernel where that was measured to be faster; or never.
     """
 
     round_length: str = "3ep"
@@ -180,6 +181,7 @@ class Training(_Checked):
     milestones: list[float] = field(default_factory=list)
     warmup: float = 0.0
     precision: Literal["no", "fp16", "bf16"] = "no"
+    kernels: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

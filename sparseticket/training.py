@@ -17,6 +17,7 @@ from sparseticket.errors import RunFailure, UserError
 from sparseticket.masking import MaskedParameters, refuse_if_zeros_move
 from sparseticket.masks import Masks
 from sparseticket.models import Network
+from sparseticket.on_kernels import can_use_kernels, masked_optimizer, restore, use_kernels
 from sparseticket.seeds import derive
 from sparseticket.settings import Length, Training
 from sparseticket.tasks import Batch, Task
@@ -111,7 +112,9 @@ def train(
     module = network.module.to(accelerator.device)
     pruned = MaskedParameters(network.backbone(), masks)  # type: ignore[arg-type]
     refuse_if_zeros_move(lambda parameters: make_optimizer(parameters, settings))
-    raw_optimizer = make_optimizer([p for p in module.parameters() if p.requires_grad], settings)
+    on_kernels = settings.kernels == "auto" and can_use_kernels(accelerator.device)
+    raw_optimizer = masked_optimizer(network, masks, settings) if on_kernels else None
+    raw_optimizer = raw_optimizer or make_optimizer([p for p in module.parameters() if p.requires_grad], settings)
     if place.optimizer_state:
         load_optimizer_tensors(raw_optimizer, place.optimizer_state)
     step, scaler_state = place.start, {}
@@ -119,6 +122,9 @@ def train(
         step, scaler_state = found
     pruned.mask_parameters()
     pruned.mask_optimizer(raw_optimizer)
+    if on_kernels:
+        use_kernels(network, masks, settings, processes=accelerator.num_processes)
+    finish_gradients = _finisher(raw_optimizer, pruned, module, settings.clip)
     objective, optimizer = accelerator.prepare(_Objective(module, task), raw_optimizer)
     if accelerator.scaler:  # it outlives a training: each begins with a fresh one, so that arms are trained alike
         accelerator.scaler.load_state_dict(scaler_state or torch.amp.GradScaler("cuda").state_dict())
@@ -142,9 +148,7 @@ def train(
             )
         accelerator.backward(loss * weight)
         accelerator.unscale_gradients(optimizer)
-        pruned.mask_gradients()
-        if settings.clip:
-            torch.nn.utils.clip_grad_norm_(module.parameters(), settings.clip)
+        finish_gradients()
         optimizer.step()
         optimizer.zero_grad()
         task.after_step(module)
@@ -157,6 +161,8 @@ def train(
             checkpoint.save(step, module, raw_optimizer, task, scaler_state)
     seconds = time.monotonic() - begun
     accelerator.free_memory()
+    if on_kernels:
+        restore(network)
     if not all(parameter.isfinite().all() for parameter in module.parameters()):
         raise RunFailure(
             f"weights became infinite or NaN in round {place.number}. Finished rounds are kept; a lower --lr than "
@@ -176,6 +182,23 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.
     return torch.optim.AdamW(
         parameters, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay, fused=fused
     )
+
+
+def _finisher(
+    optimizer: torch.optim.Optimizer, pruned: MaskedParameters, module: nn.Module, clip: float
+) -> Callable[[], None]:
+    """What is done to gradients between reduction and step: those of pruned weights go, the rest is clipped."""
+
+    def mask_and_clip() -> None:
+        pruned.mask_gradients()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), clip)
+
+    def clip_alone() -> None:  # this optimizer masks as it reads
+        if clip:
+            optimizer.clip_grad_norm(clip)
+
+    return clip_alone if hasattr(optimizer, "clip_grad_norm") else mask_and_clip
 
 
 class _Objective(nn.Module):

@@ -32,6 +32,9 @@ def find(
     max_length: Annotated[int | None, Option(help="Tokens of a text.")] = None,
     weight_decay: Annotated[float | None, Option(help="Weight decay.")] = None,
     precision: Annotated[str | None, Option(help="no, fp16 or bf16 (mixed precision).")] = None,
+    kernels: Annotated[
+        str | None, Option(help="auto: on a GPU, sparse kernels where they are faster. off: dense everywhere.")
+    ] = None,
     dense: Annotated[
         bool, Option("--dense/--no-dense", help="Where pruning comes first: train one dense network for reference.")
     ] = True,
@@ -74,6 +77,7 @@ def find(
             "lr": lr,
             "weight_decay": weight_decay,
             "precision": precision,
+            "kernels": kernels,
         },
     )
     screen = Screen()

@@ -20,6 +20,9 @@ def transfer(
     max_length: Annotated[int | None, Option(help="Tokens of a text.")] = None,
     weight_decay: Annotated[float | None, Option(help="Weight decay.")] = None,
     precision: Annotated[str | None, Option(help="no, fp16 or bf16 (mixed precision).")] = None,
+    kernels: Annotated[
+        str | None, Option(help="auto: on a GPU, sparse kernels where they are faster. off: dense everywhere.")
+    ] = None,
     weights: Annotated[Path | None, Option(help="File of the ticket's θ. Default: that of its run.")] = None,
     allow_other_weights: Annotated[bool, Option(help="Use the ticket with weights that are not its own.")] = False,
     data: Annotated[Path | None, Option(help="File or folder of the task's data.")] = None,
@@ -50,6 +53,7 @@ def transfer(
                 "lr": lr,
                 "weight_decay": weight_decay,
                 "precision": precision,
+                "kernels": kernels,
             }
         ),
     )

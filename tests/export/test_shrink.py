@@ -12,6 +12,7 @@ from sparseticket.errors import UserError
 from sparseticket.export.shrink import backbone_of, shrink
 from sparseticket.models.cifar_resnet import CifarResNetModule
 from sparseticket.models.families import KINDS, families
+from sparseticket.pruning.pruner import Pruner
 
 FEW = settings(max_examples=20, deadline=None, derandomize=True)
 
@@ -274,3 +275,20 @@ def test_what_cannot_be_shrunk_is_a_clear_error():
         shrink(nn.Linear(3, 3))
     with pytest.raises(UserError, match="the masks prune layer9"):
         shrink(bert(0), {"layer9.weight": torch.ones(2, 2, dtype=torch.bool)})
+
+
+@pytest.mark.parametrize("pattern", ["heads+neurons", "channels"])
+def test_what_a_pattern_prunes_is_what_is_removed(pattern):
+    """The smaller network has just the weights that the masks leave alive: nothing is missed, nothing too much."""
+    model = resnet(0, lambda: CifarResNetModule(1, 5)) if pattern == "channels" else bert(0, neurons=40)
+    backbone = backbone_of(model)
+    names = [f"{name}.weight" for name, part in backbone.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+    weights = {name: backbone.get_parameter(name).detach() for name in names if "pooler" not in name}
+    pruner = Pruner.of(pattern, backbone, weights)
+    scores = {name: weight.abs() for name, weight in weights.items()}
+    masks = pruner.select(scores, pruner.dense(), 0.5)
+    shrunk = shrink(model, masks)
+    smaller = backbone_of(shrunk.module)
+    for name in weights:
+        assert smaller.get_parameter(name).numel() == int(masks[name].sum()), name
+    agree(masked(model, masks), shrunk.module, images(2, 1) if pattern == "channels" else tokens(2, 9, 0))

@@ -138,6 +138,24 @@ def test_an_export_of_a_shrunk_model_needs_only_its_file(made, tmp_path):
         torch.testing.assert_close(torch.from_numpy(got), model.answer(inputs)["logits"], atol=1e-4, rtol=1e-4)
 
 
+def test_a_shrunk_model_is_kept_as_its_folder_where_no_onnx_is_asked_for(made, tmp_path):
+    source, _, shrunk = made
+    report = export_model(source, tmp_path / "out", layout="shrunk", format="safetensors")
+    got = load_shrunk(tmp_path / "out").state_dict()
+    assert all(torch.equal(got[name], one) for name, one in shrunk.module.state_dict().items())
+    weights = {name: weight.numel() for name, weight in torch_layers(shrunk.module).items()}
+    assert {layer["name"]: layer["weights"] for layer in report["layers"]} == weights
+    assert [(one["of"], one["kept"]) for one in report["kept"]] == [(one.count, len(one.kept)) for one in shrunk.kept]
+    with pytest.raises(UserError, match="shrunk already"):
+        export_model(tmp_path / "out", tmp_path / "again", format="hf")
+
+
+def test_a_shrunk_model_is_quantized_and_fused_as_any_other(text, tmp_path):
+    report = export_model(text[0], tmp_path / "int8", layout="shrunk", quantize="dynamic", agreement=0.8)
+    assert report["agreement"]["logits"] >= 0.8
+    assert export_model(text[0], tmp_path / "fused", layout="shrunk", optimize="ort")["fused"]["attention"] == 2
+
+
 def test_a_shrunk_folder_can_be_exported(vision, tmp_path):
     report = export_model(vision[1], tmp_path / "onnx")
     weights = {name: weight.numel() for name, weight in torch_layers(vision[2].module).items()}

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparseticket.kernels.bsr_conv2d import BsrConv2d, PackedConv2d, bsr_conv2d, candidate_tiles, default_tiles
-from sparseticket.kernels.bsr_linear import Tiles
+from sparseticket.kernels.bsr import Tiles
+from sparseticket.kernels.conv2d import BsrConv2d, PackedConv2d, bsr_conv2d, candidate_tiles, default_tiles
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 CONVOLUTIONS = [  # images, (I, O), (H, W), kernel, stride, padding, block: what no block or tile divides among them

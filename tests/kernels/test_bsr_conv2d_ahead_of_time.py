@@ -6,9 +6,9 @@ import triton
 import triton.language as tl
 
 from sparseticket.kernels.aot import SHARED_LIMIT, compile_ahead
-from sparseticket.kernels.bsr_conv2d import default_tiles
-from sparseticket.kernels.bsr_conv2d_aot import SIZES, compile_conv2d
-from sparseticket.kernels.bsr_linear_aot import TYPES
+from sparseticket.kernels.bsr_aot import TYPES
+from sparseticket.kernels.conv2d import default_tiles
+from sparseticket.kernels.conv2d_aot import SIZES, compile_conv2d
 
 MANY = 32 * 56 * 56  # output pixels, enough for the largest tiles
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from sparseticket.kernels.blocks import BlockLayout
-from sparseticket.kernels.bsr_linear import Tiles, bsr_linear, default_tiles
+from sparseticket.kernels.bsr import Tiles, bsr_linear, default_tiles
 
 SHAPES = [  # M, N, K, block; K, N and M that no block or tile divides among them
     (1, 16, 16, (16, 16)),

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sparseticket.kernels.aot import SHARED_LIMIT
-from sparseticket.kernels.bsr_linear import default_tiles
-from sparseticket.kernels.bsr_linear_aot import compile_dense, compile_product, compile_wgrad
+from sparseticket.kernels.bsr import default_tiles
+from sparseticket.kernels.bsr_aot import compile_dense, compile_product, compile_wgrad
 
 
 @pytest.mark.parametrize("arch", [80, 90, 120])

@@ -61,3 +61,10 @@ def test_a_random_mask_has_just_the_density_asked_for(density):
     assert mask.shape == (48, 64) and mask.float().mean() == pytest.approx(density, abs=1 / 6)
     pairs = random_mask(Case("infer", 8, 16, "2:4", "float16"), density, torch.Generator().manual_seed(0))
     assert (pairs.reshape(-1, 4).sum(1) == 2).all()
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "block:32x16 3x3/2", "block:16x16 1x1/1"])
+def test_every_kernel_for_inference_is_measured_and_agrees_with_dense(pattern, caplog):
+    which = "convolution" if "x3" in pattern or "x1/" in pattern else "infer"
+    cell = measure(Case(which, 48, 64, pattern, "float32"), 40, 0.4, "cpu", rounds=5)
+    assert cell.best.kernel in ("bitmap", "semi_structured", "bsr_conv2d") and "WRONG" not in caplog.text

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from sparseticket.kernels import restore, use_kernels
-from sparseticket.kernels.bsr_linear import DENSE_PASS
+from sparseticket.kernels.bsr import DENSE_PASS
 from sparseticket.kernels.dispatch import Case, Choice, Measured, Table
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -292,3 +292,57 @@ def test_a_layer_that_no_table_speaks_of_is_measured_when_asked():
         ("forward", 64, 0.5), ("dgrad", 64, 0.5), ("wgrad", 64, 0.5),
     }  # fmt: skip
     assert all(0 < cell.low <= cell.ratio <= cell.high for cell in table.cells)
+
+
+@pytest.mark.parametrize("free_dense", [False, True])
+def test_unstructured_layers_run_from_a_bitmap_with_few_rows_and_dense_with_more(free_dense):
+    torch.manual_seed(0)
+    layer = nn.Linear(70, 50).eval()
+    mask = torch.rand(50, 70) < 0.3
+    layer.weight.data.masked_fill_(~mask, 0)
+    inputs = torch.randn(3, 70), torch.randn(100, 70)
+    expected = [layer(x) for x in inputs]
+    model = nn.Sequential(layer)
+    (placed,) = use_kernels(model, {"0.weight": mask}, "infer", everywhere=True, free_dense=free_dense)
+    assert placed.plan.steps[0][0] == 64 and "bitmap, dense" in str(placed)
+    for x, y in zip(inputs, expected, strict=True):
+        torch.testing.assert_close(model(x), y)
+    restore(model)
+    torch.testing.assert_close(model(inputs[1]), expected[1], rtol=0, atol=0)
+
+
+def test_a_two_of_four_mask_runs_on_torchs_own_support():
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 32).eval()
+    mask = torch.tensor([True, False, False, True]).repeat(32, 16)
+    layer.weight.data.masked_fill_(~mask, 0)
+    x = torch.randn(3, 64)
+    expected, model = layer(x), nn.Sequential(layer)
+    (placed,) = use_kernels(model, {"0.weight": mask}, "infer", everywhere=True)
+    assert placed.pattern == "2:4" and "semi_structured" in str(placed)
+    torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize("free_dense", [False, True])
+def test_convolutions_run_packed_and_come_back(free_dense):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(32, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48), nn.ReLU(), nn.Conv2d(48, 32, 1, stride=2),
+        nn.Conv2d(32, 16, 5),
+    ).eval()  # fmt: skip
+    masks = {}
+    for name, weight in model.named_parameters():
+        if weight.ndim == 4:
+            o, i, *taps = weight.shape
+            alive = torch.rand(o // 16, i // 16, *taps) < 0.5
+            masks[name] = alive.repeat_interleave(16, 0).repeat_interleave(16, 1)
+            weight.data.masked_fill_(~masks[name], 0)
+    x = torch.randn(2, 32, 15, 13)
+    expected, state = model(x), {name: value.clone() for name, value in model.state_dict().items()}
+    placed = use_kernels(model, masks, "infer", everywhere=True, free_dense=free_dense)
+    assert [p.plan.is_dense for p in placed] == [False, False, True], "5x5 is no kernel's"
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    restore(model)
+    assert {type(m) for m in model} == {nn.Conv2d, nn.BatchNorm2d, nn.ReLU} and torch.equal(model(x), expected)

@@ -40,8 +40,8 @@ def test_neither_the_package_nor_its_help_imports_anything_heavy(start):
         assert f"'{heavy}'" not in modules
 
 
-def test_the_core_imports_kernels_export_and_bench_only_inside_the_command_line_and_the_demo():
-    allowed = {"cli", "demo.py", "kernels", "export", "bench"}
+def test_the_core_imports_kernels_export_and_bench_only_where_the_design_says():
+    allowed = {"cli", "demo.py", "on_kernels.py", "kernels", "export", "bench"}
     for path in (ROOT / "sparseticket").rglob("*.py"):
         if path.relative_to(ROOT / "sparseticket").parts[0] in allowed:
             continue
@@ -62,3 +62,21 @@ def test_everything_imports_absolutely():
         for path in (ROOT / folder).rglob("*.py"):
             text = path.read_text()
             assert "from ." not in text and "import kernels" not in text, path
+
+
+def test_kernels_stand_alone():
+    found = python(
+        "import sys, pkgutil, importlib, sparseticket.kernels as k\n"
+        "for m in pkgutil.iter_modules(k.__path__): importlib.import_module(f'sparseticket.kernels.{m.name}')\n"
+        "print(sorted(m for m in sys.modules if m.startswith('sparseticket.') and '.kernels' not in m))"
+    )
+    assert eval(found) == [f"sparseticket.{name}" for name in ("errors", "masks", "seeds")] or eval(found) == []
+
+
+def test_no_public_name_of_the_kernels_is_a_files_name_too():
+    # importing such a file would put the file in the name's place
+    found = python(
+        "import pkgutil, sparseticket.kernels as k\n"
+        "print(set(dir(k)) & {m.name for m in pkgutil.iter_modules(k.__path__)}); [getattr(k, n) for n in dir(k)]"
+    )
+    assert found.strip() == "set()"

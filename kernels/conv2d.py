@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from sparseticket.kernels.activation import activate, activate_reference, check_activation
 from sparseticket.kernels.blocks import check_block
-from sparseticket.kernels.bsr_linear import DTYPES, Tiles
-from sparseticket.kernels.bsr_linear import candidate_tiles as linear_tiles
+from sparseticket.kernels.bsr import DTYPES, Tiles
+from sparseticket.kernels.bsr import candidate_tiles as linear_tiles
 from sparseticket.kernels.launch import as_autocast_would, launchable, runs_kernel
 
 KERNEL_SIZES = ((1, 1), (3, 3))

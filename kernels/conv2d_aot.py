@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from sparseticket.kernels.aot import Compiled, compile_ahead
-from sparseticket.kernels.bsr_conv2d import bsr_conv2d_kernel
-from sparseticket.kernels.bsr_linear import Tiles
-from sparseticket.kernels.bsr_linear_aot import TYPES
+from sparseticket.kernels.bsr import Tiles
+from sparseticket.kernels.bsr_aot import TYPES
+from sparseticket.kernels.conv2d import bsr_conv2d_kernel
 
 SIZES = dict.fromkeys(
     ["images", "height", "width", "channels", "out_height", "out_width", "out_channels", "pad_h", "pad_w"], "i32"

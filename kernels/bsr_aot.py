@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sparseticket.kernels.aot import Compiled, compile_ahead
-from sparseticket.kernels.bsr_linear import Tiles, bsr_matmul_kernel, bsr_wgrad_kernel
+from sparseticket.kernels.bsr import Tiles, bsr_matmul_kernel, bsr_wgrad_kernel
 from sparseticket.kernels.dense_control import dense_matmul_kernel
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}

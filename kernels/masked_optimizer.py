@@ -1,0 +1,190 @@
+"""What the masked optimizers share: masks beside parameters, clipping, loss scaling, state that knows its masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparseticket.kernels.live_words import flat, is_dense, mask_hash, mask_of, mask_words
+from sparseticket.kernels.masked_clip import clip_divisor, masked_norm_unchecked
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+class MaskedOptimizer(torch.optim.Optimizer):
+    """A :class:`torch.optim.Optimizer` whose pruned weights and their states are +0.0 from first to last.
+
+    Subclasses say what the state of a parameter is (``_new_state``) and what a step does (``_update``).
+    """
+
+    _step_supports_amp_scaling = True  # GradScaler then sets grad_scale and found_inf, and never waits for the device
+
+    def __init__(self, params: Params, masks: Mapping[Tensor, Tensor], defaults: dict[str, Any]) -> None:
+        self._words: dict[Tensor, Tensor] = {}
+        self._strides: dict[Tensor, tuple[int, ...]] = {}
+        self._clip: Tensor | None = None
+        super().__init__(params, defaults)
+        self.set_masks(masks)
+
+    @torch.no_grad()
+    def set_masks(self, masks: Mapping[Tensor, Tensor]) -> None:
+        """Take these masks from now on, and write +0.0 into what they prune, in parameters and states.
+
+        A weight that was dead and is alive again begins at 0, with a state of 0. Parameters without a mask are whole.
+
+        Raises:
+            ValueError: a mask does not fit its parameter, or belongs to a parameter that is not optimized here.
+        """
+        known = {parameter for group in self.param_groups for parameter in group["params"]}
+        if strangers := [tuple(parameter.shape) for parameter in masks if parameter not in known]:
+            raise ValueError(f"masks of parameters that this optimizer does not have: {strangers[:3]}")
+        words = {parameter: mask_words(mask, parameter) for parameter, mask in masks.items()}
+        hashes = {
+            p: mask_hash(mask if mask.dtype == torch.bool else mask_of(words[p], p).as_strided(p.shape, p.stride()))
+            for p, mask in masks.items()
+        }
+        for group in self.param_groups:
+            group["mask_sha256"] = [hashes.get(parameter, "") for parameter in group["params"]]
+            for parameter in group["params"]:
+                self._take(parameter, words.get(parameter, _no_words(parameter)))
+
+    def _take(self, parameter: Tensor, words: Tensor) -> None:
+        if not is_dense(parameter):
+            raise ValueError(f"the parameter of {tuple(parameter.shape)} has gaps in its storage: make it contiguous")
+        if parameter in self.state:
+            self._mask_state(parameter, words)
+        self._words[parameter] = words
+        self._strides[parameter] = parameter.stride()
+        if len(words):
+            flat(parameter).masked_fill_(~mask_of(words, parameter), 0)
+
+    def _mask_state(self, parameter: Tensor, words: Tensor) -> None:
+        """Zero the state of what ``words`` prune; ``self._words`` are still the old ones."""
+        dead = ~mask_of(words, parameter)
+        for value in self.state[parameter].values():
+            if value.shape == parameter.shape:
+                flat(value).masked_fill_(dead, 0)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch; its parameters are whole until :meth:`set_masks` says otherwise."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group["mask_sha256"] = [""] * len(group["params"])
+        for parameter in group["params"]:
+            self._take(parameter, _no_words(parameter))
+
+    @torch.no_grad()
+    def clip_grad_norm(self, max_norm: float) -> Tensor:
+        """Clip, in the next step, what is alive in all gradients to this 2-norm; the norm, fp32 ``[]`` on the device.
+
+        Equal to masking gradients and :func:`torch.nn.utils.clip_grad_norm_`, without writing them: the step divides
+        as it reads. Scaled gradients must be unscaled before, as for torch's.
+        """
+        if not max_norm > 0:
+            raise ValueError(f"max_norm must be above 0, not {max_norm}")
+        norms = []
+        for _, parameters in self._with_gradients():
+            gradients = [self._gradient(parameter) for parameter in parameters]
+            norms.append(masked_norm_unchecked(gradients, [self._words[parameter] for parameter in parameters]))
+        if not norms:
+            return torch.zeros(())
+        norm = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+        self._clip = clip_divisor(norm, max_norm)
+        return norm
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step. Parameters whose gradient is None are left alone."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        divisor, self._clip = self._clip, None
+        found_inf = getattr(self, "found_inf", None)
+        if (scale := getattr(self, "grad_scale", None)) is not None:
+            divisor = scale if divisor is None else scale * divisor
+        for group, parameters in self._with_gradients():
+            device = parameters[0].device
+            for parameter in parameters:
+                if parameter not in self.state:
+                    self.state[parameter] = self._new_state(parameter)
+            self._update(
+                group,
+                parameters,
+                grad_scale=None if divisor is None else divisor.to(device, non_blocking=True),
+                found_inf=None if found_inf is None else found_inf.to(device, non_blocking=True),
+            )
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch. Clipping that waited for a step is forgotten with its gradients."""
+        self._clip = None
+        super().zero_grad(set_to_none)
+
+    def _with_gradients(self) -> list[tuple[dict[str, Any], list[Tensor]]]:
+        """Parameters that have a gradient, by group and device; their words are where they are now."""
+        found: dict[tuple[int, torch.device], list[Tensor]] = {}
+        for number, group in enumerate(self.param_groups):
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if parameter.stride() != self._strides[parameter]:
+                    raise ValueError("a parameter's memory format changed: make the optimizer after changing it")
+                if (words := self._words[parameter]).device != parameter.device:
+                    self._words[parameter] = words.to(parameter.device)
+                found.setdefault((number, parameter.device), []).append(parameter)
+        return [(self.param_groups[number], parameters) for (number, _), parameters in found.items()]
+
+    def _gradient(self, parameter: Tensor) -> Tensor:
+        """The gradient laid out as its parameter."""
+        gradient = parameter.grad
+        if gradient.layout != torch.strided:
+            raise ValueError(
+                f"the gradient of the parameter of {tuple(parameter.shape)} is sparse, which is unsupported"
+            )
+        if gradient.stride() == parameter.stride():
+            return gradient
+        return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave under the same masks; dtypes of states stay as they were saved.
+
+        Raises:
+            ValueError: the state belongs to other masks, or to other parameters.
+        """
+        saved_groups = state_dict["param_groups"]
+        pairs = []
+        for number, (saved, group) in enumerate(zip(saved_groups, self.param_groups, strict=False)):
+            hashes = saved.get("mask_sha256", [""] * len(saved["params"]))
+            for place, (theirs, ours) in enumerate(zip(hashes, group["mask_sha256"], strict=False)):
+                if theirs != ours:
+                    raise ValueError(
+                        f"the state of parameter {place} of group {number}, {tuple(group['params'][place].shape)}, was "
+                        f"made under another mask ({theirs[:12] or 'none'}, not {ours[:12] or 'none'}): set the masks "
+                        "that it was saved with, or begin with a fresh state."
+                    )
+            pairs += zip(saved["params"], group["params"], strict=False)
+        super().load_state_dict(state_dict)
+        for index, parameter in pairs:  # torch casts states to the parameter's dtype, which ours need not have
+            if saved := state_dict["state"].get(index):
+                self.state[parameter] = self._loaded(parameter, saved)
+
+    def _loaded(self, parameter: Tensor, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = self._new_state(parameter)
+        shapes = {key: tuple(value.shape) for key, value in state.items()}
+        if {key: tuple(value.shape) for key, value in saved.items()} != shapes:
+            raise ValueError(f"the state of the parameter of {tuple(parameter.shape)} must be tensors of {shapes}")
+        return {key: value.copy_(saved[key]) for key, value in state.items()}
+
+    def _new_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor], **scaling: Tensor | None) -> None:
+        raise NotImplementedError
+
+
+def _no_words(parameter: Tensor) -> Tensor:
+    return torch.empty(0, dtype=torch.int32, device=parameter.device)

@@ -1,0 +1,166 @@
+"""One launch over many tensors: a table of their int64 addresses on the device, a program for each chunk of each.
+
+BERT-base has about 200 parameters, most of them small. Triton's dispatch costs about 11 µs, so a launch for each would
+take 2.2 ms of the CPU a step, twice what the GPU needs for the bytes; and in a CUDA graph the gaps between 200 nodes
+still cost about a third of it. With a table a step is one launch for each group of settings and dtypes. It is uploaded
+anew only where an address changed (gradients, after ``zero_grad``), from pinned memory, so the CPU never waits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparseticket.kernels.words import BITS
+
+ALIGNMENT = 16  # bytes of the widest load
+TABLES_KEPT = 16
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Entries that a program handles (a multiple of 32), and its warps."""
+
+    chunk: int = 1024
+    num_warps: int = 4
+
+
+def candidates() -> list[Tiles]:
+    """Configurations worth timing."""
+    return [Tiles(chunk, warps) for chunk in (512, 1024, 2048, 4096) for warps in (4, 8) if chunk >= warps * 128]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a launch is given: ``rows`` int64 ``[tensors, 2 + columns]``, ``owners`` int32, a row for each program.
+
+    A row holds the number of entries, the number of its first program, and an address for each column (0 for none).
+    """
+
+    rows: Tensor
+    owners: Tensor
+    host: Tensor  # what rows was copied from: a captured CUDA graph copies it again at every replay
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Tensors that one launch takes together.
+
+    Attributes:
+        dtypes: Triton's dtype of each column.
+        even: every address is aligned to 16 bytes and every size a multiple of 32, so that loads may be wide.
+    """
+
+    table: Table
+    dtypes: tuple[tl.dtype, ...]
+    even: bool
+
+    @property
+    def programs(self) -> int:
+        """Size of the grid."""
+        return len(self.table.owners)
+
+    def run(self, kernel: Any, *arguments: object, tiles: Tiles) -> None:
+        """Launch: the table, ``arguments``, and the constants that end every such kernel's list, CHUNK and EVEN."""
+        with torch.cuda.device_of(self.table.rows):
+            kernel[(self.programs,)](
+                self.table.rows, self.table.owners, *arguments, tiles.chunk, self.even, num_warps=tiles.num_warps
+            )
+
+
+def launches(columns: Sequence[Sequence[Tensor]], chunk: int) -> Iterator[Launch]:
+    """The launches over ``columns``, lists of equally many tensors on one device; one without entries stands for none.
+
+    The first column says how many entries each has; those without any are left out.
+    """
+    sizes = [tensor.numel() for tensor in columns[0]]
+    addresses = torch.tensor([[tensor.data_ptr() for tensor in column] for column in columns])  # 0 for no entries
+    odd = (addresses % ALIGNMENT != 0).any(0).tolist()
+    together: dict[tuple, list[int]] = {}
+    for place, dtypes in enumerate(zip(*([tensor.dtype for tensor in column] for column in columns), strict=True)):
+        if size := sizes[place]:
+            together.setdefault((not odd[place] and size % BITS == 0, dtypes), []).append(place)
+    device = columns[0][0].device
+    for (even, dtypes), members in together.items():
+        names = tuple(getattr(tl, str(dtype).removeprefix("torch.")) for dtype in dtypes)
+        table = _table(tuple(sizes[place] for place in members), addresses[:, members].T, chunk, device)
+        yield Launch(table, names, even)
+
+
+_tables: OrderedDict[tuple, Table] = OrderedDict()
+_captured: list[Table] = []  # a CUDA graph reads these for as long as it lives
+
+
+def _table(sizes: tuple[int, ...], addresses: Tensor, chunk: int, device: torch.device) -> Table:
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    key = (sizes, addresses.numpy().tobytes(), chunk, device)
+    if key in _tables and not capturing:
+        _tables.move_to_end(key)
+        return _tables[key]
+    counts = torch.tensor([-(-size // chunk) for size in sizes])
+    starts = counts.cumsum(0) - counts
+    host = torch.cat([torch.tensor(sizes)[:, None], starts[:, None], addresses], 1)
+    if device.type == "cuda":
+        host = host.pin_memory()
+    table = Table(host.to(device, non_blocking=True), _owners(sizes, chunk, device), host)
+    if capturing:
+        _captured.append(table)
+    else:
+        _tables[key] = table
+        if len(_tables) > TABLES_KEPT:
+            _tables.popitem(last=False)
+    return table
+
+
+@lru_cache(64)
+def _owners(sizes: tuple[int, ...], chunk: int, device: torch.device) -> Tensor:
+    """The row of each program. It depends on sizes alone, and is by far the larger upload: kept."""
+    counts = torch.tensor([-(-size // chunk) for size in sizes])
+    return torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(counts).to(device)
+
+
+@triton.jit
+def find_chunk(rows, owners, COLUMNS: tl.constexpr, CHUNK: tl.constexpr):
+    """Row of the table that the program reads, size of the tensor, and where the chunk begins in it (int64)."""
+    program = tl.program_id(0)
+    row = rows + tl.load(owners + program).to(tl.int64) * (COLUMNS + 2)
+    return row, tl.load(row), (program - tl.load(row + 1)) * CHUNK
+
+
+@triton.jit
+def column(row, PLACE: tl.constexpr, DTYPE: tl.constexpr, EVEN: tl.constexpr):
+    """Address in a column of the row, as a pointer; a hint lets its loads be wide."""
+    pointer = tl.load(row + 2 + PLACE).to(tl.pointer_type(DTYPE), bitcast=True)
+    return tl.multiple_of(pointer, 16) if EVEN else pointer
+
+
+@triton.jit
+def words_of(row, PLACE: tl.constexpr, size):
+    """How many entries have bits in the column of the words: ``size``, or 0 where the column is empty."""
+    return tl.where(tl.load(row + 2 + PLACE) != 0, size, 0)
+
+
+@triton.jit
+def live_entries(row, WORDS: tl.constexpr, start, size, CHUNK: tl.constexpr, EVEN: tl.constexpr):
+    """Offsets ``[CHUNK / 8, 8]``, which of them are alive, and which to touch. ``WORDS`` is the column of the words.
+
+    Touched are whole groups of eight with a live entry: 32 bytes of fp32, the least that memory moves. Where sizes are
+    even that is one predicate for eight entries, which leaves their loads 16 bytes wide.
+    """
+    group = start // 8 + tl.arange(0, CHUNK // 8)
+    bits = tl.arange(0, 8)
+    offsets = group[:, None] * 8 + bits[None, :]
+    inside = group * 8 < size
+    words = column(row, WORDS, tl.uint8, False)
+    byte = tl.load(words + group, mask=group * 8 < words_of(row, WORDS, size), other=255).to(tl.int32)
+    alive = (byte[:, None] >> bits[None, :]) & 1 != 0
+    touched = tl.broadcast_to(((byte != 0) & inside)[:, None], alive.shape)
+    return offsets, alive, touched if EVEN else touched & (offsets < size)

@@ -1,0 +1,66 @@
+"""The one place where training reaches for the kernels: layers and optimizer, where they were measured to be faster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from sparseticket.masks import Masks
+from sparseticket.models import Network
+from sparseticket.settings import Training
+
+if TYPE_CHECKING:
+    from sparseticket.kernels.dispatch import Table
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def can_use_kernels(device: torch.device) -> bool:
+    """True where there is something to choose between: on a GPU."""
+    return device.type == "cuda"
+
+
+def use_kernels(network: Network, masks: Masks, settings: Training, *, processes: int) -> None:
+    """Let the network's layers train on kernels, after measuring those of which this GPU's table says nothing."""
+    from sparseticket.kernels import use_kernels
+
+    rows = max(1, settings.batch_size // processes) * settings.max_length
+    named = {network.prefix + name: mask for name, mask in masks.items()}
+    use_kernels(network.module, named, dtype=DTYPES[settings.precision], measure_rows=(max(1, rows // 4), rows))
+
+
+def restore(network: Network) -> None:
+    """Undo :func:`use_kernels`."""
+    from sparseticket.kernels import restore
+
+    restore(network.module)
+
+
+def masked_optimizer(
+    network: Network, masks: Masks, settings: Training, table: Table | None = None
+) -> torch.optim.Optimizer | None:
+    """The optimizer that masks and clips as it steps; None where it was not measured to be faster.
+
+    Args:
+        network: on its device.
+        masks: by name inside the backbone.
+        settings: of which the optimizer's are taken.
+        table: what was measured; by default that of this GPU.
+    """
+    from sparseticket.kernels import MaskedAdamW
+    from sparseticket.kernels.dispatch import Case, Choice, table_for
+
+    backbone = network.backbone()
+    parameters = [parameter for parameter in network.module.parameters() if parameter.requires_grad]
+    table = table or table_for(parameters[0].device)
+    weights = sum(parameter.numel() for parameter in parameters)
+    dead = sum(int((~mask).sum()) for mask in masks.values())
+    if table is None or settings.optimizer != "adamw":
+        return None
+    case = Case("optimizer", 1, 1, "unstructured", "float32", "none")
+    if table.choose(case, weights, 1 - dead / weights) == Choice():
+        return None
+    by_parameter: dict[nn.Parameter, torch.Tensor] = {backbone[name]: mask for name, mask in masks.items()}
+    return MaskedAdamW(parameters, by_parameter, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay)

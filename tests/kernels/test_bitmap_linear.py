@@ -1,0 +1,160 @@
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sparseticket.kernels.bitmap import BitmapLaunch, BitmapLinear, BitmapWeight, bitmap_linear, default_launch
+
+SHAPES = [(1, 64, 64), (16, 100, 200), (37, 5, 70), (64, 130, 33)]  # M, N, K
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+
+
+def problem(m, n, k, density, dtype, device):
+    draw = torch.Generator().manual_seed(0)
+    mask = torch.rand(n, k, generator=draw) < density
+    x, weight, bias = (torch.randn(shape, generator=draw).to(dtype) for shape in ((m, k), (n, k), (n,)))
+    packed = BitmapWeight.from_dense(weight, mask).to(device)
+    return x.to(device), weight.masked_fill(~mask, 0), bias.to(device), packed, mask
+
+
+def exact(x, weight, bias, activation="none"):
+    y = F.linear(x.double().cpu(), weight.double(), bias.double().cpu())
+    return {"none": y, "relu": F.relu(y), "gelu": F.gelu(y)}[activation]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("density", [0, 0.2, 1])
+@pytest.mark.parametrize("m,n,k", SHAPES)
+def test_the_result_agrees_with_float64(m, n, k, density, dtype, device, close):
+    x, weight, bias, packed, _ = problem(m, n, k, density, dtype, device)
+    close(bitmap_linear(x, packed, bias), exact(x, weight, bias))
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_bias_and_activation_come_once_after_all_splits(activation, splits, device, close):
+    x, weight, bias, packed, _ = problem(5, 70, 200, 0.3, torch.float16, device)
+    y = bitmap_linear(x, packed, bias, activation=activation, launch=BitmapLaunch(splits, 4, 2))
+    close(y, exact(x, weight, bias, activation))
+
+
+def test_splits_give_the_same_result_every_time(device, close):
+    x, weight, bias, packed, _ = problem(5, 70, 260, 0.3, torch.float16, device)
+    first, again = (bitmap_linear(x, packed, bias, launch=BitmapLaunch(4, 4, 2)) for _ in range(2))
+    assert torch.equal(first, again)
+    close(first, exact(x, weight, bias))
+
+
+def test_any_strides_and_several_dimensions_and_no_rows_are_right(device, close):
+    x, weight, bias, packed, _ = problem(6, 70, 100, 0.3, torch.float16, device)
+    strided = x.T.contiguous().T.unflatten(0, (2, 3))
+    close(bitmap_linear(strided, packed, bias).flatten(0, 1), exact(x, weight, bias))
+    assert bitmap_linear(x[:0].reshape(2, 0, 100), packed, bias).shape == (2, 0, 70)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("splits", [1, 4])
+def test_a_captured_graph_gives_the_same(splits):
+    x, _, bias, packed, _ = problem(16, 256, 512, 0.1, torch.bfloat16, "cuda")
+    launch = BitmapLaunch(splits, 4, 3)
+    eager = bitmap_linear(x, packed, bias, launch=launch)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = bitmap_linear(x, packed, bias, launch=launch)
+    graph.replay()
+    assert torch.equal(y, eager)
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_operator_passes_opcheck_and_compiles(where):
+    x, _, bias, packed, _ = problem(5, 70, 100, 0.3, torch.float32, where)
+    arrays = packed.values, packed.bitmap, packed.offsets, packed.starts
+    torch.library.opcheck(
+        torch.ops.sparseticket.bitmap_linear.default,
+        (x, *arrays, bias, 70, "gelu", list(default_launch(70, 100))),
+        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+    )
+    module = BitmapLinear(packed, bias, activation="gelu")
+    compiled = torch.compile(module, fullgraph=True)
+    torch.testing.assert_close(compiled(x), module(x), rtol=1e-4, atol=1e-4)
+
+
+def test_exported_and_built_ahead_of_time_it_gives_the_same(tmp_path):
+    x, _, bias, packed, _ = problem(5, 70, 100, 0.3, torch.float32, "cpu")
+    module = BitmapLinear(packed, bias, activation="relu")
+    program = torch.export.export(module, (x,))
+    torch.export.save(program, tmp_path / "bitmap.pt2")
+    again = torch.export.load(tmp_path / "bitmap.pt2")
+    assert torch.equal(again.module()(x), module(x))
+    package = torch._inductor.aoti_compile_and_package(again, package_path=str(tmp_path / "built.pt2"))
+    torch.testing.assert_close(torch._inductor.aoti_load_package(package)(x), module(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("density", [0, 0.1, 1])
+@pytest.mark.parametrize("shape", [(64, 64), (1, 1), (130, 200)])
+def test_a_weight_comes_back_bit_equal(shape, density, dtype):
+    _, weight, _, packed, mask = problem(1, *shape, density, dtype, "cpu")
+    assert torch.equal(packed.to_dense(), weight)
+    assert packed.density == float(mask.double().mean())
+
+
+def test_minus_zero_and_a_live_zero_stay_what_they_are():
+    weight = torch.tensor([[-0.0, 0.0, 3.0, -1.0]])
+    packed = BitmapWeight.from_dense(weight, torch.tensor([[True, True, True, False]]))
+    assert packed.values.tolist() == [0, 0, 3, 0] and packed.bitmap[0, 0, 0] == 0b0111
+    assert torch.equal(packed.to_dense().signbit(), torch.tensor([[True, False, False, False]]))
+
+
+def test_at_nine_tenths_zeros_it_is_a_fifth_of_dense():
+    _, weight, _, packed, _ = problem(1, 1024, 1024, 0.1, torch.bfloat16, "cpu")
+    assert 0.175 < packed.nbytes / weight.nbytes < 0.185
+
+
+def test_a_module_comes_back_from_its_state():
+    mask = torch.rand(70, 100, generator=torch.Generator().manual_seed(0)) < 0.3
+    linear = torch.nn.Linear(100, 70)
+    module = BitmapLinear.from_linear(linear, mask)
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    again = BitmapLinear.from_linear(torch.nn.Linear(100, 70), mask)
+    again.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    x = torch.randn(3, 100)
+    assert torch.equal(again(x), F.linear(x, linear.weight.masked_fill(~mask, 0), linear.bias))
+
+
+def test_under_autocast_x_takes_the_weights_dtype():
+    x, weight, bias, packed, _ = problem(5, 70, 100, 0.3, torch.bfloat16, "cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(bitmap_linear(x.float(), packed, bias), F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda x, p, b: (x.repeat(13, 1), p, b), "at most 64 rows, and these are 65.*to_dense"),
+        (lambda x, p, b: (x[:, :-1], p, b), "end with 100 features"),
+        (lambda x, p, b: (x, p, b[:-1]), "bias has to be"),
+        (lambda x, p, b: (x.half(), p, b), "cast one of them"),
+        (lambda x, p, b: (x, p.to("meta"), b), "on meta"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(change, message):
+    x, _, bias, packed, _ = problem(5, 70, 100, 0.3, torch.float32, "cpu")
+    with pytest.raises(ValueError, match=message):
+        bitmap_linear(*change(x, packed, bias))
+
+
+@pytest.mark.parametrize(
+    "weight,mask",
+    [
+        (torch.ones(4, 4, dtype=torch.float64), torch.ones(4, 4, dtype=torch.bool)),
+        (torch.ones(4, 0), torch.ones(4, 0, dtype=torch.bool)),
+        (torch.ones(4, 4), torch.ones(4, 4)),
+        (torch.ones(4, 4), torch.ones(4, 5, dtype=torch.bool)),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(weight, mask):
+    with pytest.raises(ValueError):
+        BitmapWeight.from_dense(weight, mask)
