@@ -8,7 +8,7 @@ export SPARSETICKET_DATA ?= $(if $(SHARED_DATA),$(abspath $(SHARED_DATA)))
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/.dependencies
 
-.PHONY: venv demo test lint proof masking-cost shrunk-speed
+.PHONY: venv demo test lint proof masking-cost shrunk-speed benchmarks
 
 # Dependencies are reused while pyproject.toml and the constraints are unchanged; the project itself is always installed
 # anew, as a copy built from this checkout, so that the right code is tested whichever checkout made the environment.
@@ -49,3 +49,7 @@ masking-cost: venv
 # BERT-base and ResNet-50 without half of their heads, neurons, channels, in fp32 and INT8: about ten minutes.
 shrunk-speed: venv
 	$(BIN)/python -m sparseticket.bench.shrunk_speed
+
+# pytest-benchmark suites, one thread: each run is kept in .benchmarks/ and compared with the one before it.
+benchmarks: venv
+	$(PYTEST) bench/suites -m "" --benchmark-autosave --benchmark-compare --benchmark-columns=median,iqr,rounds,ops
