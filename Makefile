@@ -8,7 +8,7 @@ export SPARSETICKET_DATA ?= $(if $(SHARED_DATA),$(abspath $(SHARED_DATA)))
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/.dependencies
 
-.PHONY: venv demo test lint proof masking-cost shrunk-speed aot
+.PHONY: venv demo test lint proof masking-cost shrunk-speed benchmarks aot
 
 # Dependencies are reused while pyproject.toml and the constraints are unchanged; the project itself is always installed
 # anew, as a copy built from this checkout, so that the right code is tested whichever checkout made the environment.
@@ -54,3 +54,7 @@ shrunk-speed: venv
 # sm_120, without a GPU: about two seconds each on one core.
 aot: venv
 	$(BIN)/python -m sparseticket.kernels.aot_check
+
+# pytest-benchmark suites, one thread: each run is kept in .benchmarks/ and compared with the one before it.
+benchmarks: venv
+	$(PYTEST) bench/suites -m "" --benchmark-autosave --benchmark-compare --benchmark-columns=median,iqr,rounds,ops

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +10,9 @@ import onnx
 import onnxruntime
 import torch
 
+from sparseticket.bench.alone import Alone, measure_alone
 from sparseticket.bench.inputs import Feeds, Needs, needs_of_model, needs_of_onnx
-from sparseticket.bench.machine import peak_memory
+from sparseticket.bench.sessions import PROVIDERS, open_session
 from sparseticket.bench.timing import Timed
 from sparseticket.errors import UserError
 from sparseticket.export.layers import Layer, file_layers, torch_layers
@@ -23,7 +22,6 @@ from sparseticket.export.source import resolve
 WHAT_A_CANDIDATE_IS = (
     "bench takes .onnx files, folders that `sparseticket export` wrote, runs, rounds, and model folders."
 )
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,7 @@ class Ready:
     candidate: Candidate
     device: str
     timed: Timed
-    load_ms: float
-    memory_bytes: int | None
+    alone: Alone
 
     @property
     def provider(self) -> str:
@@ -78,20 +75,24 @@ def find(name: str, argument: str) -> Candidate:
 
 
 def prepare(candidate: Candidate, device: str, feeds: Feeds, threads: int) -> Ready:
-    """Load ``candidate`` on ``device``, and run it once: milliseconds to load, and the memory that both took."""
+    """Load ``candidate`` on ``device``, here to be timed, and once more in a process of its own for load and memory."""
+    onnx_file = candidate.runtime == "onnxruntime"
+    inputs = feeds.for_onnx(candidate.needs) if onnx_file else feeds.for_torch(candidate.needs)
     for file in _weight_files(candidate.path):
         file.read_bytes()  # so that the first candidate does not pay for a cold disk
-    with peak_memory() as memory:
-        start = time.perf_counter()
-        make = _onnx_call if candidate.runtime == "onnxruntime" else _torch_call
-        call, synchronize = make(candidate, device, feeds, threads)
-        load_ms = 1000 * (time.perf_counter() - start)
-        try:
-            call()
-        except Exception as error:
-            raise UserError(f"{candidate.name} does not run on these inputs ({feeds.words}): {error}") from error
+    try:
+        call, synchronize = open_session(candidate.runtime, candidate.path, device, inputs, threads)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{candidate.path} cannot be loaded: {error}") from error
+    try:
+        call()
+    except Exception as error:
+        raise UserError(f"{candidate.name} does not run on these inputs ({feeds.words}): {error}") from error
+    alone = measure_alone(candidate.runtime, candidate.path, device, inputs, threads, name=candidate.name)
     timed = Timed(f"{candidate.name} ({candidate.runtime}, {device})", call, synchronize)
-    return Ready(candidate, device, timed, load_ms, memory.bytes if device == "cpu" else None)
+    return Ready(candidate, device, timed, alone)
 
 
 def _onnx_candidate(name: str, file: Path) -> Candidate:
@@ -119,39 +120,6 @@ def _torch_candidate(name: str, folder: Path) -> Candidate:
     del model
     gc.collect()
     return Candidate(name, folder, "pytorch", devices, needs, size, _sparsity(layers))
-
-
-def _onnx_call(
-    candidate: Candidate, device: str, feeds: Feeds, threads: int
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # or the idle threads of one session would burn the cores that the next candidate is timed on
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        session = onnxruntime.InferenceSession(candidate.path, options, providers=[PROVIDERS[device]])
-    except Exception as error:
-        raise UserError(f"ONNX Runtime cannot load {candidate.path}: {error}") from error
-    binding = session.io_binding()
-    for name, array in feeds.for_onnx(candidate.needs).items():
-        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
-    for output in session.get_outputs():
-        binding.bind_output(output.name, device)
-    return lambda: session.run_with_iobinding(binding), binding.synchronize_outputs
-
-
-def _torch_call(
-    candidate: Candidate, device: str, feeds: Feeds, threads: int
-) -> tuple[Callable[[], object], Callable[[], object] | None]:
-    module = load(candidate.path, attention=None).module.to(device)
-    inputs = {name: torch.from_numpy(array).to(device) for name, array in feeds.for_torch(candidate.needs).items()}
-    arguments, named = ((inputs["pixel_values"],), {}) if "pixel_values" in inputs else ((), inputs)
-
-    @torch.inference_mode()
-    def call() -> object:
-        return module(*arguments, **named)
-
-    return call, torch.cuda.synchronize if device == "cuda" else None
 
 
 def _weight_files(path: Path) -> list[Path]:

@@ -46,6 +46,7 @@ class Feeds:
 
     arrays: dict[str, np.ndarray]
     words: str
+    tokens: int | None = None  # of a row; None for images
 
     def for_onnx(self, needs: Needs) -> dict[str, np.ndarray]:
         """Only what the model takes, under its own names, in its own types."""
@@ -79,15 +80,17 @@ def needs_of_onnx(file: Path) -> Needs:
         vocabulary, longest = _limits(file, graph, weights)
         return Needs(names, dtypes, vocabulary, batch=batch, length=length, max_length=longest)
     only = inputs[0].name if len(inputs) == 1 else None
-    if only and len(shapes[only]) == 4 and inputs[0].type.tensor_type.elem_type == TensorProto.FLOAT:
+    if only and len(shapes[only]) == 4 and dtypes[only] in ("float32", "float16"):
         batch, *image = shapes[only]
         if None in image:
             raise UserError(f"{file} leaves the size of its images open, so bench cannot choose one: fix the size.")
         channels, height, width = image
-        return Needs({"pixel_values": only}, {"pixel_values": "float32"}, image=(channels, height, width), batch=batch)
+        return Needs(
+            {"pixel_values": only}, {"pixel_values": dtypes[only]}, image=(channels, height, width), batch=batch
+        )
     raise UserError(
         f"{file} takes {', '.join(shapes) or 'nothing'}: bench knows token inputs ({', '.join(TOKEN_INPUTS)}) "
-        "and one float32 image input."
+        "and one float image input."
     )
 
 
@@ -110,7 +113,7 @@ def make_feeds(needs: dict[str, Needs], *, batch: int, length: int | None, seed:
     image = images.pop()
     if image is not None:
         array = draw.standard_normal((batch, *image), dtype=np.float32)
-        return Feeds({"pixel_values": array}, f"batch {batch}, images {_words(image)}")
+        return Feeds({"pixel_values": array}, f"batch {batch}, {_words(image)}")
     length = _length(needs, length)
     vocabulary = min((one.vocabulary for one in needs.values() if one.vocabulary), default=None)
     if vocabulary is None:
@@ -120,7 +123,7 @@ def make_feeds(needs: dict[str, Needs], *, batch: int, length: int | None, seed:
         "attention_mask": np.ones((batch, length), np.int64),
         "token_type_ids": np.zeros((batch, length), np.int64),
     }
-    return Feeds(arrays, f"batch {batch}, {length} tokens")
+    return Feeds(arrays, f"batch {batch}, {length} tokens", length)
 
 
 def _length(needs: dict[str, Needs], wanted: int | None) -> int:

@@ -1,7 +1,10 @@
-"""A measurement as a table: in Markdown for the file, with rich for the screen."""
+"""A measurement as tables, one a cell: in Markdown for the file, with rich for the screen; and as CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -24,46 +27,63 @@ HEADINGS = (
 )
 
 
-def rows(result: dict[str, Any]) -> list[list[str]]:
-    """One row a record, in the order of ``HEADINGS``."""
-    return [_row(record) for record in result["records"]]
+def by_cell(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The records of each cell, by its words, in the order they were measured in."""
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for record in result["records"]:
+        cells.setdefault(record["cell"], []).append(record)
+    return cells
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The whole result as Markdown."""
-    machine = result["machine"]
-    lines = [
-        f"{result['inputs']}; {machine['cpu']}, {machine['threads']} threads" + _gpu(machine),
-        "",
-        _line(HEADINGS),
-        _line("---" for _ in HEADINGS),
-        *map(_line, rows(result)),
-        "",
-        *(f"- {note}" for note in result["notes"]),
-    ]
+    lines = [_machine(result)]
+    for words, records in by_cell(result).items():
+        lines += ["", f"**{words}**", "", _line(HEADINGS), _line("---" for _ in HEADINGS)]
+        lines += [_line(_row(record)) for record in records]
+    lines += ["", *(f"- {note}" for note in result["notes"]), *(f"- failed: {line}" for line in result["failures"])]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def csv_text(result: dict[str, Any]) -> str:
+    """A line a record, with all its fields; what is not known is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(result["records"][0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(result["records"])
+    return text.getvalue()
 
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Print the result."""
-    machine = result["machine"]
-    table = Table(title=f"{result['inputs']}; {machine['threads']} threads")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("model", "provider") else "right", overflow="fold")
-    for row in rows(result):
-        table.add_row(*row)
-    console.print(table)
-    console.print(machine["cpu"] + _gpu(machine), highlight=False)
+    for words, records in by_cell(result).items():
+        table = Table(title=words)
+        for heading in HEADINGS:
+            table.add_column(heading, justify="left" if heading in ("model", "provider") else "right", overflow="fold")
+        for record in records:
+            table.add_row(*_row(record))
+        console.print(table)
+    console.print(_machine(result), highlight=False)
     for note in result["notes"]:
-        console.print(note)
+        console.print(note, markup=False)
+
+
+def gain(record: dict[str, Any]) -> str:
+    """The speed-up, with its interval where it is one."""
+    words = f"{record['speedup']:.2f}x"
+    if record["against"] is not None:
+        words += f" ({record['speedup_low']:.2f}-{record['speedup_high']:.2f})"
+    return words
+
+
+def milliseconds(value: float) -> str:
+    """To a hundredth, below 1 ms to a thousandth."""
+    return f"{value:.{2 if value >= 1 else 3}f}"
 
 
 def _row(record: dict[str, Any]) -> list[str]:
-    times = [f"{record[key]:.2f}" for key in ("p50_ms", "p90_ms", "p95_ms", "p99_ms")]
+    times = [milliseconds(record[key]) for key in ("p50_ms", "p90_ms", "p95_ms", "p99_ms")]
     memory = "" if record["memory_bytes"] is None else f"{record['memory_bytes'] / 1e6:.0f}"
-    gain = f"{record['speedup']:.2f}x"
-    if record["against"] is not None:
-        gain += f" ({record['speedup_low']:.2f}-{record['speedup_high']:.2f})"
     return [
         record["name"],
         record["provider"],
@@ -74,13 +94,14 @@ def _row(record: dict[str, Any]) -> list[str]:
         f"{record['load_ms']:.0f}",
         memory,
         f"{100 * record['sparsity']:.0f} %",
-        gain,
+        gain(record),
     ]
 
 
-def _gpu(machine: dict[str, Any]) -> str:
-    return f", {machine['gpu']}" if machine["gpu"] else ""
+def _machine(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    return machine["cpu"] + (f", {machine['gpu']}" if machine["gpu"] else "")
 
 
-def _line(cells: Any) -> str:
+def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"

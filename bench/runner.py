@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 
 from sparseticket.bench import timing
 from sparseticket.bench.candidates import Candidate, Ready, find, prepare
-from sparseticket.bench.inputs import make_feeds
+from sparseticket.bench.chart import draw
+from sparseticket.bench.grid import ALL, Cell, make_cells
+from sparseticket.bench.limits import Limit
 from sparseticket.bench.machine import describe
-from sparseticket.bench.report import markdown
+from sparseticket.bench.report import csv_text, markdown
 from sparseticket.errors import UserError
 from sparseticket.files import write_json, write_whole
 
@@ -28,52 +30,71 @@ def bench(
     candidates: Sequence[str],
     out: Path | None = None,
     *,
-    batch: int = 1,
-    seq_length: int | None = None,
-    threads: int | None = None,
+    batch: Sequence[int] = (1,),
+    seq_length: Sequence[int] | None = None,
+    threads: Sequence[int | str] = (ALL,),
     seconds: float = 10.0,
     min_rounds: int = 5,
+    fail_if: Sequence[str] = (),
+    say: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Time every candidate on every device it can run on, taking turns, and compare with the first.
 
     Args:
         candidates: paths of ONNX files, export folders, runs, rounds or model folders; the first is the baseline.
-        out: folder for ``bench.json`` and ``bench.md`` (replaced where they are there); ``runs/bench`` by default.
-        batch: rows per call.
-        seq_length: tokens per row; by default 128, or fewer where a model takes no more.
-        threads: threads of each call; by default as many as PyTorch takes (the physical cores).
-        seconds: how long to measure, for each record.
+        out: folder for ``bench.json``, ``bench.csv``, ``bench.md`` and ``bench.png`` (replaced where they are there);
+            ``runs/bench`` by default.
+        batch: rows per call; each is measured.
+        seq_length: tokens per row; each is measured; by default 128, or fewer where a model takes no more.
+        threads: threads of each call; each is measured; "all" is as many as PyTorch takes (the physical cores).
+        seconds: how long to measure each record.
         min_rounds: measure at least so many rounds of ``timing.CALLS_PER_TURN`` calls, however long that takes.
+        fail_if: rules of :mod:`sparseticket.bench.limits`; what they are true for is listed under ``failures``.
+        say: told which cell is measured.
 
     Returns:
-        What is written as ``bench.json``. Times are in milliseconds, throughput in rows per second.
+        What is written as ``bench.json``. Times are in milliseconds, throughput in rows per second. A record's cell is
+        its batch, length and threads.
 
     Raises:
-        UserError: a candidate is not there, cannot be read, or takes other inputs than the rest.
+        UserError: a rule that is none, or a candidate that is not there, cannot be read, or takes other inputs than
+            the rest.
     """
-    _check(candidates, batch, seq_length, threads, seconds)
+    limits = [Limit.parse(rule) for rule in fail_if]
+    _check(candidates, seconds)
+    before = torch.get_num_threads()
+    found = [find(name, path) for name, path in zip(short_names(candidates), candidates, strict=True)]
+    cells = make_cells(found, batch=batch, seq_length=seq_length, threads=threads, all_threads=before)
+    if len(found) == 1 and any(limit.unit == "x" for limit in limits):
+        raise UserError("--fail-if with x compares with the baseline, and only one model was named: name another.")
     out = out or DEFAULT_OUT
     _check_out(out)
-    before = torch.get_num_threads()
-    threads = threads or before
-    found = [find(name, path) for name, path in zip(short_names(candidates), candidates, strict=True)]
-    feeds = make_feeds({one.name: one.needs for one in found}, batch=batch, length=seq_length)
+    records: list[dict[str, Any]] = []
     try:
-        torch.set_num_threads(threads)
-        ready = [prepare(one, device, feeds, threads) for one in found for device in one.devices]
-        samples = timing.interleave([one.timed for one in ready], seconds=seconds * len(ready), min_rounds=min_rounds)
+        for number, cell in enumerate(cells, 1):
+            say(f"{cell.words} ({number} of {len(cells)})")
+            torch.set_num_threads(cell.threads)
+            records += _measure(cell, found, seconds, min_rounds)
     finally:
         torch.set_num_threads(before)
-    records = [_record(index, ready, samples, batch) for index in range(len(ready))]
     result = {
-        "machine": describe(threads),
-        "inputs": feeds.words,
+        "machine": describe(max(cell.threads for cell in cells)),
+        "inputs": "; ".join(dict.fromkeys(cell.feeds.words for cell in cells)),
         "records": records,
         "notes": _notes(found, records),
+        "failures": [line for limit in limits for line in limit.failures(records)],
     }
     write_json(out / "bench.json", result)
+    write_whole(out / "bench.csv", csv_text(result))
     write_whole(out / "bench.md", markdown(result))
+    draw(result, out / "bench.png")
     return result
+
+
+def _measure(cell: Cell, found: list[Candidate], seconds: float, min_rounds: int) -> list[dict[str, Any]]:
+    ready = [prepare(one, device, cell.feeds, cell.threads) for one in found for device in one.devices]
+    samples = timing.interleave([one.timed for one in ready], seconds=seconds * len(ready), min_rounds=min_rounds)
+    return [_record(index, ready, samples, cell) for index in range(len(ready))]
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -86,18 +107,22 @@ def short_names(paths: Sequence[str]) -> list[str]:
     raise UserError("the same model was named twice: name each once.")
 
 
-def _record(index: int, ready: list[Ready], samples: list[np.ndarray], batch: int) -> dict[str, Any]:
+def _record(index: int, ready: list[Ready], samples: list[np.ndarray], cell: Cell) -> dict[str, Any]:
     one, times = ready[index], samples[index]
     against = _baseline(one, ready)
     record = {
         "name": one.candidate.name,
         "provider": one.provider,
+        "cell": cell.words,
+        "batch": cell.batch,
+        "tokens": cell.tokens,
+        "threads": cell.threads,
         **timing.percentiles(times),
         "n": int(times.size),
-        "throughput": 1000 * batch / float(np.mean(times)),
+        "throughput": 1000 * cell.batch / float(np.mean(times)),
         "bytes": one.candidate.bytes,
-        "load_ms": one.load_ms,
-        "memory_bytes": one.memory_bytes,
+        "load_ms": one.alone.load_ms,
+        "memory_bytes": one.alone.memory_bytes,
         "sparsity": one.candidate.sparsity,
     }
     if against == index:
@@ -128,8 +153,8 @@ def _notes(found: list[Candidate], records: list[dict[str, Any]]) -> list[str]:
         if one.sparsity >= SPARSE_FROM
     ]
     notes += [
-        f"{record['name']} ({record['provider']}) is not faster than {record['against']}: {record['speedup']:.2f}x, "
-        f"95 % interval {record['speedup_low']:.2f} to {record['speedup_high']:.2f}."
+        f"{record['name']} ({record['provider']}) is not faster than {record['against']} at {record['cell']}: "
+        f"{record['speedup']:.2f}x, 95 % interval {record['speedup_low']:.2f} to {record['speedup_high']:.2f}."
         for record in records
         if record["against"] is not None and record["speedup_low"] <= 1
     ]
@@ -139,12 +164,9 @@ def _notes(found: list[Candidate], records: list[dict[str, Any]]) -> list[str]:
     return notes
 
 
-def _check(candidates: Sequence[str], batch: int, seq_length: int | None, threads: int | None, seconds: float) -> None:
+def _check(candidates: Sequence[str], seconds: float) -> None:
     if not candidates:
         raise UserError("name a baseline first, and then what to compare with it.")
-    for name, value in (("--batch", batch), ("--seq-length", seq_length), ("--threads", threads)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} {value} makes no sense: give 1 or more.")
     if not (math.isfinite(seconds) and seconds > 0):
         raise UserError(f"--seconds {seconds} makes no sense: give a number above 0.")
 

@@ -19,6 +19,7 @@ import torch
 from sparseticket import masks as mask_algebra
 from sparseticket.carry import load_carry, save_carry
 from sparseticket.checkpoint import Checkpoint, check_interval
+from sparseticket.dense_round import check_same_dense_round, take_dense_round
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.masks import Masks
@@ -50,10 +51,22 @@ from sparseticket.training import Round, Trained, make_accelerator, total_steps,
 from sparseticket.workbench import Workbench
 
 
-def find(settings: RunSettings, out: Path, *, screen: Screen, checkpoint_every: float = 300.0) -> dict[str, Any]:
+def find(
+    settings: RunSettings,
+    out: Path,
+    *,
+    screen: Screen,
+    checkpoint_every: float = 300.0,
+    dense_from: Path | None = None,
+) -> dict[str, Any]:
     """Find a ticket, leaving a run folder; returns its ``summary.json``.
 
-    Inside a round a checkpoint is written every ``checkpoint_every`` seconds.
+    Args:
+        settings: what is run.
+        out: the run's folder.
+        screen: where it is shown.
+        checkpoint_every: seconds between checkpoints inside a round.
+        dense_from: another run, of which this one takes the dense round (:mod:`sparseticket.dense_round`).
     """
     check_interval(checkpoint_every)
     if (out / SUMMARY).is_file():
@@ -75,10 +88,12 @@ def find(settings: RunSettings, out: Path, *, screen: Screen, checkpoint_every: 
         screen=screen,
     )
     search = Search(settings, work, RunFolder(out), checkpoint_every)  # refuses what does not fit before it writes
+    if dense_from is not None:
+        check_same_dense_round(settings, dense_from)
     with accelerator.main_process_first():
         RunFolder.open(out, settings_table(settings))
     accelerator.wait_for_everyone()  # opening removes what a kill left: not while another process writes already
-    return search.run_all()
+    return search.run_all(dense_from)
 
 
 class Search:
@@ -101,7 +116,7 @@ class Search:
             shorter="a smaller --round-length, a lower --sparsity or a larger step of --schedule",
         )
 
-    def run_all(self) -> dict[str, Any]:
+    def run_all(self, dense_from: Path | None = None) -> dict[str, Any]:
         """The loop of the algorithm box; what is finished is skipped."""
         if (self.run.path / START).exists():
             self.check_beginning()
@@ -109,6 +124,8 @@ class Search:
             self.start()
         if self.trains_reference:
             self.train_reference()
+        if dense_from is not None and not self.run.finished("round-00"):
+            take_dense_round(self, dense_from)
         for k in range(len(self.sparsities)):
             if self.run.finished(f"round-{k:02d}"):
                 continue

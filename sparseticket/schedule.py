@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 from sparseticket.errors import UserError
 
 SNAP = 0.0005  # a target this near to a step of the schedule is that step (67.23 % for 67.232 %)
 MOST_ROUNDS = 1000
 SYNTAX = (
-    "linear:0.1 (10 % of the original a round), geometric:0.2 (20 % of the remaining a round), one-round or one-shot"
+    "linear:0.1 (10 % of the original a round), geometric:0.2 (20 % of the remaining a round), steps:0.3,0.5,0.7 (each "
+    "round's own), one-round or one-shot"
 )
 
 
@@ -33,6 +35,9 @@ def round_sparsities(schedule: str, target: float, *, prune_first: bool = False)
         return [target]
     if schedule == "one-round":
         return [target] if prune_first else [0.0, target]
+    if schedule.startswith("steps:"):
+        sparsities = [0.0, *_steps(schedule, target)]
+        return sparsities[1:] if prune_first else sparsities
     kind, step = kind_and_step(schedule)
     sparsities = [0.0]
     while sparsities[-1] < target:
@@ -61,3 +66,17 @@ def kind_and_step(schedule: str) -> tuple[str, float]:
     if kind not in ("linear", "geometric") or not 0 < step < 1:
         raise UserError(f"there is no schedule {schedule!r}. A schedule is {SYNTAX}; its step is above 0 and below 1.")
     return kind, step
+
+
+def _steps(schedule: str, target: float) -> list[float]:
+    try:
+        steps = [check_sparsity(float(part)) for part in schedule.partition(":")[2].split(",")]
+    except ValueError:
+        steps = []
+    if not steps or any(one >= following for one, following in pairwise(steps)):
+        raise UserError(
+            f"{schedule!r} is no schedule: steps are growing shares with commas between, steps:0.3,0.5,0.7."
+        )
+    if target > steps[-1]:
+        raise UserError(f"{schedule} ends at {steps[-1]}, below the sparsity of {target}: add a step to the schedule.")
+    return [*(step for step in steps if step < target), target]

@@ -146,8 +146,8 @@ class Protocol(_Checked):
                 f"--sparsity out, or set it to {pattern.sparsity:.4g}."
             )
         one_step = f"linear:1/{pattern.m}"
-        steps = ":" in self.schedule and kind_and_step(self.schedule) != kind_and_step(one_step)
-        if steps:
+        steps = self.schedule.startswith("steps:")
+        if steps or (":" in self.schedule and kind_and_step(self.schedule) != kind_and_step(one_step)):
             raise UserError(
                 f"pattern {pattern} prunes 1 of every {pattern.m} a round, not {self.schedule}: leave --schedule out, "
                 f"or set it to {one_step}, one-round or one-shot."

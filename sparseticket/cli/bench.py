@@ -12,24 +12,46 @@ def bench(
         list[str] | None,
         typer.Argument(help="More: .onnx files, folders that export wrote, runs, rounds, model folders."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for bench.json and bench.md (replaced).")] = Path("runs/bench"),
-    batch: Annotated[int, typer.Option(help="Rows per call.")] = 1,
+    out: Annotated[
+        Path, typer.Option(help="Folder for bench.json, bench.csv, bench.md and bench.png (replaced).")
+    ] = Path("runs/bench"),
+    batch: Annotated[str, typer.Option(help="Rows per call: one number, or several as in 1,8.")] = "1",
     seq_length: Annotated[
-        int | None, typer.Option(help="Tokens per row. Default: 128, or fewer where a model takes no more.")
+        str | None,
+        typer.Option(help="Tokens per row: 128, or several as in 32,128. Default: 128, fewer where a model must."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads per call. Default: the physical cores.")] = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure each model, at least 20 calls.")] = 10.0,
+    threads: Annotated[
+        str, typer.Option(help="Threads per call: 1, or several as in 1,all. Default: the physical cores.")
+    ] = "all",
+    seconds: Annotated[float, typer.Option(help="Measure each model so long in each cell.")] = 10.0,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Exit with code 1 where this is true of a model: "p50 > 1.1x" (times the baseline), "p99 > 20ms", '
+            '"size > 100MB"; p50, p90, p95, p99, memory, size, load. May be given several times.'
+        ),
+    ] = None,
 ) -> None:
     """Measure models on PyTorch and ONNX Runtime, taking turns, against the first named."""
-    from rich.console import Console
-
+    from sparseticket.bench.grid import whole_numbers
     from sparseticket.bench.report import show
     from sparseticket.bench.runner import bench as measure
+    from sparseticket.errors import RunFailure
+    from sparseticket.progress import Screen
 
-    console = Console()
-    with console.status("measuring; leave the machine alone meanwhile"):
+    console = Screen().console
+    with console.status("measuring; leave the machine alone meanwhile") as status:
         result = measure(
-            [baseline, *(models or [])], out, batch=batch, seq_length=seq_length, threads=threads, seconds=seconds
+            [baseline, *(models or [])],
+            out,
+            batch=whole_numbers("--batch", batch),
+            seq_length=None if seq_length is None else whole_numbers("--seq-length", seq_length),
+            threads=whole_numbers("--threads", threads, or_all=True),
+            seconds=seconds,
+            fail_if=fail_if or [],
+            say=lambda words: status.update(f"measuring {words}; leave the machine alone meanwhile"),
         )
     show(result, console)
-    console.print(f"Written to {out / 'bench.json'}", soft_wrap=True)
+    console.print(f"Written to {out}: bench.json, bench.csv, bench.md, bench.png")
+    if result["failures"]:
+        raise RunFailure("the measurement is over a limit:\n" + "\n".join(result["failures"]))

@@ -12,7 +12,9 @@ def find(
     model: Annotated[str, Option(help="Alias (bert-base, minilm, resnet50, resnet20-cifar, …), hub name or folder.")],
     task: Annotated[str | None, Option(help="Task to find it on. Default for text: mlm, the universal ticket.")] = None,
     sparsity: Annotated[float | None, Option(help="Target: share of zeros, 0.7 is 70 %.")] = None,
-    schedule: Annotated[str | None, Option(help="linear:0.1, geometric:0.2, one-round or one-shot.")] = None,
+    schedule: Annotated[
+        str | None, Option(help="linear:0.1, geometric:0.2, steps:0.3,0.5,0.7, one-round or one-shot.")
+    ] = None,
     round_length: Annotated[str | None, Option(help="Training a round: 3ep or 500it.")] = None,
     protocol: Annotated[str, Option(help="paper, or released (as the papers' code was).")] = "paper",
     rewind: Annotated[str | None, Option(help="theta_p, 5%, 1ep, 500it, or none.")] = None,

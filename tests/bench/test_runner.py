@@ -1,4 +1,6 @@
+import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +18,15 @@ KEYS = {"name", "provider", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "n", "throug
     "speedup_high",
     "sparsity",
     "against",
+    "cell",
+    "batch",
+    "tokens",
+    "threads",
 }
 
 
 def quick(*candidates, out, **options):
-    options = {"threads": 1, "seconds": 0.05, "min_rounds": 8, **options}
+    options = {"threads": (1,), "seconds": 0.05, "min_rounds": 8, **options}
     return bench([str(one) for one in candidates], out, **options)
 
 
@@ -85,11 +91,82 @@ def test_a_record_says_what_the_clock_read(make_image_file, tmp_path, monkeypatc
     times = [np.array([[2.0, 2.0], [4.0, 8.0]]), np.full((2, 2), 1.0)]
     monkeypatch.setattr(timing, "interleave", lambda *_, **__: times)
     monkeypatch.setattr("sparseticket.bench.candidates.PROVIDERS", {"cpu": "CPUExecutionProvider"})
-    result = quick(make_image_file("a", 1), make_image_file("b", 1), out=tmp_path / "out", batch=32)
+    result = quick(make_image_file("a", 1), make_image_file("b", 1), out=tmp_path / "out", batch=[32])
     dense, ticket = result["records"]
     assert any("only 4 calls" in note for note in result["notes"])
     assert (dense["p50_ms"], dense["n"], dense["throughput"]) == (3.0, 4, 8000)  # 32 rows in 4 ms on average
     assert (ticket["speedup"], ticket["speedup_low"], ticket["speedup_high"]) == (4.0, 2.0, 6.0)
+
+
+def test_every_cell_of_the_grid_is_measured_and_compared_with_its_own_baseline(make_image_file, tmp_path):
+    files = make_image_file("dense", 1), make_image_file("ticket", 1)
+    result = quick(*files, out=tmp_path / "out", batch=[1, 4, 1], threads=[1, 2, "all"])
+    cpu = [one for one in result["records"] if one["provider"] == "onnxruntime-cpu"]
+    assert [(one["threads"], one["batch"], one["name"]) for one in cpu] == [
+        (threads, batch, name) for threads in (1, 2) for batch in (1, 4) for name in ("dense.onnx", "ticket.onnx")
+    ]  # "all" is one thread or two, and is not measured twice
+    assert all((one["against"] is None) == (one["name"] == "dense.onnx") for one in cpu)
+    assert result["inputs"] == "batch 1, 1x8x8 images; batch 4, 1x8x8 images"
+    table = (tmp_path / "out" / "bench.md").read_text()
+    assert table.count("| ticket.onnx | onnxruntime-cpu |") == 4
+    assert "**batch 4, 1x8x8 images, 2 threads**" in table
+
+
+def test_one_record_a_line_goes_into_the_csv_and_one_panel_a_cell_into_the_picture(make_image_file, tmp_path):
+    from matplotlib.image import imread
+
+    out, files = tmp_path / "out", (make_image_file("dense", 1), make_image_file("ticket", 1))
+    result = quick(*files, out=out)
+    with (out / "bench.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["name"] for line in lines] == [record["name"] for record in result["records"]]
+    assert float(lines[0]["p50_ms"]) == result["records"][0]["p50_ms"]
+    assert lines[0]["tokens"] == lines[0]["against"] == ""
+    one_panel = imread(out / "bench.png")
+    quick(*files, out=out, batch=[1, 2, 3])
+    assert imread(out / "bench.png").size > 2 * one_panel.size
+    assert one_panel[..., :3].std() > 0.1  # bars and words, not a blank sheet
+
+
+def test_length_and_batch_reach_the_model_and_the_longest_is_checked_before_anything_is_measured(
+    bert_onnx, tmp_path, monkeypatch
+):
+    result = quick(bert_onnx, out=tmp_path / "out", seq_length=[8, 40], batch=[2])
+    assert [(one["tokens"], one["batch"]) for one in result["records"] if one["provider"].endswith("cpu")] == [
+        (8, 2),
+        (40, 2),
+    ]
+    monkeypatch.setattr(timing, "interleave", lambda *_, **__: pytest.fail("it measured"))
+    with pytest.raises(UserError, match="at most 40"):
+        quick(bert_onnx, out=tmp_path / "out", seq_length=[8, 41])
+
+
+def test_a_length_for_images_is_an_error(make_image_file, tmp_path):
+    with pytest.raises(UserError, match="these models take images"):
+        quick(make_image_file("net", 1), out=tmp_path / "out", seq_length=[32])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory needs Linux")
+def test_memory_is_that_of_a_process_of_its_own_whatever_was_loaded_before(make_image_file, tmp_path):
+    heavy, light = make_image_file("heavy", 8, width=16384), make_image_file("light", 1)  # 67 MB, and 32 kB
+    result = quick(heavy, light, out=tmp_path / "out", min_rounds=2)
+    memory = {one["name"]: one["memory_bytes"] for one in result["records"] if one["provider"].endswith("cpu")}
+    assert memory["heavy.onnx"] > heavy.stat().st_size
+    assert memory["light.onnx"] < 30e6
+
+
+def test_a_limit_that_is_passed_is_listed_with_its_cell(make_image_file, tmp_path):
+    small, large = make_image_file("small", 1), make_image_file("large", 4, width=512)
+    result = quick(small, large, out=tmp_path / "out", fail_if=["size > 1.1x", "p50 > 100000x", "load<0ms"])
+    (line,) = [one for one in result["failures"] if "onnxruntime-cpu" in one]
+    assert line.startswith("large.onnx (onnxruntime-cpu), batch 1, 1x8x8 images, 1 thread: size is ")
+    assert "of small.onnx (--fail-if 'size > 1.1x')" in line
+    assert line.split("MB, ")[1].startswith(f"{large.stat().st_size / small.stat().st_size:.3g}x")
+
+
+def test_a_limit_in_times_the_baseline_needs_something_to_compare(make_image_file, tmp_path):
+    with pytest.raises(UserError, match="only one model was named"):
+        quick(make_image_file("net", 1), out=tmp_path / "out", fail_if=["p50 > 1.1x"])
 
 
 def test_names_are_as_short_as_tells_them_apart():
@@ -103,7 +180,7 @@ def test_the_number_of_threads_of_the_caller_is_left_as_it_was(make_image_file, 
     import torch
 
     before = torch.get_num_threads()
-    quick(make_image_file("net", 1), out=tmp_path / "out", threads=1)
+    quick(make_image_file("net", 1), out=tmp_path / "out", threads=[1])
     assert torch.get_num_threads() == before
 
 
@@ -125,7 +202,7 @@ def test_what_cannot_be_measured_is_a_clear_error(tmp_path, name, content, words
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch": 0}, {"seq_length": -1}, {"threads": 0}, {"seconds": 0.0}, {"seconds": float("nan")}]
+    "options", [{"batch": [1, 0]}, {"seq_length": [-1]}, {"threads": [0]}, {"seconds": 0.0}, {"seconds": float("nan")}]
 )
 def test_numbers_that_make_no_sense_are_refused(make_image_file, tmp_path, options):
     with pytest.raises(UserError, match="makes no sense"):
@@ -150,3 +227,46 @@ def test_the_command_prints_the_table_and_writes_both_files(make_image_file, tmp
     assert "50 % zeros" in result.output.replace("\n", " ")
     assert len(json.loads((out / "bench.json").read_text())["records"]) >= 2
     assert (out / "bench.md").read_text().count("| dense.onnx |") == 1
+    assert {one.name for one in out.iterdir()} == {"bench.json", "bench.csv", "bench.md", "bench.png"}
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    from sparseticket.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["sparseticket", "bench", *map(str, arguments), "--seconds", "0.05"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, capsys.readouterr().err
+
+    return run
+
+
+def test_a_users_ci_fails_with_code_1_after_the_measurement_is_written(make_image_file, tmp_path, command):
+    small, large = make_image_file("small", 1), make_image_file("large", 4, width=512)
+    arguments = [small, large, "--threads", "1,all", "--batch", "1,2", "--out", tmp_path / "out"]
+    code, error = command(*arguments, "--fail-if", "p99 > 100000x", "--fail-if", "size > 0.5MB")
+    assert code == 1
+    assert "large.onnx (onnxruntime-cpu), batch 2" in error
+    assert "small.onnx (" not in error
+    assert (tmp_path / "out" / "bench.json").is_file()
+    assert command(*arguments, "--fail-if", "size > 1.9MB")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "words"),
+    [
+        ("--fail-if", "p50 is slow", "is no rule"),
+        ("--fail-if", "size > 20ms", "size is in MB"),
+        ("--batch", "1;8", "numbers with commas"),
+        ("--threads", "1,some", "as in 1,all"),
+        ("--seq-length", "", "makes no sense"),
+    ],
+)
+def test_what_cannot_be_read_is_code_2_before_anything_is_measured(
+    make_image_file, tmp_path, command, option, text, words
+):
+    code, error = command(make_image_file("net", 1), option, text, "--out", tmp_path / "out")
+    assert code == 2 and words in error
+    assert not (tmp_path / "out").exists()

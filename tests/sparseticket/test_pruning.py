@@ -78,6 +78,18 @@ def test_a_sparsity_that_no_ticket_has_is_refused(target):
         round_sparsities("linear:0.1", target)
 
 
+def test_steps_are_the_sparsities_of_the_rounds_up_to_the_target():
+    assert round_sparsities("steps:0.3,0.5,0.7", 0.7) == [0.0, 0.3, 0.5, 0.7]
+    assert round_sparsities("steps:0.3, 0.5, 0.7", 0.5) == [0.0, 0.3, 0.5]
+    assert round_sparsities("steps:0.3,0.5,0.7", 0.6, prune_first=True) == [0.3, 0.5, 0.6]
+
+
+@pytest.mark.parametrize("schedule", ["steps:", "steps:0.5,0.3", "steps:0.3,0.3", "steps:0.3,x", "steps:0.3,0.4"])
+def test_steps_that_do_not_grow_or_end_too_early_are_refused(schedule):
+    with pytest.raises(UserError, match="steps"):
+        round_sparsities(schedule, 0.5)
+
+
 @pytest.mark.parametrize("schedule", ["", "linear", "linear:0", "linear:1", "linear:x", "cubic:0.1", "geometric:nan"])
 def test_a_schedule_that_is_none_is_refused(schedule):
     with pytest.raises(UserError, match=r"linear:0\.1"):
