@@ -22,6 +22,8 @@ from sparseticket.bench.gpu.prepare import pool
 from sparseticket.errors import SparseticketError, UserError
 from sparseticket.files import write_json
 
+FOR_THE_DISPATCHER = 75.0  # seconds, in which its cells are asked in a second process
+
 
 def run(lab: Lab) -> str:
     """Do what is missing in the folder, until the time is used; the text to print at the end."""
@@ -39,18 +41,18 @@ def run(lab: Lab) -> str:
                 say(lab, "compiling networks")
                 processes.run(entries.to_compile_then(lab))
             measure(lab, figures, networks)
-            missing = tuning.tune(lab, processes)
+            missing = tuning.tune(lab, processes, reserve=0 if lab.rehearse else FOR_THE_DISPATCHER)
             say(lab, f"{len(lab.table.cells)} cells in the table, {missing} still missing")
-            measure(lab, figures, entries.last(lab), again=True, late=True)
+            measure(lab, figures, entries.last(lab), again=True)
     finally:
         text = summarize(lab, figures)
     return text
 
 
-def measure(lab: Lab, figures: Figures, todo: dict[str, Entry], *, again: bool = False, late: bool = False) -> None:
+def measure(lab: Lab, figures: Figures, todo: dict[str, Entry], *, again: bool = False) -> None:
     """Each entry that has no figure yet leaves one; one that fails leaves why, and is tried again by the next run."""
     for name, entry in todo.items():
-        if (figures.has(name) and not again) or (lab.seconds_left <= 0 and not late):
+        if (figures.has(name) and not again) or lab.seconds_left <= 0:
             continue
         say(lab, name)
         begun = time.monotonic()

@@ -18,7 +18,7 @@ from sparseticket.kernels.tune import Problem
 MOST_CELLS = 60
 SEED = 1000  # other masks and values than those that were tuned on
 ROUNDS = 30
-SECONDS = 180
+SECONDS = 120  # after which the second process is given up
 
 
 def check(lab: Lab) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,10 +34,13 @@ class Pool:
             for task in list(todo.values())[:1]:
                 task(self._lab)
             return
-        waiting = {self._executor.submit(_run, task, _settings(self._lab)): name for name, task in todo.items()}
-        for finished in as_completed(waiting):
-            if error := finished.exception():
-                log.warning("%s could not be prepared: %s", waiting[finished], error)
+        try:
+            waiting = {self._executor.submit(_run, task, _settings(self._lab)): name for name, task in todo.items()}
+            for finished in as_completed(waiting, timeout=max(60.0, self._lab.seconds_left / 2)):
+                if error := finished.exception():
+                    log.warning("%s could not be prepared: %s", waiting[finished], error)
+        except (TimeoutError, BrokenExecutor) as error:  # what is not compiled yet will be where it is needed
+            log.warning("compiling ahead ended early: %s", error or "it took too long")
 
 
 @contextmanager

@@ -33,16 +33,16 @@ def of_bert_base(lab: Lab) -> list[tuple[Case, int, float]]:
     return [(case, rows, 0.3) for case in _cases(lab, BERT_BASE, _square(lab, 128), "bfloat16", BOTH)]
 
 
-def tune(lab: Lab, processes: Pool) -> int:
-    """Measure until the time is used or nothing is missing; says how many cells are still missing."""
+def tune(lab: Lab, processes: Pool, *, reserve: float = 0.0) -> int:
+    """Measure until the time is used but for ``reserve`` seconds; says how many cells are still missing."""
     for measure_cell in optimizers.cells(lab):
-        if lab.seconds_left > 0:
+        if lab.seconds_left > reserve:
             try:
                 measure_cell()
             except Exception as error:
                 log.warning("an optimizer's cell could not be measured: %s: %s", type(error).__name__, error)
     todo = list(cells(lab))
-    while todo and lab.seconds_left > 0:
+    while todo and lab.seconds_left > reserve:
         case, _, _ = todo[0]
         alike = [wanted for wanted in todo if (wanted[0].pattern, wanted[0].dtype) == (case.pattern, case.dtype)]
         processes.run(kernels_of(alike))

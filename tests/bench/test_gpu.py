@@ -112,7 +112,7 @@ def only(monkeypatch, **todo):
         monkeypatch.setattr(entries, name, lambda lab: {})
     monkeypatch.setattr(entries, "to_compile_first", lambda lab, figures: {})
     monkeypatch.setattr(tuning, "of_bert_base", lambda lab: [])
-    monkeypatch.setattr(tuning, "tune", lambda lab, processes: 0)
+    monkeypatch.setattr(tuning, "tune", lambda lab, processes, reserve: 0)
 
 
 def test_a_run_that_was_killed_between_entries_goes_on_behind_what_it_had(lab, monkeypatch):
