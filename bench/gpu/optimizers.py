@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparseticket.bench.gpu.arms import AGAIN, DENSE, Arm, ratio_or_reason, time_arms
+from sparseticket.bench.gpu.arms import AGAIN, DENSE, Arm, Times, ratio_or_reason, time_arms
 from sparseticket.bench.gpu.lab import Lab
 from sparseticket.bench.gpu.masks import bert_shapes
 from sparseticket.kernels.adamw import MaskedAdamW
@@ -20,6 +20,7 @@ from sparseticket.kernels.masked_optimizer import MaskedOptimizer
 MASKED, LIVE = "MaskedAdamW", "LiveAdamW, bf16 weights"
 MULTIPLIED, HALF = "masks multiplied, AdamW", "AdamW, bf16 weights"
 CLIP = 1.0
+STEP = "queued"  # a step follows a backward pass, behind which the CPU has queued it; 2 GB make no cache warm
 CELL = Case("optimizer", 1, 1, "unstructured", "float32", "none")
 DENSITIES = tuple(tenth / 10 for tenth in range(1, 10))
 
@@ -91,9 +92,9 @@ def clip_and_step(lab: Lab, density: float) -> dict[str, Any]:
             MASKED: lambda: ours(MaskedAdamW, torch.float32),
             LIVE: lambda: ours(LiveAdamW, torch.bfloat16),
         },
-        ("cold graph", "warm eager"),
+        (STEP, "cold graph", "warm eager"),
     )
-    ratios = {"masked": ratio_or_reason(times, MASKED), "live": ratio_or_reason(times, LIVE)}
+    ratios = {"masked": _ratio(times, MASKED), "live": _ratio(times, LIVE)}
     weights = sum(n * k for n, k in bert_shapes(lab.side(768), lab.layers))
     return {"weights": weights, "density": density, "arms": times, "ratios": ratios}
 
@@ -111,7 +112,7 @@ def measure_cell(lab: Lab, density: float) -> Measured:
         torch.nn.utils.clip_grad_norm_(theirs.parameters, CLIP)
         adamw.step()
 
-    found = lab.clock("cold graph").compare(dense, _stepped(_masked_call(optimizer)), rounds=3 if lab.rehearse else 30)
+    found = lab.clock(STEP).compare(dense, _stepped(_masked_call(optimizer)), rounds=3 if lab.rehearse else 30)
     return Measured(CELL, mine.size, density, Choice("masked_adamw"), found.ratio, found.low, found.high)
 
 
@@ -119,6 +120,12 @@ def cells(lab: Lab) -> list[Callable[[], None]]:
     """What is still missing of the optimizer's cells."""
     there = {cell.density for cell in lab.table.cells if cell.case == CELL}
     return [lambda at=density: lab.keep(measure_cell(lab, at)) for density in DENSITIES if density not in there]
+
+
+def _ratio(times: Times, ours: str) -> float | str:
+    """An arm that cannot be captured as a graph has its other times all the same."""
+    runs = {name: {k: v for k, v in one.items() if k != "error" or STEP not in one} for name, one in times.items()}
+    return ratio_or_reason(runs, ours, DENSE, STEP)
 
 
 def _masked_call(optimizer: MaskedOptimizer) -> Callable[[], object]:

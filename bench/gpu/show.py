@@ -52,8 +52,8 @@ def _figure(name: str, figure: dict[str, Any]) -> list[str]:
 
 
 def _times(times: Mapping[str, Any], ranked: Mapping[str, Any] | None) -> str:
-    if "error" in times:
+    if "error" in times and "queued" not in times:
         return str(times["error"])
-    mode = "cold graph" if "cold graph" in times else "warm eager"
+    mode = "queued" if "queued" in times else "cold graph"
     beside = f" {ranked[mode]['ratio']:6.2f}×" if ranked and mode in ranked else " " * 8
     return f"{times[mode]['ms'] * 1e3:8.1f} µs {times[mode]['ratio']:6.2f}×{beside} {times['peak_mb']:7.1f} MB"
