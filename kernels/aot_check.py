@@ -85,12 +85,13 @@ def _everywhere(name: str, compiler: Callable[..., Compiled], required: bool) ->
 
 
 def _product(which: str, block: tuple[int, int], tiles: bsr.Tiles, dtype: torch.dtype) -> tuple[str, Callable]:
-    """``forward``, ``dgrad``, ``wgrad`` or ``packed`` (which computes GELU)."""
+    """``forward``, ``dgrad``, ``wgrad``, ``packed`` or ``packed+gelu``."""
     name = f"bsr {which} {block[0]}x{block[1]} {_of(tiles)} {str(dtype)[6:]}"
     if which == "wgrad":
         return name, partial(compile_wgrad, block, tiles, dtype=dtype)
-    if which == "packed":
-        return name, partial(compile_product, "forward", block, tiles, dtype=dtype, packed=True, activation="gelu")
+    if which.startswith("packed"):
+        activation = which.partition("+")[2] or "none"
+        return name, partial(compile_product, "forward", block, tiles, dtype=dtype, packed=True, activation=activation)
     return name, partial(compile_product, which, block, tiles, dtype=dtype)
 
 
@@ -115,7 +116,8 @@ def _defaults() -> Found:
                 yield from _everywhere(*_masked(which, masked.default_tiles(m, dtype), dtype), True)
             for side in SIDES:
                 tiles = bsr.default_tiles((side, side), m, dtype)
-                for which, of_pass in (*zip(("forward", "dgrad", "wgrad"), tiles, strict=True), ("packed", tiles[0])):
+                passes = dict(zip(("forward", "dgrad", "wgrad"), tiles, strict=True)) | {"packed+gelu": tiles[0]}
+                for which, of_pass in passes.items():
                     yield from _everywhere(*_product(which, (side, side), of_pass, dtype), True)
         for side in SIDES:
             tiles = conv2d.default_tiles((side, side), m, 1024, DTYPE)
@@ -130,8 +132,11 @@ def _defaults() -> Found:
 def _candidates() -> Found:
     for side in SIDES:
         block = (side, side)
-        for which in ("forward", "packed", "dgrad", "wgrad"):
-            for tiles in bsr.candidate_tiles(block, "forward" if which == "packed" else which, DTYPE):
+        for which in ("forward", "dgrad", "wgrad"):
+            for tiles in bsr.candidate_tiles(block, which, DTYPE):
+                yield from _everywhere(*_product(which, block, tiles, DTYPE), False)
+        for activation, which in (("none", "packed"), ("gelu", "packed+gelu")):
+            for tiles in bsr.candidate_tiles(block, "forward", DTYPE, activation=activation):
                 yield from _everywhere(*_product(which, block, tiles, DTYPE), False)
         for tiles in conv2d.candidate_tiles(block, DTYPE):
             yield from _everywhere(*_convolution(block, tiles, 3), False)
@@ -167,7 +172,8 @@ def _of_cell(cell: Measured) -> Iterator[tuple[str, Callable]]:
     elif kernel == "bsr_conv2d":
         yield _convolution(block, bsr.Tiles(*cell.best.tiles), int(cell.case.pattern.split()[1][0]))
     elif kernel in ("bsr_packed", "bsr_linear"):
-        which = "packed" if kernel == "bsr_packed" else cell.case.which
+        gelu = "+gelu" if cell.case.epilogue.endswith("gelu") else ""
+        which = f"packed{gelu}" if kernel == "bsr_packed" else cell.case.which
         yield _product(which, block, bsr.Tiles(*cell.best.tiles), dtype)
 
 

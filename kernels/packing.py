@@ -51,16 +51,15 @@ class Packing:
     most_rows: int = ANY
 
 
-def packing_for(pattern: str, shape: tuple[int, int], dtype: torch.dtype) -> Packing:
-    """What runs a weight ``shape`` of this pattern."""
+def packing_for(pattern: str, shape: tuple[int, int], dtype: torch.dtype, *, activation: str = "none") -> Packing:
+    """What runs a weight ``shape`` of this pattern, with this activation behind it."""
     if block := block_of(pattern):
 
         def pack_blocks(weight: Tensor, mask: Tensor) -> PackedBlocks:
             return PackedBlocks.from_dense(weight, BlockLayout.from_mask(mask, block))
 
-        return Packing(
-            "bsr_packed", pack_blocks, [tuple(t.as_ints()) for t in candidate_tiles(block, "forward", dtype)]
-        )
+        tiles = candidate_tiles(block, "forward", dtype, activation=activation)
+        return Packing("bsr_packed", pack_blocks, [tuple(one.as_ints()) for one in tiles])
     if pattern == SEMI_STRUCTURED:
         return Packing("semi_structured", SemiStructuredWeight.from_dense, [])
     launches = [tuple(launch) for launch in candidate_launches(*shape)]

@@ -140,7 +140,8 @@ class Problem:
                 yield choice, partial(self._one_pass, self.case.which, layout, list(choice.tiles))
 
     def _packing(self) -> Packing:
-        return packing_for(self.case.pattern, (self.case.n, self.case.k), self.dtype)
+        shape = (self.case.n, self.case.k)
+        return packing_for(self.case.pattern, shape, self.dtype, activation=self.activation)
 
     def _one_pass(self, which: str, layout: BlockLayout, tiles: list[int]) -> Tensor:
         ops, block = torch.ops.sparseticket, list(layout.block)
