@@ -13,6 +13,7 @@ from sparseticket.controls import CONTROLS
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.masks import Masks
+from sparseticket.on_kernels import say_where_not
 from sparseticket.progress import Screen
 from sparseticket.pruning import Pruner
 from sparseticket.runs import CHECKPOINT, RunFolder
@@ -35,6 +36,7 @@ def transfer(
     check_interval(checkpoint_every)
     accelerator = make_accelerator(settings.training.precision)
     screen.console.quiet |= not accelerator.is_main_process
+    say_where_not(screen, settings.training, accelerator.device)
     screen.expect(len(settings.arms) * settings.seeds, shorter="fewer --seeds, or a smaller --round-length")
     run = RunFolder(out)
 
