@@ -5,17 +5,19 @@
 ``to_onnx`` is the order of the steps: ``graph`` traces (and fuses), ``quantize`` or ``half`` changes the arithmetic,
 ``sparse_storage`` comes last. ``places`` and ``layers`` recount the zeros in the written file; ``verify``,
 ``decisions`` and ``on_task`` compare its answers with PyTorch's. ``shrink`` removes dead heads, neurons and channels;
-``shrunk_folder`` saves and loads what is left (``sparseticket.export.save_shrunk`` and ``load_shrunk``).
+``shrunk_folder`` saves and loads what is left (``sparseticket.export.save_shrunk`` and ``load_shrunk``). ``to_pt2``
+writes a program with this project's operators instead.
 """
 
 from typing import Any
 
-__all__ = ["load_shrunk", "save_shrunk"]
+_HOME = {"load_pt2": "to_pt2", "load_shrunk": "shrunk_folder", "save_shrunk": "shrunk_folder"}
+__all__ = ["load_pt2", "load_shrunk", "save_shrunk"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from sparseticket.export import shrunk_folder  # here, because torch and transformers take seconds to import
+    from importlib import import_module  # here, because torch and transformers take seconds to import
 
-    return getattr(shrunk_folder, name)
+    return getattr(import_module(f"sparseticket.export.{_HOME[name]}"), name)

@@ -11,15 +11,27 @@ from sparseticket.ticket import POOLER, Ticket
 def check_under_ticket(module: nn.Module, ticket: Ticket) -> None:
     """Raise :class:`UserError` that names the first tensor in which a weight that ``ticket`` prunes is not 0."""
     parameters = dict(module.named_parameters())
+    for name, own in parameters_of(module, ticket).items():
+        revived = int((parameters[own][~ticket.masks[name]] != 0).sum())
+        if revived:
+            raise UserError(
+                f"the ticket prunes {name}, and {revived} weights that are 0 under it are not 0 in this model: "
+                "it was trained under another ticket, or none."
+            )
+
+
+def parameters_of(module: nn.Module, ticket: Ticket) -> dict[str, str]:
+    """What each parameter that ``ticket`` prunes is called in ``module``; without a pooler that this one lacks.
+
+    Raises:
+        UserError: another is lacking, or is of another shape.
+    """
+    parameters, owners = dict(module.named_parameters()), {}
     for name, alive in ticket.masks.items():
         found = [own for own in parameters if own == name or own.endswith(f".{name}")]
         if not found and name.startswith(POOLER):
             continue
         if len(found) != 1 or parameters[found[0]].shape != alive.shape:
             raise UserError(f"the ticket prunes {name}, which this model does not have: it is for another model.")
-        revived = int((parameters[found[0]][~alive] != 0).sum())
-        if revived:
-            raise UserError(
-                f"the ticket prunes {name}, and {revived} weights that are 0 under it are not 0 in this model: "
-                "it was trained under another ticket, or none."
-            )
+        owners[name] = found[0]
+    return owners

@@ -88,6 +88,12 @@ def _write(
     metadata = origin.entries(sparsity)
     if options.format == "onnx":
         written = _write_onnx(prepared, source, folder, options, origin, metadata)
+    elif options.format == "pt2":
+        from sparseticket.export import to_pt2, verify
+
+        written = to_pt2.write_pt2(
+            model, origin.ticket, folder, dtype=options.dtype, tolerance=verify.tolerance(options, model)
+        )
     else:
         from sparseticket.export import to_safetensors
 

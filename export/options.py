@@ -11,7 +11,7 @@ from typing import Literal, get_args, get_type_hints
 from sparseticket.errors import UserError
 
 LOWEST_OPSET, HIGHEST_OPSET = 17, 25  # at 26, torch writes a file that is labelled 18 and that ONNX Runtime rejects
-ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "pt2": ("triton",)}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Options:
         data: its data, in the layout that `find --data` takes.
     """
 
-    format: Literal["onnx", "safetensors", "hf"] = "onnx"
+    format: Literal["onnx", "pt2", "safetensors", "hf"] = "onnx"
     layout: Literal["dense", "shrunk", "sparse-storage"] = "dense"
     quantize: Literal["none", "dynamic", "static"] = "none"
     dtype: Literal["fp32", "fp16"] = "fp32"
@@ -74,6 +74,10 @@ class Options:
                 "a configuration of transformers cannot say that layers differ in size: use --format safetensors, "
                 "whose folder sparseticket.export.load_shrunk loads, or onnx.",
             ),
+            (
+                self.format == "pt2" and self.layout == "shrunk",
+                "--format pt2 is for live blocks, and shrunk layers have none that are dead: choose --layout dense.",
+            ),
             (self.format != "onnx" and self._onnx_only(), f"--{self._onnx_only()} is for --format onnx: leave it out."),
             (
                 self.quantize != "none" and self.optimize == "ort",
@@ -113,6 +117,7 @@ class Options:
 
     def _onnx_only(self) -> str | None:
         same = {"format", "dtype"} | ({"layout"} if self.layout == "shrunk" else set())
+        same |= {"atol", "rtol"} if self.format == "pt2" else set()
         asked = (item.name for item in fields(self) if getattr(self, item.name) != item.default)
         return next((name.replace("_", "-") for name in asked if name not in same), None)
 
@@ -136,7 +141,7 @@ class Options:
 
     def check_installed(self) -> None:
         """Refuse a format whose libraries are not there."""
-        for library in ONNX_NEEDS if self.format == "onnx" else ("safetensors",):
+        for library in NEEDS.get(self.format, ("safetensors",)):
             if importlib.util.find_spec(library) is None:
                 raise UserError(
                     f"--format {self.format} needs {library}, which is not installed: pip install {library}"

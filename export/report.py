@@ -39,7 +39,7 @@ def _what(report: dict[str, Any]) -> str:
 
 
 def _findings(report: dict[str, Any]) -> Iterator[str]:
-    if report["format"] != "onnx":
+    if report["format"] in ("safetensors", "hf"):
         yield "Read back: every tensor is the model's, bit for bit."
         return
     if allowed := report["tolerance"]:
@@ -57,3 +57,9 @@ def _findings(report: dict[str, Any]) -> Iterator[str]:
         yield "Fused: " + ", ".join(f"{count} x {pattern}" for pattern, count in fused.items()) + "."
     if task := report.get("task"):
         yield f"{task['metric']} on {task['name']}: {task['onnx']:.2%}, PyTorch {task['pytorch']:.2%}."
+    if kernels := report.get("kernels"):
+        sparse = [layer for layer in kernels if layer["runs"] != "dense"]
+        yield (
+            f"{len(sparse)} layers and groups of layers run block-sparse on a GPU (here it was run on: "
+            f"{report['device']}); load it with sparseticket.export.load_pt2."
+        )

@@ -21,12 +21,6 @@ from sparseticket.tasks import Task
 
 FILE = "model.onnx"
 LARGEST_FILE = 2_000_000_000  # bytes; protobuf ends at 2 GiB
-TOLERANCES = {  # atol, rtol
-    ("fp32", "text"): (1e-4, 0.0),
-    ("fp32", "vision"): (1e-4, 1e-4),
-    ("fp16", "text"): (2e-2, 2e-2),
-    ("fp16", "vision"): (2e-2, 2e-2),
-}
 AGREEMENT = 0.9
 ALLOWED_DROP = 0.01  # of the task's metric, for floats; INT8 may lose what its decisions may
 
@@ -133,10 +127,7 @@ def _check_file(file: Path, options: Options) -> None:
 def _compare(model: LoadedModel, file: Path, options: Options, task: Task | None) -> dict[str, Any]:
     quantized = options.quantize != "none"
     least = AGREEMENT if options.agreement is None else options.agreement
-    atol, rtol = TOLERANCES[options.dtype, model.kind]
-    tolerance = verify.Tolerance(
-        atol if options.atol is None else options.atol, rtol if options.rtol is None else options.rtol
-    )
+    tolerance = verify.tolerance(options, model)
     asked = verify.verify(model, file, None if quantized else tolerance)
     report: dict[str, Any] = {
         "max_abs_error": max(one.max_abs_error for one in asked),

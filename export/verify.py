@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,14 @@ from torch import Tensor
 
 from sparseticket.errors import RunFailure
 from sparseticket.export.loaded_model import LoadedModel
+from sparseticket.export.options import Options
 
+TOLERANCES = {  # atol, rtol
+    ("fp32", "text"): (1e-4, 0.0),
+    ("fp32", "vision"): (1e-4, 1e-4),
+    ("fp16", "text"): (2e-2, 2e-2),
+    ("fp16", "vision"): (2e-2, 2e-2),
+}
 Shape = tuple[int, int, bool]  # batch, tokens (0 for images), padded
 
 
@@ -32,6 +39,12 @@ class Asked:
     length: int
     padded: bool
     max_abs_error: float
+
+
+def tolerance(options: Options, model: LoadedModel) -> Tolerance:
+    """What was asked for, or what this project's models need in this dtype."""
+    atol, rtol = TOLERANCES[options.dtype, model.kind]
+    return Tolerance(atol if options.atol is None else options.atol, rtol if options.rtol is None else options.rtol)
 
 
 def shapes(model: LoadedModel) -> list[Shape]:
@@ -66,12 +79,26 @@ def verify(model: LoadedModel, file: Path, tolerance: Tolerance | None) -> list[
         RunFailure: ONNX Runtime refuses the file or a shape, or an answer differs by more than the tolerance.
     """
     session = open_session(file)
+    names = list(model.outputs)
+    return compare(model, lambda inputs, words: run(session, inputs, names, words), tolerance)
+
+
+def compare(
+    model: LoadedModel,
+    ask: Callable[[Mapping[str, Tensor], str], Mapping[str, np.ndarray]],
+    tolerance: Tolerance | None,
+) -> list[Asked]:
+    """The largest difference between ``ask(inputs, words for an error)`` and the model, for each of :func:`shapes`.
+
+    Raises:
+        RunFailure: an answer differs by more than the tolerance.
+    """
     asked = []
     for batch, length, padded in shapes(model):
         words = f"batch {batch}" + (f", {length} tokens{', padded' if padded else ''}" if length else "")
         inputs = model.example(batch, length, padded=padded)
         expected = {name: tensor.numpy() for name, tensor in model.answer(inputs).items()}
-        got = run(session, inputs, list(expected), words)
+        got = ask(inputs, words)
         errors = [_difference(name, array, got[name], tolerance, words) for name, array in expected.items()]
         asked.append(Asked(batch, length, padded, max(errors)))
     return asked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from sparseticket.kernels.conv2d import KERNEL_SIZES, PackedConv2d, bsr_conv2d, output_size
@@ -28,16 +27,16 @@ class PackedConv(Frozen, nn.Conv2d):
             delattr(self, f"packed_{name}")
         del self._shape, self._plan
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """``conv2d(x, W) + b``, which has no gradient."""
         self.check_inference()
+        x, bias = x.detach(), None if self.bias is None else self.bias.detach()
         (choice,) = self._plan.at(pixels_of(self, x))
         if choice.kernel == DENSE:
             weight = self.weight if self.weight is not None else self.rebuild_weight()
-            return self._conv_forward(x, weight, self.bias)
+            return self._conv_forward(x, weight.detach(), bias)
         tiles = list(choice.tiles) or None
-        return bsr_conv2d(x, self._packed(), self.bias, stride=self.stride, padding=self.padding, tiles=tiles)
+        return bsr_conv2d(x, self._packed(), bias, stride=self.stride, padding=self.padding, tiles=tiles)
 
     def rebuild_weight(self) -> Tensor:
         """The dense weight, bit-equal."""

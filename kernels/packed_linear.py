@@ -65,11 +65,11 @@ class PackedLinear(Frozen, nn.Linear):
             if waiting[0] is x and waiting[1] == place:
                 self._waiting.remove(waiting)
                 return waiting[2]
-        results = self._compute(x)
-        self._waiting = [(x, other, y) for other, y in enumerate(results) if other != place]
+        results = self._compute(x.detach())
+        if len(results) > 1:
+            self._waiting = [(x, other, y) for other, y in enumerate(results) if other != place]
         return results[place]
 
-    @torch.no_grad()
     def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
         (choice,) = self._plan.at(rows_of(x))
         if choice.kernel != DENSE:
@@ -77,7 +77,8 @@ class PackedLinear(Frozen, nn.Linear):
             return y.split(self._sizes, -1)
         weights = (m.weight if m.weight is not None else m.rebuild_weight() for m in self._members)
         pairs = zip(weights, self._members, strict=True)
-        return tuple(activate_reference(F.linear(x, w, member.bias), self._activation) for w, member in pairs)
+        plain = ((weight.detach(), None if m.bias is None else m.bias.detach()) for weight, m in pairs)
+        return tuple(activate_reference(F.linear(x, weight, bias), self._activation) for weight, bias in plain)
 
     def _weight(self) -> PackedWeight:
         names = self._packed.tensors()

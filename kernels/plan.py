@@ -50,8 +50,8 @@ class Plan:
         return all(choice == Choice() for _, choices in self.steps for choice in choices)
 
     def at(self, m: int) -> tuple[Choice, ...]:
-        """The choices for ``m`` rows. Under ``torch.compile`` each bound passed is one guard."""
-        for bound, choices in self.steps:
+        """The choices for ``m`` rows. Under ``torch.compile`` each bound that is asked is one guard."""
+        for bound, choices in self.steps[:-1]:
             if m <= bound:
                 return choices
         return self.steps[-1][1]

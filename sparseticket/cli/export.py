@@ -12,7 +12,9 @@ def export(
         Argument(help="A run, a round, its ticket, or a model folder. Default: the newest finished run in runs/."),
     ] = None,
     out: Annotated[Path | None, Argument(help="The folder to write. Default: SOURCE/FORMAT.")] = None,
-    format: Annotated[str, Option(help="onnx, safetensors (one file), or hf (a folder for from_pretrained).")] = "onnx",
+    format: Annotated[
+        str, Option(help="onnx, pt2 (block-sparse on GPUs), safetensors, or hf (for from_pretrained).")
+    ] = "onnx",
     layout: Annotated[
         str, Option(help="dense, shrunk (dead heads, neurons, channels removed), or sparse-storage.")
     ] = "dense",

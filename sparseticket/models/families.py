@@ -81,7 +81,7 @@ def _neurons(backbone: nn.Module, path: str, layer: nn.Module) -> Iterator[Famil
 
 def _channels(backbone: nn.Module, path: str, block: nn.Module) -> Iterator[Family]:
     for conv, norm, consumer in INNER_CHANNELS:
-        if _has(block, nn.Conv2d, conv, consumer) and block.get_submodule(consumer).groups == 1:
+        if _has(block, nn.Conv2d, conv, consumer) and _ungrouped(block, conv, consumer):
             ends = (
                 *_rows(block, path, conv, 1),
                 *_rows(block, path, norm, 1),
@@ -100,6 +100,10 @@ def _rows(parent: nn.Module, path: str, name: str, size: int) -> Iterator[Slice]
 
 def _has(module: nn.Module, kind: type[nn.Module], *paths: str) -> bool:
     return all(isinstance(_part(module, path), kind) for path in paths)
+
+
+def _ungrouped(block: nn.Module, *convolutions: str) -> bool:
+    return all(block.get_submodule(name).groups == 1 for name in convolutions)
 
 
 def _part(module: nn.Module | None, path: str) -> nn.Module | None:

@@ -270,6 +270,11 @@ def test_other_bert_like_encoders_are_shrunk_too():
         agree(masked(model, masks), shrunk.module, inputs)
 
 
+def test_grouped_convolutions_have_no_channels_to_remove():
+    with pytest.raises(UserError, match="ResNet cannot be shrunk"):
+        shrink(ResNet(Bottleneck, [1, 1, 1, 1], num_classes=5, groups=2, width_per_group=4))
+
+
 def test_what_cannot_be_shrunk_is_a_clear_error():
     with pytest.raises(UserError, match="Linear cannot be shrunk"):
         shrink(nn.Linear(3, 3))
