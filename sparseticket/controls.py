@@ -1,16 +1,17 @@
-"""Controls: what a ticket is compared with. Each makes the masks of one arm from the ticket's masks and a seed."""
+"""Controls: what a ticket is compared with. Each makes an arm's masks of the ticket's, its pattern and a seed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from sparseticket import masks as mask_algebra
 from sparseticket.errors import UserError
 from sparseticket.masks import Masks
+from sparseticket.pruning import Pruner
 
-CONTROLS: dict[str, Callable[[Masks, int], Masks]] = {
-    # as many alive in all as in the ticket, placed evenly over all tensors together; another draw for each seed
-    "random-mask": lambda masks, seed: mask_algebra.random_like(masks, seed=seed),
+CONTROLS: dict[str, Callable[[Masks, Pruner, int], Masks]] = {
+    # as many alive in all as in the ticket, placed evenly over all tensors together and in groups of its pattern;
+    # another draw for each seed
+    "random-mask": lambda masks, pruner, seed: pruner.draw(masks, seed=seed),
 }
 
 

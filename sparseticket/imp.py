@@ -22,9 +22,11 @@ from sparseticket.checkpoint import Checkpoint, check_interval
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.masks import Masks
+from sparseticket.models import resolve
+from sparseticket.pattern import check_model, parse
 from sparseticket.progress import Screen
 from sparseticket.provenance import versions
-from sparseticket.pruning import magnitude_prune
+from sparseticket.pruning import Pruner, magnitude_prune
 from sparseticket.rewind import Origin, head_state
 from sparseticket.runs import (
     CARRY,
@@ -57,6 +59,7 @@ def find(settings: RunSettings, out: Path, *, screen: Screen, checkpoint_every: 
     if (out / SUMMARY).is_file():
         RunFolder.open(out, settings_table(settings))
         return read_json(out / SUMMARY)
+    check_model(parse(settings.protocol.pattern), resolve(settings.model).kind, settings.model)
     accelerator = make_accelerator(settings.training.precision)
     screen.console.quiet |= not accelerator.is_main_process
     options = TaskOptions(
@@ -84,6 +87,8 @@ class Search:
     def __init__(self, settings: RunSettings, work: Workbench, run: RunFolder, checkpoint_every: float) -> None:
         self.settings, self.protocol, self.training = settings, settings.protocol, settings.training
         self.work, self.run, self.checkpoint_every = work, run, checkpoint_every
+        self.pruner = Pruner.of(self.protocol.pattern, work.network.backbone_module, self.prunable())
+        self.pruner.check_reachable(self.protocol.sparsity)
         self.sparsities = self.protocol.sparsities()
         self.last = len(self.sparsities) - 1
         self.steps, per_epoch = total_steps(work.task, self.training)
@@ -125,9 +130,9 @@ class Search:
             save_tensors(path, self.work.origin.backbone)
         if self.on_main and not self.work.network.head_pretrained:
             save_tensors(self.run.path / HEAD, self.work.origin.head)
-        masks = mask_algebra.ones(self.prunable())
+        masks = self.pruner.dense()
         if self.sparsities[0] > 0:
-            masks = magnitude_prune(self.prunable(), masks, self.sparsities[0])
+            masks = magnitude_prune(self.prunable(), masks, self.sparsities[0], self.pruner)
         self.write_ticket(0, masks, measured=[])
         if self.on_main:
             write_json(self.run.path / START, {"start": value})
@@ -172,7 +177,7 @@ class Search:
             return
         begun = time.monotonic()
         self.work.origin.restore(self.work.network)
-        trained = self.train_under(mask_algebra.ones(self.prunable()), "dense", Round(self.settings.seed, 0))
+        trained = self.train_under(self.pruner.dense(), "dense", Round(self.settings.seed, 0))
         metrics = self.work.evaluate()
         if self.on_main:
             self.work.network.save(self.run.path / "dense" / "model")
@@ -253,7 +258,7 @@ class Search:
     def prune(self, k: int, masks: Masks, result: dict[str, Any]) -> float:
         """Prune round k's network to m_{k+1} and keep that ticket; returns the seconds that it took."""
         begun = time.monotonic()
-        pruned = magnitude_prune(self.prunable(), masks, self.sparsities[k + 1])
+        pruned = magnitude_prune(self.prunable(), masks, self.sparsities[k + 1], self.pruner)
         self.write_ticket(k + 1, pruned, measured=[*(self.run.metrics(f"round-{j:02d}") for j in range(k)), result])
         return time.monotonic() - begun
 

@@ -1,4 +1,8 @@
-"""Masks and their algebra. A mask is a bool tensor shaped like its weight: True is alive, False is pruned."""
+"""Masks and their algebra. A mask is a bool tensor shaped like its weight: True is alive, False is pruned.
+
+Matrices and filters are counted, and nothing else: masks of one dimension are those of biases and BatchNorm entries,
+which die with a head, a neuron or a channel, and are in no sparsity.
+"""
 
 from __future__ import annotations
 
@@ -42,18 +46,23 @@ def ones(weights: Mapping[str, Tensor]) -> Masks:
     return {name: torch.ones(weight.shape, dtype=torch.bool) for name, weight in weights.items()}
 
 
+def counted(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of matrices and filters."""
+    return {name: mask for name, mask in masks.items() if mask.ndim > 1}
+
+
 def size(masks: Masks) -> int:
     """How many weights the masks cover."""
-    return sum(mask.numel() for mask in masks.values())
+    return sum(mask.numel() for mask in counted(masks).values())
 
 
 def alive(masks: Masks) -> int:
     """How many weights are alive (nnz)."""
-    return sum(int(mask.count_nonzero()) for mask in masks.values())
+    return sum(int(mask.count_nonzero()) for mask in counted(masks).values())
 
 
 def sparsity(masks: Masks) -> float:
-    """Share of pruned weights, 0 to 1, over all tensors together."""
+    """Share of pruned weights, 0 to 1, over all matrices and filters together."""
     return 1 - alive(masks) / size(masks)
 
 
@@ -77,6 +86,8 @@ def complement(masks: Masks) -> Masks:
 def flip(masks: Masks, share: float, *, seed: int) -> Masks:
     """Prune ``share`` of the living and revive as many of the dead, drawn evenly: the sparsity stays (CVPR 2021).
 
+    For unstructured masks: it draws single weights.
+
     Raises:
         UserError: ``share`` is not within 0 to 1, or there are fewer dead weights than would be revived.
     """
@@ -94,7 +105,10 @@ def flip(masks: Masks, share: float, *, seed: int) -> Masks:
 
 
 def random_like(masks: Masks, *, seed: int) -> Masks:
-    """As many alive in all, placed evenly over all tensors together: the random mask of the papers' tables."""
+    """As many alive in all, placed evenly over all tensors together: the random mask of the papers' tables.
+
+    For unstructured masks; ``sparseticket.pruning.Pruner.draw`` draws groups.
+    """
     flat = torch.zeros(size(masks), dtype=torch.bool)
     flat[torch.randperm(len(flat), generator=generator(seed, "random-mask"))[: alive(masks)]] = True
     return _split(flat, masks)
@@ -116,7 +130,7 @@ def overlap(a: Masks, b: Masks) -> Overlap:
     """
     _check_same(a, b)
     both = either = chance_both = chance_either = 0.0
-    for name, mask in a.items():
+    for name, mask in counted(a).items():
         n, in_a, in_b = mask.numel(), int(mask.sum()), int(b[name].sum())
         both += int((mask & b[name]).sum())
         either += int((mask | b[name]).sum())

@@ -9,6 +9,7 @@ from typing import Any
 
 from sparseticket.errors import UserError
 from sparseticket.models import resolve
+from sparseticket.pattern import NOfM, parse
 from sparseticket.recipes import task_defaults
 from sparseticket.settings import RunSettings
 from sparseticket.tasks import entries
@@ -36,6 +37,9 @@ def find_settings(
     if protocol_name not in ("paper", "released"):
         raise UserError(f"--protocol is paper or released, not {protocol_name!r}.")
     recipe = task_defaults(task, protocol_name)
+    fields = given(protocol or {})
+    if isinstance(pattern := parse(fields.get("pattern", recipe.protocol.pattern)), NOfM):
+        fields = one_step_a_round(pattern, recipe.protocol.schedule) | fields
     return RunSettings(
         model=_as_given(model),
         task=task,
@@ -43,7 +47,7 @@ def find_settings(
         weights=str(weights.resolve()) if weights else "",
         seed=seed,
         dense=dense,
-        protocol=replace(recipe.protocol, **given(protocol or {})),
+        protocol=replace(recipe.protocol, **fields),
         training=replace(recipe.training, **given(training or {})),
     )
 
@@ -51,6 +55,12 @@ def find_settings(
 def given(fields: dict[str, Any]) -> dict[str, Any]:
     """Those that a user said something about."""
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def one_step_a_round(pattern: NOfM, schedule: str) -> dict[str, Any]:
+    """The only sparsity that N:M has, and steps of one of every M where the recipe's ``schedule`` has steps."""
+    steps = {"schedule": f"linear:1/{pattern.m}"} if ":" in schedule else {}
+    return {"sparsity": pattern.sparsity, **steps}
 
 
 def default_folder(model: str, task: str) -> Path:

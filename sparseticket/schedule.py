@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from sparseticket.errors import UserError
 
 SNAP = 0.0005  # a target this near to a step of the schedule is that step (67.23 % for 67.232 %)
@@ -27,17 +29,11 @@ def round_sparsities(schedule: str, target: float, *, prune_first: bool = False)
         UserError: an unknown schedule, a step outside 0 to 1, or a target that is no sparsity.
     """
     check_sparsity(target)
-    kind, _, step_text = schedule.partition(":")
     if schedule == "one-shot":
         return [target]
     if schedule == "one-round":
         return [target] if prune_first else [0.0, target]
-    try:
-        step = float(step_text)
-    except ValueError:
-        step = -1.0
-    if kind not in ("linear", "geometric") or not 0 < step < 1:
-        raise UserError(f"there is no schedule {schedule!r}. A schedule is {SYNTAX}; its step is above 0 and below 1.")
+    kind, step = kind_and_step(schedule)
     sparsities = [0.0]
     while sparsities[-1] < target:
         pruned = len(sparsities)
@@ -49,3 +45,19 @@ def round_sparsities(schedule: str, target: float, *, prune_first: bool = False)
             raise UserError(f"{schedule} takes more than {MOST_ROUNDS} rounds to {target}: take a larger step.")
         sparsities.append(min(following, target))
     return sparsities[1:] if prune_first else sparsities
+
+
+def kind_and_step(schedule: str) -> tuple[str, float]:
+    """``("linear", 0.1)``, for those that have a step (``linear:0.1``, ``linear:1/4``, ``geometric:0.2``).
+
+    Raises:
+        UserError: another schedule, or a step outside 0 to 1.
+    """
+    kind, _, text = schedule.partition(":")
+    try:
+        step = float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        step = -1.0
+    if kind not in ("linear", "geometric") or not 0 < step < 1:
+        raise UserError(f"there is no schedule {schedule!r}. A schedule is {SYNTAX}; its step is above 0 and below 1.")
+    return kind, step

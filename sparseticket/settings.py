@@ -8,7 +8,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from sparseticket.errors import UserError
-from sparseticket.schedule import check_sparsity, round_sparsities
+from sparseticket.pattern import NOfM, parse
+from sparseticket.schedule import SNAP, check_sparsity, kind_and_step, round_sparsities
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Protocol(_Checked):
         name: whose reading this is, ``paper`` or ``released``.
         schedule: see :mod:`sparseticket.schedule`.
         sparsity: the target, a fraction.
+        pattern: see :mod:`sparseticket.pattern`; kept in its one written form. N:M has one sparsity and one step.
         rewind: where the backbone goes back to after a pruning.
         head: goes back to γ_i, or keeps its trained value.
         optimizer_state: fresh in every round, or kept over prunings (masked).
@@ -106,7 +108,7 @@ class Protocol(_Checked):
     name: Literal["paper", "released"] = "paper"
     schedule: str = "linear:0.1"
     sparsity: float = 0.7
-    pattern: Literal["unstructured"] = "unstructured"
+    pattern: str = "unstructured"
     rewind: str = "theta_p"
     head: Literal["rewind", "keep"] = "rewind"
     optimizer_state: Literal["fresh", "keep"] = "fresh"
@@ -118,8 +120,12 @@ class Protocol(_Checked):
         if isinstance(self.sparsity, float):
             check_sparsity(self.sparsity)
         super().__post_init__()
+        pattern = parse(self.pattern)
+        object.__setattr__(self, "pattern", str(pattern))
         Rewind(self.rewind)
         self.sparsities()
+        if isinstance(pattern, NOfM):
+            self._check_n_of_m(pattern)
 
     def sparsities(self) -> list[float]:
         """The sparsity of each round's training."""
@@ -130,8 +136,22 @@ class Protocol(_Checked):
 
         The released code's runs over ten rounds of 10 % each: 2e-5 to 1.8e-5 in a round.
         """
-        kind, _, step = self.schedule.partition(":")
-        return max(len(self.sparsities()), round(1 / float(step)) if kind == "linear" else 0)
+        rounds = len(self.sparsities())
+        return max(rounds, round(1 / kind_and_step(self.schedule)[1])) if self.schedule.startswith("linear") else rounds
+
+    def _check_n_of_m(self, pattern: NOfM) -> None:
+        if abs(self.sparsity - pattern.sparsity) > SNAP:
+            raise UserError(
+                f"pattern {pattern} is {pattern.sparsity:.4g} sparse and nothing else, not {self.sparsity:g}: leave "
+                f"--sparsity out, or set it to {pattern.sparsity:.4g}."
+            )
+        one_step = f"linear:1/{pattern.m}"
+        steps = ":" in self.schedule and kind_and_step(self.schedule) != kind_and_step(one_step)
+        if steps:
+            raise UserError(
+                f"pattern {pattern} prunes 1 of every {pattern.m} a round, not {self.schedule}: leave --schedule out, "
+                f"or set it to {one_step}, one-round or one-shot."
+            )
 
 
 @dataclass(frozen=True)

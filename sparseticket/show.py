@@ -45,12 +45,16 @@ def show_transfer(screen: Screen, summary: dict[str, Any], folder: Path) -> None
 def show_ticket(screen: Screen, ticket: Ticket) -> None:
     """Sparsity per layer, and provenance."""
     table = Table("parameter", "shape", "alive", "sparsity", title=f"ticket of {ticket.model}")
-    for name, mask in sorted(ticket.masks.items(), key=lambda item: _in_order(item[0])):
+    counted = mask_algebra.counted(ticket.masks)
+    for name, mask in sorted(counted.items(), key=lambda item: _in_order(item[0])):
         shape = " × ".join(map(str, mask.shape))
         table.add_row(name, shape, f"{int(mask.count_nonzero()):,}", percent(mask_algebra.sparsity({name: mask})))
     table.add_section()
     table.add_row("all", "", f"{mask_algebra.alive(ticket.masks):,}", percent(ticket.sparsity))
     screen.console.print(table)
+    if vectors := [mask for name, mask in ticket.masks.items() if name not in counted]:
+        dead = sum(int((~mask).sum()) for mask in vectors)
+        screen.say(f"Not counted: {dead:,} entries of {len(vectors)} biases and BatchNorms that died with their group.")
     facts = {
         "identity": ticket.identity,
         "θ": f"{len(ticket.theta)} tensors" + (f", file {ticket.theta_file}" if ticket.theta_file else ""),

@@ -16,8 +16,10 @@ from sparseticket import masks as mask_algebra
 from sparseticket.errors import UserError
 from sparseticket.files import write_whole
 from sparseticket.masks import Masks
+from sparseticket.pattern import Pattern, parse
+from sparseticket.pruning.purity import check_masks
 
-FORMAT = 1
+FORMATS = (1, 2)  # 1 is unstructured; earlier versions read only that, and would count what dies with a head
 POOLER = "pooler."
 
 
@@ -25,12 +27,15 @@ POOLER = "pooler."
 class Ticket:
     """Masks by parameter name inside the backbone, and what says where they come from.
 
+    Masks of one dimension are those of biases and BatchNorm entries that die with a head, a neuron or a channel.
+
     Attributes:
         masks: bool tensors, True is alive, on the CPU.
         model: alias or hub name of the model.
         theta: SHA-256 of each backbone tensor of the weights that the ticket belongs to.
         theta_file: SHA-256 of ``theta.safetensors``, where θ is a state of the run and no published checkpoint.
         scheduled_sparsity: the sparsity that the schedule asked for, a fraction.
+        pattern: where its zeros may lie, as :mod:`sparseticket.pattern` writes it.
         task: name, metric and ``data_id`` of the task it was found on, and the options of its data.
         protocol: every field of the protocol; training: every setting of the training.
         metrics: what the rounds before this ticket measured, as fractions.
@@ -52,14 +57,14 @@ class Ticket:
 
     @property
     def sparsity(self) -> float:
-        """Share of pruned weights over all tensors, 0 to 1."""
+        """Share of pruned weights over all matrices and filters, 0 to 1."""
         return mask_algebra.sparsity(self.masks)
 
     def record(self) -> dict[str, Any]:
         """The JSON record: all but the bits. Holds no time, host or path."""
         record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "masks"}
         shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
-        return {"format": FORMAT, "sparsity": self.sparsity, "shapes": shapes, **record}
+        return {"format": _format(self.pattern), "sparsity": self.sparsity, "shapes": shapes, **record}
 
     @property
     def identity(self) -> str:
@@ -89,8 +94,11 @@ class Ticket:
             if shapes.keys() != packed.keys():
                 raise ValueError(f"its record and its masks differ: {sorted(shapes.keys() ^ packed.keys())[0]}")
             masks = {name: _unpack(name, packed[name], shape) for name, shape in shapes.items()}
-            stated, _ = record.pop("sparsity"), record.pop("format")
+            stated, version = record.pop("sparsity"), record.pop("format")
             ticket = cls(masks=masks, **_checked(record))
+            if version != _format(ticket.pattern):
+                raise ValueError(f"format {version} is not that of the pattern {ticket.pattern}")
+            check_masks(_canonical_pattern(ticket.pattern), masks)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a valid ticket: {error}. Make it again, or copy it again.") from error
         if ticket.sparsity != stated:
@@ -138,12 +146,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         record = json.loads(metadata["sparseticket"])
         version, stated = record["format"], record.pop("identity", None)
-        identity = _identity(record, packed) if version == FORMAT else None
+        identity = _identity(record, packed) if version in FORMATS else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a valid ticket: its record cannot be read. Copy it again.") from error
-    if version != FORMAT:
+    if version not in FORMATS:
         raise UserError(
-            f"{path} is a ticket of format {version}; this version reads format {FORMAT}: update sparseticket."
+            f"{path} is a ticket of format {version}; this version reads up to {FORMATS[-1]}: update sparseticket."
         )
     if stated != identity:
         raise UserError(f"{path} is damaged: its content does not give its identity hash. Copy it again.")
@@ -158,6 +166,20 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(record[name], kind):
             raise ValueError(f"its {name} is {record[name]!r}")
     return record
+
+
+def _format(pattern: str) -> int:
+    return 1 if pattern == "unstructured" else 2
+
+
+def _canonical_pattern(text: str) -> Pattern:
+    try:
+        pattern = parse(text)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    if str(pattern) != text:
+        raise ValueError(f"its pattern is {text!r}, which is written {pattern}")
+    return pattern
 
 
 def _unpack(name: str, packed: Tensor, shape: list[int]) -> Tensor:

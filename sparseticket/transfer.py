@@ -14,6 +14,7 @@ from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.masks import Masks
 from sparseticket.progress import Screen
+from sparseticket.pruning import Pruner
 from sparseticket.runs import CHECKPOINT, RunFolder
 from sparseticket.settings import Rewind
 from sparseticket.tasks import TaskOptions
@@ -47,12 +48,12 @@ def transfer(
         if not missing:
             continue
         work = _build(settings, settings.weights, seed, accelerator, screen)
-        masks = fit(ticket, work, allow_other_weights=settings.allow_other_weights)
+        masks, pruner = fit(ticket, work, allow_other_weights=settings.allow_other_weights)
         open_folder()  # only now: what does not fit is refused before anything is written
         for arm in missing:
             from_theta_p = arm == "dense" and settings.dense_weights != settings.weights
             arms_own = _build(settings, settings.dense_weights, seed, accelerator, screen) if from_theta_p else work
-            _train_arm(arm, seed, _arm_masks(arm, masks, seed), arms_own, settings, run, checkpoint_every)
+            _train_arm(arm, seed, _arm_masks(arm, masks, pruner, seed), arms_own, settings, run, checkpoint_every)
     open_folder()
     return _summarise(settings, run, ticket, main=accelerator.is_main_process)
 
@@ -70,8 +71,8 @@ def _build(settings: TransferSettings, weights: str, seed: int, accelerator: Acc
     )
 
 
-def fit(ticket: Ticket, work: Workbench, *, allow_other_weights: bool = False) -> Masks:
-    """The ticket's masks for this network, after checking that both are of the same θ.
+def fit(ticket: Ticket, work: Workbench, *, allow_other_weights: bool = False) -> tuple[Masks, Pruner]:
+    """The ticket's masks for this network and its pattern laid over it, after checking that both are of the same θ.
 
     A pooler that the network lacks is left out, and said; everything else must be there.
     """
@@ -88,20 +89,22 @@ def fit(ticket: Ticket, work: Workbench, *, allow_other_weights: bool = False) -
                 f"this ticket is of {ticket.model!r}: its {name} is {tuple(mask.shape)}, and that of "
                 f"{work.spec.name!r} is {tuple(backbone[name].shape)}. Use it with {ticket.model!r}."
             )
+    pruner = Pruner.of(ticket.pattern, work.network.backbone_module, mask_algebra.counted(masks))
+    pruner.check(masks)
     if allow_other_weights:
         work.screen.note("the weights are not checked against the ticket's (--allow-other-weights).")
-        return masks
+        return masks, pruner
     lacking = ticket.check_theta(theta)
     if lacking:
         shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
         work.screen.note(f"in one of ticket and network only: {shown}.")
-    return masks
+    return masks, pruner
 
 
-def _arm_masks(arm: str, masks: Masks, seed: int) -> Masks:
+def _arm_masks(arm: str, masks: Masks, pruner: Pruner, seed: int) -> Masks:
     if arm == "dense":
         return {name: mask.new_ones(mask.shape) for name, mask in masks.items()}
-    return masks if arm == "ticket" else CONTROLS[arm](masks, seed)
+    return masks if arm == "ticket" else CONTROLS[arm](masks, pruner, seed)
 
 
 def _train_arm(

@@ -21,7 +21,9 @@ def find(
     lr_schedule: Annotated[str | None, Option(help="restart in every round, or keep one over all rounds.")] = None,
     prune_pooler: Annotated[bool | None, Option(help="Prune a BERT's pooler too.")] = None,
     prune_first: Annotated[bool | None, Option(help="Prune before any training.")] = None,
-    pattern: Annotated[str | None, Option(help="Where zeros may lie: unstructured.")] = None,
+    pattern: Annotated[
+        str | None, Option(help="unstructured, 2:4, block:64x64, heads, neurons, heads+neurons, channels.")
+    ] = None,
     optimizer: Annotated[str | None, Option(help="adamw or sgd.")] = None,
     lr: Annotated[float | None, Option(help="Learning rate.")] = None,
     batch_size: Annotated[int | None, Option(help="Examples a step, over all processes.")] = None,

@@ -43,6 +43,11 @@ class Network:
     head_pretrained: bool = False
     notes: list[str] = field(default_factory=list)  # said once on screen: a fresh MLM head, a random backbone
 
+    @property
+    def backbone_module(self) -> nn.Module:
+        """The backbone itself, with the names that masks have; it still holds the head where it has no prefix."""
+        return self.module.get_submodule(self.prefix.removesuffix("."))
+
     def backbone(self) -> dict[str, Tensor]:
         """Live parameters and persistent buffers of the backbone, by their names inside the backbone."""
         return {

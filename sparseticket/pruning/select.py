@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparseticket.errors import UserError
 from sparseticket.masks import Masks, alive, size
+from sparseticket.pruning.groups import Groups
 
 
 def global_unstructured(scores: Mapping[str, Tensor], masks: Masks, sparsity: float) -> Masks:
@@ -21,7 +22,7 @@ def global_unstructured(scores: Mapping[str, Tensor], masks: Masks, sparsity: fl
     """
     keep = round((1 - sparsity) * size(masks))
     if keep > alive(masks):
-        raise UserError(f"cannot prune to {sparsity:.4f}: the ticket is sparser than that already; masks only shrink.")
+        raise _sparser_already(sparsity)
     living = torch.cat([scores[name][mask] for name, mask in masks.items()])
     kept = torch.zeros(len(living), dtype=torch.bool)
     if keep:
@@ -36,3 +37,89 @@ def global_unstructured(scores: Mapping[str, Tensor], masks: Masks, sparsity: fl
         selected[name][mask] = kept[position : position + count]
         position += count
     return selected
+
+
+def mean_over_groups(groups: Groups, scores: Mapping[str, Tensor], masks: Masks) -> Tensor:
+    """The mean score of each group's living weights, [count]; 0 for a dead group.
+
+    Not the sum: groups of different sizes are ranked together; a head of BERT-base has 128 times a neuron's weights.
+    """
+    living = groups.sums(masks)
+    return groups.sums({name: score * masks[name] for name, score in scores.items()}) / living.clamp(min=1)
+
+
+def global_groups(groups: Groups, scores: Tensor, kept: Tensor, sparsity: float) -> Tensor:
+    """Let the groups of the lowest ``scores`` die, ranked together, until the sparsity is the nearest to ``sparsity``.
+
+    The best group of every layer survives. Equal scores live in order.
+
+    Args:
+        groups: a pattern's groups.
+        scores: of each group, [count].
+        kept: which groups are alive now, bool [count].
+        sparsity: share of all the network's prunable weights, a fraction.
+
+    Returns:
+        Which groups are alive then; alive only where ``kept`` is.
+
+    Raises:
+        UserError: with one group of every layer alive it is less sparse; or it is sparser already by more than one.
+    """
+    mortal = kept.clone()
+    mortal[groups.best_of_each_layer(scores.where(kept, -torch.inf))] = False
+    candidates = mortal.nonzero().flatten()
+    order = candidates[scores[candidates].sort(descending=True, stable=True).indices.flip(0)]
+    alive_after = groups.alive_after(kept, order)
+    keep = weights_to_keep(groups, sparsity)
+    if keep > alive_after[0] + groups.sizes.max():
+        raise _sparser_already(sparsity)
+    still = kept.clone()
+    still[order[: (alive_after - keep).abs().argmin()]] = False
+    return still
+
+
+def reach(groups: Groups) -> tuple[int, int]:
+    """How many weights there are in all, and how many with one group left in every layer."""
+    everything = torch.ones(groups.count, dtype=torch.bool)
+    mortal = everything.clone()
+    mortal[groups.best_of_each_layer(torch.zeros(groups.count))] = False
+    alive_after = groups.alive_after(everything, mortal.nonzero().flatten())
+    return int(alive_after[0]), int(alive_after[-1])
+
+
+def weights_to_keep(groups: Groups, sparsity: float) -> int:
+    """How many weights are alive at ``sparsity``.
+
+    Raises:
+        UserError: with one group left in every layer it is less; names the largest sparsity.
+    """
+    total, fewest = reach(groups)
+    keep = round((1 - sparsity) * total)
+    if keep < fewest:
+        raise UserError(
+            f"a sparsity of {sparsity:.4g} cannot be reached: with one group left in every layer it is "
+            f"{1 - fewest / total:.4f}. Choose a lower --sparsity (it is the share of all prunable weights, those that "
+            "this pattern leaves alone included)."
+        )
+    return keep
+
+
+def n_of_m(scores: Mapping[str, Tensor], masks: Masks, n: int, m: int) -> Masks:
+    """Keep the best ``n`` of every ``m`` neighbours along dim 1, of what is alive; equal scores live in order.
+
+    Raises:
+        UserError: fewer than ``n`` are alive somewhere.
+    """
+    selected = {}
+    for name, mask in masks.items():
+        ranked = scores[name].where(mask, -torch.inf).movedim(1, -1).unflatten(-1, (-1, m))
+        best = ranked.sort(dim=-1, descending=True, stable=True).indices[..., :n]
+        kept = torch.zeros(ranked.shape, dtype=torch.bool).scatter_(-1, best, True)
+        selected[name] = kept.flatten(-2).movedim(-1, 1).contiguous()
+        if (selected[name] & ~mask).any():
+            raise _sparser_already(1 - n / m)
+    return selected
+
+
+def _sparser_already(sparsity: float) -> UserError:
+    return UserError(f"cannot prune to {sparsity:.4f}: the ticket is sparser than that already; masks only shrink.")

@@ -15,6 +15,7 @@ from typing import Any
 from sparseticket.controls import check_control
 from sparseticket.errors import UserError
 from sparseticket.files import write_whole
+from sparseticket.pattern import check_model, parse
 from sparseticket.settings import Protocol, RunSettings, Training, from_table
 
 FOLDER = Path(__file__).parent
@@ -126,6 +127,7 @@ def check_names(recipe: Recipe) -> None:
     spec, task = resolve(recipe.settings.model), entry(recipe.settings.task)
     if spec.kind != task.kind:
         raise UserError(f"recipe {recipe.name}: task {task.name!r} is for {task.kind} models, not {spec.name!r}.")
+    check_model(parse(recipe.settings.protocol.pattern), spec.kind, spec.name)
 
 
 def _is_whole(value: object) -> bool:

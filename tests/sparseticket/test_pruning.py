@@ -8,19 +8,19 @@ from sparseticket.errors import RunFailure, UserError
 from sparseticket.pruning import magnitude_prune
 from sparseticket.schedule import round_sparsities
 
-WEIGHTS = {"a": torch.tensor([[0.5, -0.1], [0.2, -3.0]]), "b": torch.tensor([0.05, -0.3, 4.0, 0.0])}
+WEIGHTS = {"a": torch.tensor([[0.5, -0.1], [0.2, -3.0]]), "b": torch.tensor([[0.05, -0.3, 4.0, 0.0]])}
 
 
 def test_the_smallest_magnitudes_go_over_all_tensors_together():
     masks = magnitude_prune(WEIGHTS, algebra.ones(WEIGHTS), 0.5)
     assert masks["a"].tolist() == [[True, False], [False, True]]
-    assert masks["b"].tolist() == [False, True, True, False]
+    assert masks["b"].tolist() == [[False, True, True, False]]
 
 
 @given(st.floats(0.01, 0.99), st.integers(0, 50), st.booleans())
 def test_sparsity_is_exact_to_one_weight_and_masks_only_shrink(sparsity, seed, ties):
     draw = torch.Generator().manual_seed(seed)
-    weights = {name: torch.randn(shape, generator=draw) for name, shape in (("a", (17, 5)), ("b", (31,)))}
+    weights = {name: torch.randn(shape, generator=draw) for name, shape in (("a", (17, 5)), ("b", (1, 31)))}
     if ties:
         weights = {name: weight.sign() for name, weight in weights.items()}
     half = magnitude_prune(weights, algebra.ones(weights), sparsity / 2)
@@ -30,14 +30,14 @@ def test_sparsity_is_exact_to_one_weight_and_masks_only_shrink(sparsity, seed, t
 
 
 def test_what_is_dead_is_not_ranked_however_large_it_grew():
-    masks = {"w": torch.tensor([True, False, True, True])}
-    pruned = magnitude_prune({"w": torch.tensor([1.0, 99.0, 2.0, 3.0])}, masks, 0.5)
-    assert pruned["w"].tolist() == [False, False, True, True]
+    masks = {"w": torch.tensor([[True, False, True, True]])}
+    pruned = magnitude_prune({"w": torch.tensor([[1.0, 99.0, 2.0, 3.0]])}, masks, 0.5)
+    assert pruned["w"].tolist() == [[False, False, True, True]]
 
 
 def test_equal_scores_live_in_order():
-    pruned = magnitude_prune({"w": torch.ones(6)}, {"w": torch.ones(6, dtype=torch.bool)}, 0.5)
-    assert pruned["w"].tolist() == [True] * 3 + [False] * 3
+    pruned = magnitude_prune({"w": torch.ones(2, 3)}, {"w": torch.ones(2, 3, dtype=torch.bool)}, 0.5)
+    assert pruned["w"].tolist() == [[True] * 3, [False] * 3]
 
 
 def test_pruning_to_less_than_there_is_is_refused():
@@ -47,7 +47,7 @@ def test_pruning_to_less_than_there_is_is_refused():
 
 def test_weights_that_are_not_finite_are_refused_by_name():
     with pytest.raises(RunFailure, match="b holds"):
-        magnitude_prune({**WEIGHTS, "b": torch.tensor([float("nan")] * 4)}, algebra.ones(WEIGHTS), 0.5)
+        magnitude_prune({**WEIGHTS, "b": torch.full((1, 4), float("nan"))}, algebra.ones(WEIGHTS), 0.5)
 
 
 def test_the_linear_schedule_is_a_share_of_the_original_a_round():

@@ -89,12 +89,12 @@ def test_a_ticket_of_a_newer_format_says_so(tmp_path):
     ticket().save(path)
 
     def newer(header):
-        record = json.loads(header["__metadata__"]["sparseticket"]) | {"format": 2}
+        record = json.loads(header["__metadata__"]["sparseticket"]) | {"format": 3}
         header["__metadata__"]["sparseticket"] = json.dumps(record)
         return header
 
     rewrite(path, newer)
-    with pytest.raises(UserError, match="format 2"):
+    with pytest.raises(UserError, match="format 3"):
         Ticket.load(path)
 
 
