@@ -106,11 +106,6 @@ def _attention(family: Family) -> dict[str, Axis]:
     }
 
 
-def backbone_module(network: Network) -> nn.Module:
-    """The backbone of a network as a module."""
-    return network.module.get_submodule(network.prefix.rstrip("."))
-
-
 @torch.no_grad()
 def permute(network: Network, permutations: Mapping[str, Tensor]) -> None:
     """Permute a network in place, head included: its outputs stay what they were, but for rounding.
@@ -121,7 +116,7 @@ def permute(network: Network, permutations: Mapping[str, Tensor]) -> None:
     """
     if not permutations:
         return
-    known = axes(backbone_module(network))
+    known = axes(network.backbone_module)
     for name, permutation in permutations.items():
         _check(name, permutation, known, permutations, network)
     live = network.backbone()
@@ -139,6 +134,18 @@ def permute(network: Network, permutations: Mapping[str, Tensor]) -> None:
 def reorder(tensor: Tensor, dim: int, permutation: Tensor) -> None:
     """Reorder a tensor in place along one dimension."""
     tensor.copy_(tensor.index_select(dim, permutation.long().to(tensor.device)))
+
+
+def permuted(
+    tensors: Mapping[str, Tensor], permutations: Mapping[str, Tensor], known: Mapping[str, Axis]
+) -> dict[str, Tensor]:
+    """Tensors by their names inside a backbone (masks, scores), as they are in the permuted one."""
+    found = dict(tensors)
+    for axis, permutation in permutations.items():
+        for end in known[axis].ends:
+            if end.name in found:
+                found[end.name] = found[end.name].index_select(end.dim, permutation.long())
+    return found
 
 
 def head_ends(network: Network) -> dict[str, tuple[int, ...]]:

@@ -4,12 +4,12 @@ An axis has entries (rows or columns of matrices), each with a vector of feature
 from it. The pattern sees bins of ``size`` neighbouring entries, and what it keeps is convex in what a bin holds:
 
 - blocks: a block lives when the magnitudes of its bin there sum to more than a threshold (that of the last block which
-  lives in the whole network), so a bin is worth the sum of relu(sum − threshold) over its features;
+  lives in its matrix), so a bin is worth the sum of relu(sum − threshold) over its features;
 - N:M: the sum of the N largest of its M members, feature by feature.
 
-Both are searched alike: bins meet each other as in a round-robin tournament, and a pair makes the exchange of two members
-that gains most. For blocks this begins from entries sorted by magnitude and, where bins are large, annealed re-splits of
-pairs under a softened threshold: the objective is convex, so a split by its gradient never loses by it.
+Both are searched alike: bins meet each other as in a round-robin tournament, and a pair makes the exchange of two
+members that gains most. For blocks this begins from entries sorted by magnitude and, where bins are large, annealed
+re-splits of pairs under a softened threshold: the objective is convex, so a split by its gradient never loses by it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ GAIN = 1e-6  # of what a pair is worth: below it is rounding
 
 @dataclass(frozen=True)
 class Blocks:
-    """A bin's worth is what exceeds ``threshold``, feature by feature; ``spread`` is how much the sums differ."""
+    """A bin's worth is what exceeds ``threshold``, feature by feature; ``spread`` is how much sums differ; both [m]."""
 
-    threshold: float
-    spread: float
+    threshold: Tensor
+    spread: Tensor
 
     def without_one(self, members: Tensor) -> tuple[Tensor, Tensor]:
         """For bins [P, size, m] with each member away: their worth, and above what a newcomer adds to it."""
@@ -109,7 +109,7 @@ def _rounds(bins: int) -> Iterator[tuple[list[int], list[int]]]:
 
 
 def _split(
-    features: Tensor, members: Tensor, left: list[int], right: list[int], threshold: float, softness: float
+    features: Tensor, members: Tensor, left: list[int], right: list[int], threshold: Tensor, softness: Tensor
 ) -> None:
     """Split the members of each pair anew along the gradient of the softened worth, sigmoid((sum − threshold) / T)."""
     both = torch.cat([members[:, left], members[:, right]], 2)

@@ -39,9 +39,14 @@ class Regrouping:
     """Magnitudes of a ticket's living weights, reordered step by step; a step that keeps no more is taken back."""
 
     def __init__(
-        self, magnitudes: Mapping[str, Tensor], axes: Mapping[str, Axis], pattern: Block | NOfM, sparsity: float
+        self,
+        magnitudes: Mapping[str, Tensor],
+        axes: Mapping[str, Axis],
+        pattern: Block | NOfM,
+        living: Mapping[str, int] | None = None,
     ) -> None:
-        self.pattern, self.sparsity = pattern, sparsity
+        """``living`` is how many blocks of each matrix will live, by its name (of N:M it is known)."""
+        self.pattern, self.living = pattern, dict(living or {})
         self.magnitudes = dict(magnitudes)
         self.total = sum(float(magnitude.sum()) for magnitude in magnitudes.values())
         self.axes = {name: axis for name, axis in axes.items() if any(end.name in magnitudes for end in axis.ends)}
@@ -83,10 +88,12 @@ class Regrouping:
 
     def _try(self, move: _Move) -> None:
         ends = [end for name in move.axes for end in self.axes[name].ends if end.name in self.magnitudes]
-        found = [self._features(end, move.unit) for end in ends if self._bins(end)[0] == move.bin * move.unit]
-        features = torch.cat(found, 1)
-        features = features[:, :: -(-features.shape[1] // FEATURES)].contiguous()
-        order = arrange(features, move.bin, move.runs, self._measure())
+        seen = [end for end in ends if self._bins(end)[0] == move.bin * move.unit]
+        of_end = [self._features(end, move.unit) for end in seen]
+        features = torch.cat(of_end, 1)
+        sample = slice(None, None, -(-features.shape[1] // FEATURES))
+        measure = self._measure([(end.name, found.shape[1]) for end, found in zip(seen, of_end, strict=True)], sample)
+        order = arrange(features[:, sample].contiguous(), move.bin, move.runs, measure)
         order = (order[:, None] * move.unit + torch.arange(move.unit)).flatten()
         changed = {}
         for end in ends:
@@ -112,14 +119,22 @@ class Regrouping:
         padded = F.pad(entries, (0, 0, 0, -entries.shape[1] % across))
         return padded.unflatten(1, (-1, across)).sum(2).flatten(1).unflatten(0, (-1, unit)).sum(1)
 
-    def _measure(self) -> Blocks | BestOf:
+    def _measure(self, features: list[tuple[str, int]], sample: slice) -> Blocks | BestOf:
+        """What bins are worth, for the sampled ones of so many features from each matrix."""
         if isinstance(self.pattern, NOfM):
             return BestOf(self.pattern.n)
-        sums = torch.cat(list(self._worth.values()))
-        return Blocks(float(sums.topk(self._living(sums)).values[-1]), float(sums.std()))
+        found = [
+            (self._threshold(name), float(self._worth[name].std(correction=0)) or 1.0, count)
+            for name, count in features
+        ]
+        threshold, spread = (
+            torch.cat([torch.full((entry[2],), entry[i]) for entry in found])[sample].contiguous() for i in (0, 1)
+        )
+        return Blocks(threshold, spread)
 
-    def _living(self, sums: Tensor) -> int:
-        return max(1, round((1 - self.sparsity) * len(sums)))
+    def _threshold(self, name: str) -> float:
+        living = self.living[name]
+        return float(self._worth[name].topk(living).values[-1]) if living else torch.inf
 
     def _worth_in(self, magnitude: Tensor) -> Tensor:
         """Each block's magnitude in one matrix; of N:M what the pattern keeps of it."""
@@ -129,6 +144,10 @@ class Regrouping:
 
     def _kept(self, worth: Mapping[str, Tensor]) -> float:
         """The share of the magnitude that the pattern keeps, 0 to 1."""
-        of_all = torch.cat(list(worth.values()))
-        best = of_all if isinstance(self.pattern, NOfM) else of_all.topk(self._living(of_all)).values
-        return float(best.double().sum()) / self.total if self.total else 0.0
+        if not self.total:
+            return 0.0
+        best = (
+            of_one if isinstance(self.pattern, NOfM) else of_one.topk(self.living[name]).values
+            for name, of_one in worth.items()
+        )
+        return sum(float(of_one.double().sum()) for of_one in best) / self.total
