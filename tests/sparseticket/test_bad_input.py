@@ -131,7 +131,16 @@ def tree(folder):
         ("--protocol", "mine", "paper or released"),
         ("--protocol", "released", "Use --protocol paper"),
         ("--optimizer", "adam", "adamw, sgd"),
-        ("--pattern", "2:4", "unstructured"),
+        ("--pattern", "0x4", ["there is no pattern '0x4'", "block:RxC (block:64x64), heads"]),
+        ("--pattern", "5:4", "N from 1 and below M"),
+        ("--pattern", "2:4", ["prunes 1 of every 4 a round, not linear:0.3", "linear:1/4, one-round"]),
+        ("--pattern", "3:5", "3:5 is 0.4 sparse and nothing else, not 0.5: leave --sparsity out"),
+        ("--pattern", "block:64", "block:RxC"),
+        ("--pattern", "block:0x8", "two weights or more"),
+        ("--pattern", "block:512x512", "larger than every layer of this model"),
+        ("--pattern", "heads+channels", "heads and neurons can be combined"),
+        ("--pattern", "channels", "is a text model and has no channels. It has heads and neurons"),
+        ("--pattern", "heads", ["a sparsity of 0.5 cannot be reached", "it is 0.25", "Choose a lower --sparsity"]),
         ("--checkpoint-every", "nan", "seconds from 0"),
         ("--checkpoint-every", "-1", "seconds from 0"),
         ("--task", "tekst", ["there is no task 'tekst'", "Did you mean text"]),
@@ -150,6 +159,29 @@ def test_a_wrong_option_is_refused_before_anything_is_written(find, refused, tmp
 
 def test_a_vision_model_needs_its_task_named(refused):
     refused("find", "--model", "resnet20-cifar", says="name its task with --task: cifar10, digits, image-folder")
+
+
+@pytest.mark.parametrize("pattern", ["heads", "heads+neurons"])
+def test_heads_are_refused_for_a_resnet_before_anything_is_read(refused, tmp_path, pattern):
+    says = ["'resnet50' is a vision model and has no heads", "It has channels"]  # and not that it has no weights here
+    command = ["find", "--model", "resnet50", "--task", "digits", "--pattern", pattern, "--out", tmp_path / "new"]
+    refused(*command, says=says)
+    assert not (tmp_path / "new").exists()
+
+
+def test_n_of_m_is_refused_where_m_does_not_divide_the_inputs(find, refused, tmp_path):
+    command = [*find[: find.index("--sparsity")], "--pattern", "1:3", "--max-length", "16", "--out", tmp_path / "new"]
+    refused(*command, says=["multiples of 3", "encoder.layer.0.attention.self.query.weight has 32"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_recipe_whose_pattern_its_model_cannot_have_is_found_out_by_its_check(refused, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    text = 'title = "x"\nsource = "x"\n[find]\nmodel = "resnet18"\ntask = "digits"\n[protocol]\npattern = "neurons"\n'
+    recipe.write_text(text)
+    refused("recipes", "check", recipe, says="'resnet18' is a vision model and has no neurons")
+    recipe.write_text(text.replace('"neurons"', "4"))
+    refused("recipes", "check", recipe, says="pattern is a text, not 4")
 
 
 def test_an_unknown_name_ends_a_real_process_with_code_2_and_a_message_alone(find, tmp_path):

@@ -252,6 +252,6 @@ def test_masks_with_one_weight_more_or_less_are_not_of_the_pattern(it):
         name = next(iter(matrices(it.network)))
         altered = dict(it.last) | {name: it.last[name].clone()}
         altered[name].flatten()[0] ^= True
-        with pytest.raises((UserError, ValueError), match="whole groups|not [12]:[24]"):
+        with pytest.raises((UserError, ValueError), match=r"whole groups|not [12]:[24]"):
             it.pruner.check(altered)
             check_masks(it.pruner.pattern, altered)

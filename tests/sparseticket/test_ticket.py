@@ -117,6 +117,67 @@ def test_a_record_with_another_shape_is_refused_even_with_its_hash_made_to_fit(t
         Ticket.load(path)
 
 
+BIAS = "encoder.a.bias"
+ROW = torch.tensor([False, True, True])
+SHAPED = {
+    "2:4": torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1], [1, 0, 0, 1]]),
+    "block:2x2": torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]]),
+    "neurons": torch.tensor([[0, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]]),
+}
+
+
+def shaped(pattern, mask=None, **vectors):
+    mask = (SHAPED[pattern] if mask is None else mask).bool()
+    vectors = vectors or ({BIAS: ROW} if pattern == "neurons" else {})
+    return ticket(pattern=pattern, masks={"encoder.a.weight": mask, **vectors})
+
+
+@pytest.mark.parametrize("pattern", SHAPED)
+def test_a_ticket_of_a_pattern_comes_back_and_counts_its_matrices_alone(tmp_path, pattern):
+    shaped(pattern).save(tmp_path / "a.ticket")
+    read = Ticket.load(tmp_path / "a.ticket")
+    assert read.identity == shaped(pattern).identity and read.record()["format"] == 2 and read.pattern == pattern
+    assert read.sparsity == 1 - int(SHAPED[pattern].sum()) / 12
+    if pattern == "neurons":
+        assert torch.equal(read.masks[BIAS], ROW)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda: shaped("2:4", SHAPED["neurons"]), "is not 2:4"),
+        (lambda: shaped("2:4", torch.ones(4, 3)), "no 2:4 pattern"),
+        (lambda: shaped("block:2x2", SHAPED["2:4"]), "not made of whole groups of block:2x2"),
+        (lambda: shaped("neurons", SHAPED["2:4"]), "not made of whole groups of neurons"),
+        (lambda: shaped("neurons", **{BIAS: ~ROW}), r"encoder\.a\.bias is not made of whole groups"),
+        (lambda: shaped("neurons", **{BIAS: ROW[:2]}), r"encoder\.a\.bias is not made of whole groups"),
+        (lambda: ticket(masks=ticket().masks | {BIAS: ROW}), r"masks encoder\.a\.bias, which no unstructured"),
+        (lambda: shaped("2:4", **{BIAS: ROW}), r"masks encoder\.a\.bias, which no 2:4"),
+        (lambda: ticket(pattern="0x4"), "no pattern '0x4'"),
+        (lambda: ticket(pattern="neurons+heads"), r"is written heads\+neurons"),
+    ],
+)
+def test_masks_that_are_not_of_the_pattern_are_refused_when_read(tmp_path, wrong, says):
+    wrong().save(tmp_path / "a.ticket")
+    with pytest.raises(UserError, match=says):
+        Ticket.load(tmp_path / "a.ticket")
+
+
+def test_a_round_on_the_way_to_two_of_four_has_three_of_four_everywhere(tmp_path):
+    on_the_way = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 1], [1, 1, 0, 1]])
+    shaped("2:4", on_the_way).save(tmp_path / "a.ticket")
+    assert Ticket.load(tmp_path / "a.ticket").sparsity == 0.25
+    on_the_way[0] = torch.tensor([1, 1, 0, 0])
+    shaped("2:4", on_the_way).save(tmp_path / "a.ticket")
+    with pytest.raises(UserError, match="is not 2:4, nor a round on the way"):
+        Ticket.load(tmp_path / "a.ticket")
+
+
+def test_the_identity_of_an_unstructured_ticket_is_that_of_earlier_versions():
+    assert ticket().record()["format"] == 1
+    assert ticket().identity == "82a434e113fa0eec50e4d41d28509be73dd405cfc6b1d998b96722cd287684eb"
+
+
 def test_theta_that_differs_is_an_error_that_names_the_first_tensor():
     other = {**WEIGHTS, "encoder.b.weight": WEIGHTS["encoder.b.weight"] + 1e-7}
     with pytest.raises(UserError, match=r"encoder\.b\.weight differs"):
