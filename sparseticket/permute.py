@@ -121,9 +121,9 @@ def permute(network: Network, permutations: Mapping[str, Tensor]) -> None:
         _check(name, permutation, known, permutations, network)
     live = network.backbone()
     for name, permutation in permutations.items():
-        for end in known[name].ends:
-            if end.name in live:
-                reorder(live[end.name], end.dim, permutation)
+        ends = {(id(live[end.name]), end.dim): live[end.name] for end in known[name].ends if end.name in live}
+        for (_, dim), tensor in ends.items():  # what is tied once
+            reorder(tensor, dim, permutation)
     if RESIDUAL in permutations:
         state = network.module.state_dict(keep_vars=True)
         for name, dims in head_ends(network).items():
