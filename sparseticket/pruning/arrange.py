@@ -79,7 +79,7 @@ def arrange(features: Tensor, size: int, runs: int, measure: Blocks | BestOf) ->
     bins = order.shape[1] // size
     if bins < 2:
         return order.flatten()
-    movable = order[:, : bins * size]
+    movable = order[:, : bins * size].clone()
     if isinstance(measure, Blocks):
         by_magnitude = features.sum(1)[movable].argsort(dim=1, descending=True, stable=True)
         movable = movable.gather(1, by_magnitude)
