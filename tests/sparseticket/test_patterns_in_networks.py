@@ -162,6 +162,18 @@ def test_sparsity_is_exact_to_a_group_and_counts_matrices_and_filters_alone(it):
     assert abs(dead - it.sparsity * total) <= it.group_size
 
 
+@several("block:3x2", "block:4x1", "whole")
+def test_the_weights_counted_after_each_death_are_those_of_the_masks(it):
+    groups = it.pruner.groups
+    order = torch.randperm(groups.count, generator=torch.Generator().manual_seed(it.seed))
+    kept = torch.ones(groups.count, dtype=torch.bool)
+    alive_after = groups.alive_after(kept, order)
+    for died in (0, 1, groups.count // 2, groups.count):
+        kept[order[:died]] = False
+        assert algebra.alive(groups.masks(kept)) == alive_after[died]
+    assert torch.equal(groups.sums(it.pruner.dense()).long(), groups.sizes)
+
+
 @several()
 def test_masks_only_shrink(it):
     assert algebra.is_subset(it.first, it.pruner.dense()) and algebra.is_subset(it.last, it.first)
