@@ -187,6 +187,38 @@ def test_vision_tickets_regroup_their_inner_channels(tmp_path):
     assert Ticket.load(tmp_path / "a.ticket").identity == made.ticket.identity
 
 
+def test_a_run_from_random_weights_converts_and_transfers_beside_its_theta(cli, tmp_path):
+    run, short = tmp_path / "run", ["--round-length", "2it"]
+    found = ["--model", "resnet20-cifar", "--task", "digits", "--sparsity", 0.5, "--schedule", "one-shot", "--no-dense"]
+    code, text = cli("find", *found, *short, "--out", run)
+    assert code == 0, text
+    ticket, made = run / "round-00" / "ticket.ticket", run / "shaped" / "channels.ticket"
+    code, text = cli("convert", ticket, "--to", "channels", "--by", "refill", "--out", made, "--sparsity", 0.4)
+    assert code == 0, text
+    code, text = cli("transfer", made, "--seeds", 1, *short)
+    assert code == 0, text
+    model = next(run.glob("transfer-digits-*")) / "ticket-seed0" / "model" / "model.safetensors"
+    weights, read = load_file(model), Ticket.load(made)
+    assert read.theta_file and {mask.ndim for mask in read.masks.values()} == {1, 4}
+    assert all(not weights[name][~mask].any() for name, mask in read.masks.items())
+    (run / "theta.safetensors").unlink()
+    code, text = cli("convert", ticket, "--to", "channels", "--by", "refill", "--out", made, "--sparsity", 0.4)
+    assert code == 2 and "--weights FILE" in text
+
+
+def test_weights_with_the_stem_for_small_images_are_recognised(cli, tmp_path):
+    spec = resolve("resnet18").for_images(32)
+    torch.manual_seed(0)
+    state = spec.make_module(10).state_dict()
+    safetensors.torch.save_file(state, tmp_path / "theta.safetensors")
+    network = spec.build(Head("image-classification", 10), seed=0, weights=tmp_path / "theta.safetensors")
+    one_shot(network, "resnet18").save(tmp_path / "a.ticket")
+    where = ["--weights", tmp_path / "theta.safetensors", "--out", tmp_path / "b.ticket"]
+    code, text = cli("convert", tmp_path / "a.ticket", "--to", "block:8x8", "--by", "score", *where)
+    assert code == 0, text
+    assert Ticket.load(tmp_path / "b.ticket").sparsity == pytest.approx(0.7, abs=1e-4)
+
+
 @pytest.fixture(scope="module")
 def regrouped(tiny, tmp_path_factory):
     network, ticket = tiny
