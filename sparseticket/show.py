@@ -57,6 +57,11 @@ def show_converted(screen: Screen, report: dict[str, Any], out: Path) -> None:
             f"kept; {len(report['permuted_axes'])} axes are permuted."
         )
     screen.say(f"Of the weights alive now, {percent(report['revived_share'])} were revived from θ.")
+    if dead := [name for name, layer in report["layers"].items() if layer["sparsity"] == 1]:
+        screen.note(
+            f"{len(dead)} of {len(report['layers'])} matrices have no living weight ({dead[0]}, …): --by refill leaves "
+            "each layer its density."
+        )
 
 
 def _of_layer(entry: dict[str, Any]) -> tuple[str, ...]:
@@ -83,7 +88,7 @@ def show_ticket(screen: Screen, ticket: Ticket) -> None:
         "round": ticket.round,
         "pattern": ticket.pattern,
         "made from": _fields(ticket.metrics.get("conversion", {})),
-        "permuted": ", ".join(sorted(ticket.permutations)) or "–",
+        "permuted": f"{len(ticket.permutations)} axes" if ticket.permutations else "–",
         "task": ticket.task.get("name"),
         "data": ticket.task.get("data_id"),
         "protocol": _fields(ticket.protocol),
