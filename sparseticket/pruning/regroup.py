@@ -20,7 +20,9 @@ from sparseticket.permute import Axis
 from sparseticket.pruning.arrange import BestOf, Blocks, arrange
 from sparseticket.pruning.groups import BlockGroups
 
-PASSES = 2  # the axes of a matrix depend on each other; a third pass gave MiniLM less than 0.1 % of the magnitude
+# the axes of a matrix depend on each other: a second pass gave MiniLM 0.03 % of the magnitude, random weights of
+# BERT-base's shape in blocks of 64×64 0.6 %; a third pass MiniLM 0.01 %
+PASSES = 2
 FEATURES = 512  # an evenly spaced sample of an axis' places is enough to compare orders by; all count in what is kept
 OnAxis = Callable[[int, int, float], None]
 
