@@ -51,6 +51,7 @@ def transfer(
             continue
         work = _build(settings, settings.weights, seed, accelerator, screen)
         masks, pruner = fit(ticket, work, allow_other_weights=settings.allow_other_weights)
+        work.permute(ticket.permutations)
         open_folder()  # only now: what does not fit is refused before anything is written
         for arm in missing:
             from_theta_p = arm == "dense" and settings.dense_weights != settings.weights
