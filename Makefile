@@ -8,7 +8,7 @@ export SPARSETICKET_DATA ?= $(if $(SHARED_DATA),$(abspath $(SHARED_DATA)))
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/.dependencies
 
-.PHONY: venv demo test lint proof masking-cost shrunk-speed benchmarks
+.PHONY: venv demo test lint proof masking-cost shrunk-speed benchmarks aot
 
 # Dependencies are reused while pyproject.toml and the constraints are unchanged; the project itself is always installed
 # anew, as a copy built from this checkout, so that the right code is tested whichever checkout made the environment.
@@ -49,6 +49,11 @@ masking-cost: venv
 # BERT-base and ResNet-50 without half of their heads, neurons, channels, in fp32 and INT8: about ten minutes.
 shrunk-speed: venv
 	$(BIN)/python -m sparseticket.bench.shrunk_speed
+
+# Every kernel in every configuration that a table lists, or that is a default or worth measuring, for sm_80, sm_90 and
+# sm_120, without a GPU: about two seconds each on one core.
+aot: venv
+	$(BIN)/python -m sparseticket.kernels.aot_check
 
 # pytest-benchmark suites, one thread: each run is kept in .benchmarks/ and compared with the one before it.
 benchmarks: venv

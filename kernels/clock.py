@@ -51,19 +51,36 @@ class Clock:
         ended.synchronize()
         return begun.elapsed_time(ended)
 
+    def prepared(self, call: Callable[[], object]) -> Callable[[], object]:
+        """What is timed in the place of ``call``."""
+        return call
+
     def median(self, call: Callable[[], object], *, times: int = 10) -> float:
         """Milliseconds of a call, the median of ``times``."""
+        call = self.prepared(call)
         return statistics.median(self.time(call) for _ in range(times))
 
     def compare(self, baseline: Callable[[], object], other: Callable[[], object], *, rounds: int = 30) -> Speedup:
         """How many times as fast ``other`` is, from ``rounds`` in which both have a turn, in alternating order."""
         logs = []
+        baseline, other = self.prepared(baseline), self.prepared(other)
         for number in range(rounds):
             first, second = (baseline, other) if number % 2 else (other, baseline)
             times = self.time(first), self.time(second)
             theirs, ours = times if number % 2 else times[::-1]
             logs.append(math.log(theirs / ours))
         return _interval(logs)
+
+
+class GraphClock(Clock):
+    """Times calls as CUDA graphs: what the GPU takes for them, without the CPU that launches them.
+
+    Triton's launch takes the CPU longer than cuBLAS's, and longer than many a small product takes the GPU.
+    """
+
+    def prepared(self, call: Callable[[], object]) -> Callable[[], object]:
+        """The graph of ``call``."""
+        return graphed(call, self._device)
 
 
 def graphed(call: Callable[[], object], device: torch.device | str) -> Callable[[], object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -146,13 +147,22 @@ def gpu_name(device: torch.device | str) -> str | None:
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
 
 
-def table_for(device: torch.device | str, folders: Iterable[Path] = (TABLES,)) -> Table | None:
-    """The table of this device's GPU from the first folder that has one; None where nothing was measured."""
+def user_tables() -> Path:
+    """Where ``sparseticket tune-kernels`` writes: a folder of the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparseticket" / "kernels"
+
+
+def find_table(gpu: str, folders: Iterable[Path] | None = None) -> Path | None:
+    """The file of a GPU of this name: the user's own, else the one that came with the package."""
+    paths = [table_path(gpu, folder) for folder in folders or (user_tables(), TABLES)]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def table_for(device: torch.device | str, folders: Iterable[Path] | None = None) -> Table | None:
+    """The table of this device's GPU, by :func:`find_table`; None where nothing was measured."""
     name = gpu_name(device)
-    for folder in folders:
-        if name and (path := table_path(name, folder)).is_file():
-            return Table.load(path)
-    return None
+    path = find_table(name, folders) if name else None
+    return Table.load(path) if path else None
 
 
 def _cell(line: dict[str, Any]) -> Measured:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ from sparseticket.kernels.blocks import BlockLayout
 from sparseticket.kernels.bsr import candidate_tiles, default_tiles
 from sparseticket.kernels.clock import Clock
 from sparseticket.kernels.dispatch import Case, Choice, Measured
-from sparseticket.kernels.packing import packing_for
+from sparseticket.kernels.packing import Packing, packing_for
 from sparseticket.kernels.pattern import SEMI_STRUCTURED, block_of
 from sparseticket.kernels.tune_convolution import ConvolutionProblem
 
@@ -79,13 +79,13 @@ class Problem:
     @classmethod
     def draw(cls, case: Case, m: int, density: float, device: torch.device | str, seed: int) -> Problem:
         """Values are normal; of the mask's blocks (or entries) just ``density`` are alive, placed evenly."""
-        draw = torch.Generator().manual_seed(seed)
+        draw = torch.Generator(device).manual_seed(seed)
         dtype = getattr(torch, case.dtype)
         x, weight, bias, dy = (
-            torch.randn(size, generator=draw).to(dtype).to(device)
+            torch.randn(size, generator=draw, device=device).to(dtype)
             for size in ((m, case.k), (case.n, case.k), (case.n,), (m, case.n))
         )
-        mask = random_mask(case, density, draw).to(device)
+        mask = random_mask(case, density, torch.Generator().manual_seed(seed)).to(device)
         return cls(case, x, weight.masked_fill(~mask, 0), bias if "bias" in case.epilogue else None, dy, mask)
 
     @property
@@ -110,32 +110,37 @@ class Problem:
 
     def candidates(self, thorough: bool) -> Iterator[tuple[Choice, Callable[[], Tensor]]]:
         """What could run in its place."""
+        which, block = self.case.which, block_of(self.case.pattern)
+        if which == "infer":
+            packing = self._packing()
+            tilings = [(), *packing.tiles] if thorough else [()]
+            if self.x.shape[0] <= packing.most_rows:
+                yield from self._calls([Choice(packing.kernel, tiles) for tiles in tilings])
+        elif block:
+            tilings = [default_tiles(block, self.x.shape[0], self.dtype)[PASSES.index(which)]]
+            tilings += candidate_tiles(block, which, self.dtype) if thorough else []
+            yield from self._calls([Choice("bsr_linear", tuple(t.as_ints())) for t in dict.fromkeys(tilings)])
+
+    def call(self, choice: Choice) -> Callable[[], Tensor]:
+        """The kernel with its tiles, on this problem."""
+        return next(call for _, call in self._calls([choice]))
+
+    def _calls(self, choices: Sequence[Choice]) -> Iterator[tuple[Choice, Callable[[], Tensor]]]:
         if self.case.which == "infer":
-            yield from self._packed(thorough)
-        elif block := block_of(self.case.pattern):
-            yield from self._block_sparse(block, thorough)
+            try:
+                packed = self._packing().pack(self.weight, self.mask)
+            except ValueError as error:  # a size or dtype that this kernel does not run
+                log.info("%s: %s", self._packing().kernel, error)
+                return
+            for choice in choices:
+                yield choice, partial(packed.linear, self.x, self.bias, self.activation, choice.tiles)
+        else:
+            layout = BlockLayout.from_mask(self.mask, block_of(self.case.pattern))
+            for choice in choices:
+                yield choice, partial(self._one_pass, self.case.which, layout, list(choice.tiles))
 
-    def _packed(self, thorough: bool) -> Iterator[tuple[Choice, Callable[[], Tensor]]]:
-        packing = packing_for(self.case.pattern, (self.case.n, self.case.k), self.dtype)
-        if self.x.shape[0] > packing.most_rows:
-            return
-        try:
-            packed = packing.pack(self.weight, self.mask)
-        except ValueError as error:  # a size or dtype that this kernel does not run
-            log.info("%s: %s", packing.kernel, error)
-            return
-        for tiles in [(), *packing.tiles] if thorough else [()]:
-            call = partial(packed.linear, self.x, self.bias, self.activation, tiles)
-            yield Choice(packing.kernel, tiles), call
-
-    def _block_sparse(self, block: tuple[int, int], thorough: bool) -> Iterator[tuple[Choice, Callable[[], Tensor]]]:
-        which = self.case.which
-        layout = BlockLayout.from_mask(self.mask, block)
-        tilings = [default_tiles(block, self.x.shape[0], self.dtype)[PASSES.index(which)]]
-        tilings += candidate_tiles(block, which, self.dtype) if thorough else []
-        for tiles in dict.fromkeys(tilings):
-            ints = tiles.as_ints()
-            yield Choice("bsr_linear", tuple(ints)), partial(self._one_pass, which, layout, ints)
+    def _packing(self) -> Packing:
+        return packing_for(self.case.pattern, (self.case.n, self.case.k), self.dtype)
 
     def _one_pass(self, which: str, layout: BlockLayout, tiles: list[int]) -> Tensor:
         ops, block = torch.ops.sparseticket, list(layout.block)

@@ -1,4 +1,4 @@
-"""What this machine offers: versions, processors, and which kernels can run here and why not."""
+"""What this machine offers: versions and processors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sparseticket.provenance import LIBRARIES, versions
 
 
 def describe() -> dict[str, Any]:
-    """Versions, CPU threads, GPUs, and the state of the kernels."""
+    """Versions, CPU threads, GPUs."""
     import torch
 
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
@@ -23,5 +23,4 @@ def describe() -> dict[str, Any]:
             "isa": torch.backends.cpu.get_cpu_capability(),
         },
         "gpus": [torch.cuda.get_device_name(i) for i in gpus],
-        "kernels": "none yet: this version trains and runs tickets as dense weights with zeros",
     }

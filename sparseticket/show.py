@@ -110,7 +110,8 @@ def show_environment(screen: Screen, found: dict[str, Any]) -> None:
     screen.say(f"{'platform:':14} {found['platform']}")
     screen.say(f"{'cpu:':14} {cpu['cores']} cores, {cpu['threads']} threads, {cpu['isa']}")
     screen.say(f"{'gpu:':14} {', '.join(found['gpus']) or 'none that torch can use: everything runs on the CPU'}")
-    screen.say(f"{'kernels:':14} {found['kernels']}")
+    for kernel, state in found.get("kernels", {}).items():
+        screen.say(f"{kernel + ':':24} {state}")
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:

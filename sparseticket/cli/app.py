@@ -5,7 +5,19 @@ from __future__ import annotations
 import typer
 
 from sparseticket import __version__
-from sparseticket.cli import bench, convert, env, export, find, import_masks, inspect, recipes, run, transfer
+from sparseticket.cli import (
+    bench,
+    convert,
+    env,
+    export,
+    find,
+    import_masks,
+    inspect,
+    recipes,
+    run,
+    transfer,
+    tune_kernels,
+)
 
 app = typer.Typer(
     help="Find lottery tickets in pre-trained models, train and transfer them, and ship them.",
@@ -39,4 +51,5 @@ app.command("export")(export.export)
 app.command("bench")(bench.bench)
 app.add_typer(recipes.app, name="recipes")
 app.command("run")(run.run)
+app.command("tune-kernels")(tune_kernels.tune_kernels)
 app.command("env")(env.env)

@@ -1,0 +1,133 @@
+"""The command: compile, check, measure the marks, fill the table, ask the table, print what was found."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sparseticket.bench.gpu import dispatcher, entries, show, tuning
+from sparseticket.bench.gpu.arms import why
+from sparseticket.bench.gpu.entries import Entry
+from sparseticket.bench.gpu.figures import Figures, describe
+from sparseticket.bench.gpu.lab import Lab
+from sparseticket.bench.gpu.marks import MARKS, judge
+from sparseticket.bench.gpu.prepare import pool
+from sparseticket.errors import SparseticketError, UserError
+from sparseticket.files import write_json
+
+FOR_THE_DISPATCHER = 75.0  # seconds, in which its cells are asked in a second process
+
+
+def run(lab: Lab) -> str:
+    """Do what is missing in the folder, until the time is used; the text to print at the end."""
+    figures = Figures(lab.out, describe(lab.gpu, rehearsal=lab.rehearse))
+    try:
+        with pool(lab) as processes:
+            say(lab, "compiling")
+            processes.run(entries.to_compile_first(lab, figures))
+            measure(lab, figures, entries.first(lab))
+            for wanted in tuning.of_bert_base(lab):
+                if lab.seconds_left > 0:
+                    lab.try_cell(*wanted)
+            networks = entries.networks(lab)
+            if lab.seconds_left > 0 and not all(figures.has(name) for name in networks):
+                say(lab, "compiling networks")
+                processes.run(entries.to_compile_then(lab))
+            measure(lab, figures, networks)
+            missing = tuning.tune(lab, processes, reserve=0 if lab.rehearse else FOR_THE_DISPATCHER)
+            say(lab, f"{len(lab.table.cells)} cells in the table, {missing} still missing")
+            measure(lab, figures, entries.last(lab), again=True)
+    finally:
+        text = summarize(lab, figures)
+    return text
+
+
+def measure(lab: Lab, figures: Figures, todo: dict[str, Entry], *, again: bool = False) -> None:
+    """Each entry that has no figure yet leaves one; one that fails leaves why, and is tried again by the next run."""
+    for name, entry in todo.items():
+        if (figures.has(name) and not again) or lab.seconds_left <= 0:
+            continue
+        say(lab, name)
+        begun = time.monotonic()
+        try:
+            figure = entry(lab, figures.get("device"))
+        except Exception as error:
+            logging.getLogger(__name__).info("%s failed", name, exc_info=True)
+            figure = {"error": why(error)}
+        figures.write(name, figure | {"seconds": round(time.monotonic() - begun, 1)})
+        summarize(lab, figures)
+        if lab.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def summarize(lab: Lab, figures: Figures) -> str:
+    """Write all figures beside the marks into one file; return the tables."""
+    names = [*entries.first(lab), *entries.networks(lab), *entries.last(lab)]
+    found = {name: figures.get(name) for name in names}
+    marks = [judge(mark, found, rehearsal=lab.rehearse) for mark in MARKS]
+    write_json(lab.results_file, {"about": figures.about, "marks": marks, "figures": found})
+    return show.tables(figures.about, marks, found, lab.table)
+
+
+def say(lab: Lab, what: str) -> None:
+    """One line of progress."""
+    print(f"[{lab.seconds - lab.seconds_left:5.0f} s] {what}", file=sys.stderr, flush=True)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m sparseticket.bench.gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="a folder; what is finished there is not done again")
+    parser.add_argument("--minutes", type=float, default=8.0, help="how long the run may take (default: 8)")
+    parser.add_argument("--data", type=Path, help="folder of SST-2 (train.tsv or dev.tsv), for its lengths")
+    parser.add_argument("--minilm", type=Path, help="folder of a MiniLM with its tokenizer")
+    parser.add_argument("--rehearse", action="store_true", help="run everything tiny on the CPU; times mean nothing")
+    parser.add_argument("--check-dispatcher", action="store_true", help=argparse.SUPPRESS)  # the second process
+    parser.add_argument("--verbose", action="store_true", help="say what does not run and why")
+    return parser.parse_args(arguments)
+
+
+def lab_of(given: argparse.Namespace) -> Lab:
+    """What was asked for.
+
+    Raises:
+        UserError: it cannot be done here.
+    """
+    if not given.minutes > 0:
+        raise UserError(f"--minutes {given.minutes} makes no sense: give more than 0.")
+    if not given.rehearse and not torch.cuda.is_available():
+        raise UserError("there is no GPU that torch can use. --rehearse runs everything on the CPU, with tiny shapes.")
+    if given.rehearse and "results" in given.out.resolve().parts:
+        raise UserError(f"a rehearsal measures nothing: {given.out} is for results. Give another --out.")
+    for name in ("data", "minilm"):
+        folder = getattr(given, name)
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"--{name} {folder} is no folder.")
+    return Lab(given.out, given.rehearse, given.minutes * 60, given.data, given.minilm)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    given = parse(arguments)
+    logging.basicConfig(level=logging.INFO if given.verbose else logging.WARNING, format="%(message)s")
+    try:
+        lab = lab_of(given)
+        if given.check_dispatcher:
+            print(json.dumps(dispatcher.measure(lab)))
+        else:
+            print(run(lab))
+            print(f"Written to {lab.results_file}")
+    except SparseticketError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

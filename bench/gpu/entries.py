@@ -1,0 +1,96 @@
+"""Every entry in the order in which it runs: cheap and telling ones first, whole networks after the cells they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from sparseticket.bench.gpu import dispatcher, few_rows, finetune, inference, linears, optimizers, parity, peers, tuning
+from sparseticket.bench.gpu.figures import Figures
+from sparseticket.bench.gpu.lab import Lab
+from sparseticket.bench.gpu.linears import LINEARS
+from sparseticket.bench.gpu.prepare import Task, kernels_of
+from sparseticket.bench.gpu.roofline import measure_device
+
+Entry = Callable[[Lab, dict[str, Any]], dict[str, Any]]  # given the device's measured ceilings
+
+
+def first(lab: Lab) -> dict[str, Entry]:
+    """Entries that need nothing but kernels."""
+    entries: dict[str, Entry] = {
+        "device": lambda lab, _: measure_device(lab),
+        "parity": lambda lab, _: parity.check(lab),
+    }
+    for name in ("ffn-in", "ffn-out"):
+        entries[f"{name}-75"] = partial(_forward, name, 0.25, True)
+    for name in ("qkv", "768-768"):
+        entries[f"{name}-75"] = partial(_forward, name, 0.25, False)
+    entries["optimizer-70"] = lambda lab, _: optimizers.clip_and_step(lab, 0.3)
+    for name in ("ffn-in", "ffn-out"):
+        entries[f"{name}-train"] = lambda lab, device, of=name: linears.train_step(lab, device, LINEARS[of], 0.25)
+    for side in (1024, 4096):
+        entries[f"bitmap-{side}-4096"] = lambda lab, device, k=side: few_rows.forward(lab, device, 4096, k, 0.1)
+    for name in ("qkv", "ffn-in", "ffn-out"):
+        entries[f"{name}-90"] = partial(_forward, name, 0.1, False)
+    for name in ("large-ffn-in", "large-ffn-out", "4096-4096"):
+        entries[f"{name}-75"] = partial(_forward, name, 0.25, False)
+        entries[f"{name}-90"] = partial(_forward, name, 0.1, False)
+    entries["masked-linear-70"] = lambda lab, device: linears.masked_forward(lab, device, LINEARS["ffn-in"], 0.3)
+    return entries
+
+
+def networks(lab: Lab) -> dict[str, Entry]:
+    """Entries with a whole network, which run on what the table says by then."""
+    return {
+        "finetune-70": finetune.unstructured,
+        "inference": inference.bert_base,
+        "finetune-blocks-75": finetune.blocks,
+        "finetune-lengths": finetune.real_lengths,
+        "minilm": inference.minilm,
+    }
+
+
+def last(lab: Lab) -> dict[str, Entry]:
+    """What is asked of the table when it was filled."""
+    return {"dispatcher": lambda lab, _: dispatcher.check(lab)}
+
+
+def to_compile_first(lab: Lab, figures: Figures) -> dict[str, Task]:
+    """Everything that can be compiled before anything was measured."""
+    if all(figures.has(name) for name in (*first(lab), *networks(lab))):
+        return {}
+    tasks: dict[str, Task] = {
+        "train dense": partial(_warm_train, finetune.DENSE, 0.3, (1, 1)),
+        "train prune": partial(_warm_train, finetune.PRUNE, 0.3, (1, 1)),
+        "inference dense": partial(_warm_inference, inference.DENSE),
+    }
+    if not lab.rehearse:  # core's tuner compiles what it tries; what it finds here, beside others, is thrown away
+        tasks |= {f"core {name}": partial(_tune_core, name) for name in ("ffn-in", "ffn-out")}
+    return tasks | kernels_of(tuning.of_bert_base(lab))  # the longest first
+
+
+def to_compile_then(lab: Lab) -> dict[str, Task]:
+    """Networks on kernels that the table has picked."""
+    return {
+        "train ours": partial(_warm_train, finetune.OURS, 0.25, lab.block(128)),
+        "inference ours": partial(_warm_inference, inference.OURS_COMPILED),
+    }
+
+
+def _forward(name: str, density: float, against_core: bool, lab: Lab, device: dict[str, Any]) -> dict[str, Any]:
+    return linears.forward(lab, device, LINEARS[name], density, against_core=against_core)
+
+
+def _warm_train(arm: str, density: float, block: tuple[int, int], lab: Lab) -> None:
+    finetune.warm_up(lab, arm, density, block)
+
+
+def _warm_inference(arm: str, lab: Lab) -> None:
+    inference.warm_up(lab, arm)
+
+
+def _tune_core(name: str, lab: Lab) -> None:
+    linear = LINEARS[name]
+    problem = linears.draw(lab, linear, linear.case(lab, "forward", 128), "uniform", 0.25, 0)
+    peers.core_bsr_arm(problem, lab.block(128)).call()

@@ -1,0 +1,148 @@
+"""A fine-tuning step of BERT-base: bf16 autocast, fused AdamW, clipping, ``torch.compile`` on all sides."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from sparseticket.bench.gpu import bert
+from sparseticket.bench.gpu.arms import AGAIN, DENSE, Arm, Times, ratio_or_reason, time_arms
+from sparseticket.bench.gpu.lab import Lab
+from sparseticket.bench.gpu.lengths import sst2_lengths
+from sparseticket.bench.gpu.optimizers import CLIP
+from sparseticket.kernels.adamw import MaskedAdamW
+from sparseticket.kernels.apply import use_kernels
+
+PRUNE, MULTIPLIED, OURS = "nn.utils.prune", "zeros in place, masks multiplied", "sparseticket"
+STEP = "warm eager"  # a step is no CUDA graph; 10 ms of work hide the launches or do not, and both count
+
+
+def unstructured(lab: Lab, device: dict[str, Any]) -> dict[str, Any]:
+    """70 % zeros, 32 × 128."""
+    times = _time(lab, 0.3, (1, 1), (DENSE, AGAIN, PRUNE, MULTIPLIED, OURS), cycle([bert.batch(lab)]))
+    memory: float | str = "one of them did not run"
+    if "error" not in times[PRUNE] and "error" not in times[OURS]:
+        memory = times[PRUNE]["peak_mb"] / times[OURS]["peak_mb"] if times[OURS]["peak_mb"] else "not measured here"
+    ratios = {
+        "against prune": ratio_or_reason(times, OURS, PRUNE, STEP),
+        "memory against prune": memory,
+        "against dense": ratio_or_reason(times, OURS, DENSE, STEP),
+    }
+    return {"arms": times, "density": 0.3, "ratios": ratios}
+
+
+def blocks(lab: Lab, device: dict[str, Any]) -> dict[str, Any]:
+    """75 % zeros in blocks of 128², each layer's passes as the table says."""
+    times = _time(lab, 0.25, lab.block(128), (DENSE, AGAIN, MULTIPLIED, OURS), cycle([bert.batch(lab)]))
+    return {"arms": times, "density": 0.25, "ratios": {"against dense": ratio_or_reason(times, OURS, DENSE, STEP)}}
+
+
+def real_lengths(lab: Lab, device: dict[str, Any]) -> dict[str, Any]:
+    """70 % zeros, SST-2's lengths, padded by batch; a recompilation after warm-up is a failure of its arm.
+
+    Raises:
+        RuntimeError: no SST-2 was given.
+    """
+    lengths, counted = sst2_lengths(lab)
+    rows = 2 if lab.rehearse else bert.ROWS
+    batches = [lengths[at : at + rows] for at in range(0, len(lengths) - rows + 1, rows)][: 2 + 2 * lab.rounds]
+    prepared = [bert.batch(lab, batch, seed) for seed, batch in enumerate(batches)]
+    times = _time(lab, 0.3, (1, 1), (DENSE, AGAIN, OURS), prepared, dynamic=True)
+    return {
+        "arms": times,
+        "density": 0.3,
+        "lengths": {"counted": counted, "median": statistics.median(lengths), "longest": max(lengths)},
+        "ratios": {"against dense": ratio_or_reason(times, OURS, DENSE, STEP)},
+    }
+
+
+def warm_up(lab: Lab, arm: str, density: float, block: tuple[int, int]) -> None:
+    """One step of an arm, so that what it compiles is in the cache on disk."""
+    _step(lab, arm, density, block, cycle([bert.batch(lab)])).call()
+
+
+def _time(
+    lab: Lab, density: float, block: tuple[int, int], arms: tuple[str, ...], batches: Any, *, dynamic: bool = False
+) -> Times:
+    torch._dynamo.reset()
+    options = {"dynamic": True} if dynamic else {}
+
+    made: dict[str, Arm] = {}
+
+    def make(name: str) -> Callable[[], Arm]:
+        def build() -> Arm:
+            if name == AGAIN and not dynamic:  # to compile it once more takes long; but each has to meet every batch
+                return made[DENSE]
+            source = cycle(batches) if isinstance(batches, list) else batches
+            made[name] = _step(lab, name, density, block, source, **options)
+            return made[name]
+
+        return build
+
+    return time_arms(lab, {name: make(name) for name in arms}, (STEP,))
+
+
+def _step(
+    lab: Lab, arm: str, density: float, block: tuple[int, int], batches: Iterator[dict[str, Tensor]], **options: bool
+) -> Arm:
+    """One training step, with a network, an optimizer and masks of its own, after two steps to warm up."""
+    before = torch.cuda.memory_allocated() if lab.device == "cuda" else 0
+    model = bert.build(lab)
+    model.train()
+    masks = bert.masks_for(model, density, block)
+    names, parameters = list(masks), dict(model.named_parameters())
+    mask_gradients = clip = lambda: None
+    if arm in (DENSE, AGAIN):
+        masks = {}
+    elif arm == PRUNE:
+        _prune(model, masks)
+    else:
+        bert.zero_in_place(model, masks)
+    if arm == OURS:
+        if block != (1, 1):
+            use_kernels(model, masks, "train", dtype=torch.bfloat16, table=lab.table, everywhere=lab.rehearse)
+        optimizer = MaskedAdamW(parameters.values(), {parameters[name]: mask for name, mask in masks.items()}, lr=1e-5)
+        clip = lambda: optimizer.clip_grad_norm(CLIP)  # noqa: E731
+    else:
+        trained = list(model.parameters())
+        optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+        clip = lambda: torch.nn.utils.clip_grad_norm_(trained, CLIP)  # noqa: E731
+    if arm == MULTIPLIED:
+        floats = [mask.float() for mask in masks.values()]
+        mask_gradients = lambda: torch._foreach_mul_([parameters[name].grad for name in names], floats)  # noqa: E731
+    del masks  # what an arm needs of them it holds in its own form, and only that counts as its memory
+    run = bert.compiled(lab, model, **options)
+
+    def step() -> None:
+        with torch.autocast(lab.device, torch.bfloat16):
+            loss = run(**next(batches)).loss
+        loss.backward()
+        mask_gradients()
+        clip()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    for _ in range(2):
+        step()
+    held = torch.cuda.memory_allocated() - before if lab.device == "cuda" else 0
+    return Arm(_without_recompiling(step) if options.get("dynamic") else step, held)
+
+
+def _without_recompiling(step: Callable[[], None]) -> Callable[[], None]:
+    def call() -> None:
+        with torch.compiler.set_stance("fail_on_recompile"):
+            step()
+
+    return call
+
+
+def _prune(model: nn.Module, masks: dict[str, Tensor]) -> None:
+    for name, mask in masks.items():
+        module = model.get_submodule(name.removesuffix(".weight"))
+        prune.custom_from_mask(module, "weight", mask)

@@ -1,0 +1,143 @@
+"""Where a run measures and with what: the device, the folder, the time left, and the table that grows meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from sparseticket.bench.gpu.clocks import CLOCKS, Mode
+from sparseticket.bench.gpu.figures import describe
+from sparseticket.files import write_whole
+from sparseticket.kernels.dispatch import Case, Choice, Measured, Table
+from sparseticket.kernels.tune import measure
+
+log = logging.getLogger(__name__)
+SMALLER = 24  # by how much a rehearsal shrinks a weight's sides
+
+
+class TimesCalls(Protocol):
+    """What :class:`sparseticket.kernels.clock.Clock` does."""
+
+    def time(self, call: object) -> float:
+        """Milliseconds of one call."""
+
+
+@dataclass
+class Lab:
+    """A run of the command. A rehearsal does the same on the CPU with tiny shapes, and measures nothing.
+
+    Attributes:
+        out: where figures and the table are written.
+        seconds: how long the run may take.
+        data: folder of SST-2 in GLUE's layout, or None.
+        minilm: folder of a MiniLM with its tokenizer, or None.
+        table_file: the dispatcher's table; by default ``table.json`` in ``out``.
+    """
+
+    out: Path
+    rehearse: bool = False
+    seconds: float = 480.0
+    data: Path | None = None
+    minilm: Path | None = None
+    table_file: Path | None = None
+    begun: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        """Where the table lies follows from the folder."""
+        self.table_file = self.table_file or self.out / "table.json"
+
+    @property
+    def device(self) -> str:
+        """Where everything runs."""
+        return "cpu" if self.rehearse else "cuda"
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the run should end."""
+        return self.begun + self.seconds - time.monotonic()
+
+    @property
+    def rounds(self) -> int:
+        """In how many rounds the arms take turns."""
+        return 2 if self.rehearse else 20
+
+    @property
+    def masks(self) -> int:
+        """How many masks of each kind."""
+        return 2 if self.rehearse else 5
+
+    @property
+    def layers(self) -> int:
+        """Of a BERT."""
+        return 2 if self.rehearse else 12
+
+    def side(self, size: int) -> int:
+        """A weight's side, or a small one of whole blocks."""
+        return max(32, size // SMALLER // 16 * 16) if self.rehearse else size
+
+    def rows(self, m: int) -> int:
+        """Rows of the input."""
+        return min(m, 32) if self.rehearse else m
+
+    def block(self, side: int) -> tuple[int, int]:
+        """A square block."""
+        return (16, 16) if self.rehearse else (side, side)
+
+    def clock(self, mode: Mode) -> TimesCalls:
+        """The clock of a mode; one each, for a cold one holds 256 MB."""
+        return self._clocks.setdefault(mode, CLOCKS[mode](self.device))
+
+    @cached_property
+    def _clocks(self) -> dict[Mode, TimesCalls]:
+        return {}
+
+    @cached_property
+    def table(self) -> Table:
+        """What was measured for the dispatcher, now or before with the same versions; else one begins anew."""
+        about = describe(self.gpu, rehearsal=self.rehearse)
+        new = Table(self.gpu, about["versions"], about["date"])
+        there = Table.load(self.table_file) if self.table_file.exists() else new
+        return there if (there.gpu, there.versions) == (new.gpu, new.versions) else new
+
+    @property
+    def results_file(self) -> Path:
+        """Where everything is gathered at the end; a rehearsal has no results."""
+        return self.out / ("rehearsal.json" if self.rehearse else "results.json")
+
+    @property
+    def gpu(self) -> str:
+        """The GPU's name."""
+        return "rehearsal" if self.rehearse else torch.cuda.get_device_name()
+
+    def cell(self, case: Case, m: int, density: float) -> Measured:
+        """The table's cell, measured now where there is none, every tiling tried; the table is saved."""
+        for cell in self.table.cells:
+            if (cell.case, cell.m, cell.density) == (case, m, density):
+                return cell
+        thorough, rounds = not self.rehearse, 3 if self.rehearse else 30
+        clock = self.clock("cold graph")
+        self.keep(measure(case, m, density, self.device, thorough=thorough, rounds=rounds, clock=clock))
+        return self.table.cells[-1]
+
+    def try_cell(self, case: Case, m: int, density: float) -> None:
+        """:meth:`cell`; where it fails, the table goes without."""
+        try:
+            self.cell(case, m, density)
+        except Exception as error:
+            log.warning("%s of %d rows could not be measured: %s: %s", case, m, type(error).__name__, error)
+
+    def keep(self, cell: Measured) -> None:
+        """Put a cell into the table, and save it."""
+        self.table.add(cell)
+        write_whole(self.table_file, self.table.to_json())
+
+    def tiles(self, case: Case, m: int, density: float) -> list[int]:
+        """The best tiles there, whether or not they beat dense; empty (the kernel's own choice) if none could run."""
+        best = self.cell(case, m, density).best
+        return [] if best == Choice() else list(best.tiles)

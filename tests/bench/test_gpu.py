@@ -1,0 +1,265 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparseticket.bench.gpu import __main__ as command
+from sparseticket.bench.gpu import dispatcher, entries, show, tuning
+from sparseticket.bench.gpu.arms import Arm, least, median_of, ratio, ratio_or_reason, time_arms
+from sparseticket.bench.gpu.figures import Figures, describe
+from sparseticket.bench.gpu.lab import Lab
+from sparseticket.bench.gpu.marks import MARKS, Mark, judge
+from sparseticket.bench.gpu.masks import bert_shapes, ranked_masks, uniform_mask
+from sparseticket.errors import UserError
+from sparseticket.kernels.clock import Speedup
+from sparseticket.kernels.dispatch import Case, Choice, Measured, Table
+
+ROOT = Path(__file__).parents[2]
+
+
+class FakeClock:
+    """A call takes as many milliseconds as it returns."""
+
+    def prepared(self, call):
+        return call
+
+    def time(self, call):
+        return call()
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    monkeypatch.setattr(Lab, "clock", lambda self, mode: FakeClock())
+    return Lab(tmp_path, rehearse=True)
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    """One whole run as a user makes it, in a process of its own."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    data = folder / "SST-2"
+    data.mkdir()
+    sentences = "".join(f"{'word ' * (i % 7 + 1)}\t{i % 2}\n" for i in range(40))
+    (data / "dev.tsv").write_text("sentence\tlabel\n" + sentences)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = ["--rehearse", "--out", str(folder / "out"), "--data", str(data)]
+    done = subprocess.run(
+        [sys.executable, "-m", "sparseticket.bench.gpu", *arguments], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done.stdout
+
+
+def test_a_rehearsal_runs_every_entry_and_none_fails(rehearsal):
+    out, _ = rehearsal
+    record = json.loads((out / "rehearsal.json").read_text())
+    lab = Lab(out, rehearse=True)
+    assert set(record["figures"]) == {*entries.first(lab), *entries.networks(lab), *entries.last(lab)}
+    failed = {name: figure["error"] for name, figure in record["figures"].items() if "error" in figure}
+    assert set(failed) <= {"minilm", "dispatcher"}, failed  # no folder was given; a CPU may pick no kernel
+    assert all(one["agrees"] for one in record["figures"]["parity"]["checks"].values())
+
+
+def test_every_arm_has_times_memory_and_ratios_in_every_mode_and_the_masks_their_density(rehearsal):
+    figure = json.loads((rehearsal[0] / "figures" / "ffn-in-75.json").read_text())
+    assert figure["about"]["versions"]["torch"] and figure["about"]["date"] and figure["about"]["rehearsal"]
+    assert len(figure["realised"]["ranked"]) == 2 and figure["realised"]["uniform"] == [0.25, 0.25]
+    for kind in ("uniform", "ranked"):
+        arms = figure[kind]
+        assert "GPU" in arms.pop("core BSR, tuned")["error"]
+        assert {"dense", "dense again", "zeros in place", "nn.utils.prune", "2:4 of cuSPARSELt", "bsr_linear"} < set(
+            arms
+        )
+        for times in arms.values():
+            assert set(times) == {"peak_mb", "cold graph", "warm graph", "cold eager", "warm eager"}
+            assert times["cold graph"]["ms"] > 0 and times["cold graph"]["ratio"] > 0
+    assert figure["roofline"]["ceiling"] > 1 and isinstance(figure["ratios"]["forward"], float)
+
+
+def test_a_rehearsal_reaches_no_mark_and_says_so(rehearsal):
+    out, printed = rehearsal
+    record = json.loads((out / "rehearsal.json").read_text())
+    assert [one["mark"] for one in record["marks"]] == [mark.name for mark in MARKS]
+    assert {one["result"] for one in record["marks"]} <= {"rehearsed", "could not run"}
+    assert all(one["measured"] is None and one["reason"] for one in record["marks"])
+    assert not (out / "results.json").exists() and "no time below means anything" in printed
+    assert len(printed) <= 12_200
+
+
+def test_every_mark_of_a_figure_that_ran_finds_its_ratio(rehearsal):
+    record = json.loads((rehearsal[0] / "rehearsal.json").read_text())
+    reasons = {one["mark"]: one["reason"] for one in record["marks"] if one["result"] == "could not run"}
+    assert not [reason for reason in reasons.values() if "not there" in reason or "not measured yet" in reason]
+
+
+def test_the_optimizer_and_the_linears_of_bert_base_are_in_the_table(rehearsal):
+    table = Table.load(rehearsal[0] / "table.json")
+    optimizer = [cell for cell in table.cells if cell.case.which == "optimizer"]
+    assert sorted(cell.density for cell in optimizer) == pytest.approx([i / 10 for i in range(1, 10)])
+    assert {cell.case for cell in optimizer} == {Case("optimizer", 1, 1, "unstructured", "float32", "none")}
+    assert {cell.best.kernel for cell in optimizer} == {"masked_adamw"}
+    lab = Lab(rehearsal[0], rehearse=True)
+    assert not list(tuning.cells(lab)) and {"infer", "forward", "dgrad", "wgrad"} <= {c.case.which for c in table.cells}
+
+
+def only(monkeypatch, **todo):
+    """A run of just these entries, and no tuning."""
+    monkeypatch.setattr(entries, "first", lambda lab: todo)
+    for name in ("networks", "last", "to_compile_then"):
+        monkeypatch.setattr(entries, name, lambda lab: {})
+    monkeypatch.setattr(entries, "to_compile_first", lambda lab, figures: {})
+    monkeypatch.setattr(tuning, "of_bert_base", lambda lab: [])
+    monkeypatch.setattr(tuning, "tune", lambda lab, processes, reserve: 0)
+
+
+def test_a_run_that_was_killed_between_entries_goes_on_behind_what_it_had(lab, monkeypatch):
+    ran = []
+
+    def entry(name, stop=False):
+        def run(*_):
+            ran.append(name)
+            if stop and ran.count(name) == 1:
+                raise KeyboardInterrupt
+            return {"ratios": {}}
+
+        return run
+
+    only(monkeypatch, a=entry("a"), b=entry("b", stop=True), c=entry("c"))
+    with pytest.raises(KeyboardInterrupt):
+        command.run(lab)
+    assert [file.name for file in (lab.out / "figures").iterdir()] == ["a.json"]
+    command.run(lab)
+    assert ran == ["a", "b", "b", "c"]
+    assert json.loads((lab.out / "rehearsal.json").read_text())["figures"]["b"]["ratios"] == {}
+
+
+def test_an_entry_that_fails_is_reported_stops_no_other_and_is_tried_again(lab, monkeypatch):
+    tries = []
+
+    def fail(*_):
+        tries.append(1)
+        raise RuntimeError("out of memory\nlong story")
+
+    only(monkeypatch, bad=fail, good=lambda *_: {"ratios": {"x": 2.0}})
+    command.run(lab)
+    figures = json.loads((lab.out / "rehearsal.json").read_text())["figures"]
+    assert figures["bad"]["error"] == "RuntimeError: out of memory" and figures["good"]["ratios"] == {"x": 2.0}
+    command.run(lab)
+    assert len(tries) == 2
+
+
+def test_no_entry_begins_when_the_time_is_used(lab, monkeypatch):
+    only(monkeypatch, a=lambda *_: {"ratios": {}})
+    lab.seconds = 0
+    command.run(lab)
+    assert not (lab.out / "figures").exists()
+
+
+def test_ratios_are_of_the_baseline_in_the_same_round(lab):
+    arms = {"dense": lambda: Arm(lambda: 6.0), "ours": lambda: Arm(lambda: 2.0), "slow": lambda: Arm(lambda: 12.0)}
+    times = time_arms(lab, arms, ("cold graph",))
+    assert times["ours"]["cold graph"] == {"ms": 2.0, "ratio": 3.0}
+    assert ratio(times, "ours") == 3.0 and ratio(times, "ours", "slow") == 6.0
+
+
+def test_an_arm_that_fails_is_named_and_the_others_are_timed(lab):
+    def broken():
+        raise ValueError("no such kernel")
+
+    times = time_arms(lab, {"dense": lambda: Arm(lambda: 1.0), "ours": broken}, ("cold graph",))
+    assert times["ours"] == {"error": "ValueError: no such kernel"} and times["dense"]["cold graph"]["ratio"] == 1.0
+    assert ratio_or_reason(times, "ours") == "ours: ValueError: no such kernel"
+    assert least([2.0, "a reason", 1.0]) == "a reason" and least([2.0, 1.0]) == 1.0
+
+
+def test_the_median_is_over_masks(lab):
+    runs = [
+        time_arms(lab, {"dense": lambda: Arm(lambda: 6.0), "ours": lambda ms=ms: Arm(lambda: ms)}, ("cold graph",))
+        for ms in (1.0, 2.0, 6.0)
+    ]
+    assert median_of(runs)["ours"]["cold graph"] == {"ms": 2.0, "ratio": 3.0, "from": 1.0, "to": 6.0}
+
+
+MARK = Mark("fast", 1.5, (("a", "x"), ("b", "x")))
+
+
+@pytest.mark.parametrize(
+    "of_b,result,measured",
+    [
+        ({"ratios": {"x": 1.5}}, "pass", 1.5),
+        ({"ratios": {"x": 1.49}}, "fail", 1.49),
+        ({"ratios": {"x": "ours: no such kernel"}}, "could not run", None),
+        ({"error": "out of memory"}, "could not run", None),
+        ({"ratios": {}}, "could not run", None),
+    ],
+)
+def test_the_least_of_a_marks_figures_has_to_reach_it(of_b, result, measured):
+    judged = judge(MARK, {"a": {"ratios": {"x": 9.0}}, "b": of_b})
+    assert (judged["result"], judged["measured"]) == (result, measured)
+    assert (judged["reason"] is None) == (measured is not None)
+
+
+def test_masks_have_the_density_asked_for_in_one_layer_or_over_all_of_them():
+    assert uniform_mask((64, 96), (16, 16), 0.25, 0).float().mean() == 0.25
+    shapes = bert_shapes(32, 2)
+    masks = ranked_masks(shapes, (16, 16), 0.25, 0, "cpu", range(len(shapes)))
+    assert [tuple(mask.shape) for mask in masks] == shapes
+    alive = sum(int(mask.sum()) for mask in masks)
+    assert alive == 0.25 * sum(n * k for n, k in shapes)
+    assert len({float(mask.float().mean()) for mask in masks}) > 1  # layers differ, as under IMP
+
+
+def test_the_upper_bound_is_corrected_for_the_number_of_cells():
+    found = Speedup(1.0, 1 / 1.1, 1.1)
+    assert dispatcher.upper_bound(found, 1) == pytest.approx(1.1 ** (1.6449 / 1.96), rel=1e-4)
+    assert dispatcher.upper_bound(found, 20) > 1.1 > dispatcher.upper_bound(found, 1) > 1.0
+
+
+def test_the_second_process_measures_picks_at_rows_between_those_measured(tmp_path):
+    case, tiles = Case("forward", 48, 64, "block:16x16", "float32"), (16, 16, 16, 4, 2)
+    cells = [Measured(case, m, 0.5, Choice("bsr_linear", tiles), 1.3, 1.2, 1.4) for m in (16, 64)]
+    dense = Measured(case, 1024, 0.5, Choice("bsr_linear", tiles), 0.9, 0.8, 1.0)
+    lab = Lab(tmp_path, rehearse=True)
+    for cell in (*cells, dense):
+        lab.keep(cell)
+    assert dispatcher.picks(lab.table) == [(case, 32, 0.5, Choice("bsr_linear", tiles))]
+    figure = dispatcher.check(lab)
+    assert [cell["m"] for cell in figure["cells"]] == [32]
+    assert figure["ratios"]["worst upper bound"] == figure["cells"][0]["upper"] >= figure["cells"][0]["ratio"]
+
+
+def test_what_is_printed_is_cut_before_the_marks(tmp_path):
+    times = {f"arm {i}": {"peak_mb": 1.0, "cold graph": {"ms": 1.0, "ratio": 1.0}} for i in range(400)}
+    marks = [judge(mark, {}) for mark in MARKS]
+    text = show.tables(describe("Some GPU", rehearsal=False), marks, {"a": {"arms": times}}, Table("Some GPU"))
+    assert len(text) <= 12_000 and "more in the file" in text and text.endswith("not measured yet")
+
+
+def test_a_folder_of_another_gpu_is_refused(tmp_path):
+    Figures(tmp_path, describe("Some GPU", rehearsal=False))
+    with pytest.raises(UserError, match="another gpu"):
+        Figures(tmp_path, describe("Other GPU", rehearsal=False))
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--out", "x", "--rehearse", "--minutes", "0"], "--minutes 0.0 makes no sense"),
+        (["--out", "bench/results/x", "--rehearse"], "a rehearsal measures nothing"),
+        (["--out", "x", "--rehearse", "--data", "nowhere"], "is no folder"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_without_a_gpu_it_says_what_can_be_done(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--out", "x"])
+    assert ended.value.code == 2 and "--rehearse" in capsys.readouterr().err
