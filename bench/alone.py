@@ -33,7 +33,14 @@ class Alone:
 
 
 def measure_alone(
-    runtime: str, path: Path, device: str, inputs: Mapping[str, np.ndarray], threads: int, *, name: str
+    runtime: str,
+    path: Path,
+    device: str,
+    inputs: Mapping[str, np.ndarray],
+    threads: int,
+    ticket: Path | None = None,
+    *,
+    name: str,
 ) -> Alone:
     """Load ``path`` and call it once in a new process, its file read before (a cold disk is not its fault).
 
@@ -44,7 +51,14 @@ def measure_alone(
     with tempfile.TemporaryDirectory() as folder:
         arrays, result = Path(folder) / "inputs.npz", Path(folder) / "result.json"
         np.savez(arrays, **inputs)
-        job = {"runtime": runtime, "path": str(path), "device": device, "threads": threads, "inputs": str(arrays)}
+        job = {
+            "runtime": runtime,
+            "path": str(path),
+            "device": device,
+            "threads": threads,
+            "inputs": str(arrays),
+            "ticket": None if ticket is None else str(ticket),
+        }
         done = subprocess.run(
             [sys.executable, "-m", "sparseticket.bench.alone", json.dumps(job), str(result)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join([package_root, os.environ.get("PYTHONPATH", "")])},
@@ -69,11 +83,12 @@ def main() -> None:
     _load_runtime(job["runtime"], job["device"], job["threads"])
     with peak_memory() as memory:
         begun = time.perf_counter()
-        call, synchronize = open_session(job["runtime"], Path(job["path"]), job["device"], inputs, job["threads"])
+        ticket = Path(job["ticket"]) if job["ticket"] else None
+        session = open_session(job["runtime"], Path(job["path"]), job["device"], inputs, job["threads"], ticket)
         load_ms = 1000 * (time.perf_counter() - begun)
-        call()
-        if synchronize is not None:
-            synchronize()
+        session.call()
+        if session.synchronize is not None:
+            session.synchronize()
     found = {"load_ms": load_ms, "memory_bytes": memory.bytes if job["device"] == "cpu" else None}
     Path(sys.argv[2]).write_text(json.dumps(found))
 

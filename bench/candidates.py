@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -35,6 +35,7 @@ class Candidate:
         needs: what its inputs look like.
         bytes: size of its weights on disk, external data included.
         sparsity: share of exact zeros in the weights of its matrix products and convolutions.
+        ticket: of a model for PyTorch, the ticket beside it, by which its layers may run on sparse kernels.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Candidate:
     needs: Needs
     bytes: int
     sparsity: float
+    ticket: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Ready:
     device: str
     timed: Timed
     alone: Alone
+    on_kernels: tuple[str, ...] = ()
 
     @property
     def provider(self) -> str:
@@ -71,28 +74,33 @@ def find(name: str, argument: str) -> Candidate:
         return _onnx_candidate(name, path)
     if path.is_file() and path.suffix != ".ticket":
         raise UserError(f"{argument} cannot be measured. {WHAT_A_CANDIDATE_IS}")
-    return _torch_candidate(name, resolve(path).model)
+    source = resolve(path)
+    return replace(_torch_candidate(name, source.model), ticket=source.ticket)
 
 
-def prepare(candidate: Candidate, device: str, feeds: Feeds, threads: int) -> Ready:
-    """Load ``candidate`` on ``device``, here to be timed, and once more in a process of its own for load and memory."""
+def prepare(candidate: Candidate, device: str, feeds: Feeds, threads: int, *, kernels: bool = True) -> Ready:
+    """Load ``candidate`` on ``device``, here to be timed, and once more in a process of its own for load and memory.
+
+    With ``kernels``, layers under a ticket may run on sparse kernels, on a GPU.
+    """
+    ticket = candidate.ticket if kernels else None
     onnx_file = candidate.runtime == "onnxruntime"
     inputs = feeds.for_onnx(candidate.needs) if onnx_file else feeds.for_torch(candidate.needs)
     for file in _weight_files(candidate.path):
         file.read_bytes()  # so that the first candidate does not pay for a cold disk
     try:
-        call, synchronize = open_session(candidate.runtime, candidate.path, device, inputs, threads)
+        session = open_session(candidate.runtime, candidate.path, device, inputs, threads, ticket)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{candidate.path} cannot be loaded: {error}") from error
     try:
-        call()
+        session.call()
     except Exception as error:
         raise UserError(f"{candidate.name} does not run on these inputs ({feeds.words}): {error}") from error
-    alone = measure_alone(candidate.runtime, candidate.path, device, inputs, threads, name=candidate.name)
-    timed = Timed(f"{candidate.name} ({candidate.runtime}, {device})", call, synchronize)
-    return Ready(candidate, device, timed, alone)
+    alone = measure_alone(candidate.runtime, candidate.path, device, inputs, threads, ticket, name=candidate.name)
+    timed = Timed(f"{candidate.name} ({candidate.runtime}, {device})", session.call, session.synchronize)
+    return Ready(candidate, device, timed, alone, session.on_kernels)
 
 
 def _onnx_candidate(name: str, file: Path) -> Candidate:

@@ -35,6 +35,7 @@ def bench(
     threads: Sequence[int | str] = (ALL,),
     seconds: float = 10.0,
     min_rounds: int = 5,
+    kernels: str = "auto",
     fail_if: Sequence[str] = (),
     say: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
@@ -49,6 +50,8 @@ def bench(
         threads: threads of each call; each is measured; "all" is as many as PyTorch takes (the physical cores).
         seconds: how long to measure each record.
         min_rounds: measure at least so many rounds of ``timing.CALLS_PER_TURN`` calls, however long that takes.
+        kernels: "auto" lets PyTorch's layers under a ticket run on sparse kernels on a GPU, where they were measured to
+            be faster; "off" does not.
         fail_if: rules of :mod:`sparseticket.bench.limits`; what they are true for is listed under ``failures``.
         say: told which cell is measured.
 
@@ -61,7 +64,7 @@ def bench(
             the rest.
     """
     limits = [Limit.parse(rule) for rule in fail_if]
-    _check(candidates, seconds)
+    _check(candidates, seconds, kernels)
     before = torch.get_num_threads()
     found = [find(name, path) for name, path in zip(short_names(candidates), candidates, strict=True)]
     cells = make_cells(found, batch=batch, seq_length=seq_length, threads=threads, all_threads=before)
@@ -74,14 +77,14 @@ def bench(
         for number, cell in enumerate(cells, 1):
             say(f"{cell.words} ({number} of {len(cells)})")
             torch.set_num_threads(cell.threads)
-            records += _measure(cell, found, seconds, min_rounds)
+            records += _measure(cell, found, seconds, min_rounds, kernels == "auto")
     finally:
         torch.set_num_threads(before)
     result = {
         "machine": describe(max(cell.threads for cell in cells)),
         "inputs": "; ".join(dict.fromkeys(cell.feeds.words for cell in cells)),
         "records": records,
-        "notes": _notes(found, records),
+        "notes": _kernel_notes(found, records, kernels) + _notes(found, records),
         "failures": [line for limit in limits for line in limit.failures(records)],
     }
     write_json(out / "bench.json", result)
@@ -91,8 +94,10 @@ def bench(
     return result
 
 
-def _measure(cell: Cell, found: list[Candidate], seconds: float, min_rounds: int) -> list[dict[str, Any]]:
-    ready = [prepare(one, device, cell.feeds, cell.threads) for one in found for device in one.devices]
+def _measure(
+    cell: Cell, found: list[Candidate], seconds: float, min_rounds: int, kernels: bool
+) -> list[dict[str, Any]]:
+    ready = [prepare(one, device, cell.feeds, cell.threads, kernels=kernels) for one in found for device in one.devices]
     samples = timing.interleave([one.timed for one in ready], seconds=seconds * len(ready), min_rounds=min_rounds)
     return [_record(index, ready, samples, cell) for index in range(len(ready))]
 
@@ -124,6 +129,7 @@ def _record(index: int, ready: list[Ready], samples: list[np.ndarray], cell: Cel
         "load_ms": one.alone.load_ms,
         "memory_bytes": one.alone.memory_bytes,
         "sparsity": one.candidate.sparsity,
+        "on_kernels": len(one.on_kernels),
     }
     if against == index:
         return {**record, "speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0, "against": None}
@@ -164,7 +170,23 @@ def _notes(found: list[Candidate], records: list[dict[str, Any]]) -> list[str]:
     return notes
 
 
-def _check(candidates: Sequence[str], seconds: float) -> None:
+def _kernel_notes(found: list[Candidate], records: list[dict[str, Any]], kernels: str) -> list[str]:
+    """What sparse kernels did, or why they did nothing."""
+    under_ticket = [one.name for one in found if one.ticket is not None]
+    if kernels == "off" or not under_ticket:
+        return []
+    if not torch.cuda.is_available():
+        return ["no GPU: --kernels auto changes nothing here, PyTorch's layers run dense."]
+    return [
+        f"{record['name']} at {record['cell']}: {record['on_kernels']} groups of layers run on sparse kernels."
+        for record in records
+        if record["name"] in under_ticket and record["provider"] == "pytorch-cuda"
+    ]
+
+
+def _check(candidates: Sequence[str], seconds: float, kernels: str) -> None:
+    if kernels not in ("auto", "off"):
+        raise UserError(f"--kernels is auto or off, not {kernels!r}.")
     if not candidates:
         raise UserError("name a baseline first, and then what to compare with it.")
     if not (math.isfinite(seconds) and seconds > 0):

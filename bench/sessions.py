@@ -4,21 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from torch import nn
+
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-Session = tuple[Callable[[], object], Callable[[], object] | None]  # the call, and what waits for the device
 
 
-def open_session(runtime: str, path: Path, device: str, inputs: Mapping[str, np.ndarray], threads: int) -> Session:
+class Session(NamedTuple):
+    """The call, what waits for the device, and a line for each group of layers that a sparse kernel runs."""
+
+    call: Callable[[], object]
+    synchronize: Callable[[], object] | None
+    on_kernels: tuple[str, ...] = ()
+
+
+def open_session(
+    runtime: str,
+    path: Path,
+    device: str,
+    inputs: Mapping[str, np.ndarray],
+    threads: int,
+    ticket: Path | None = None,
+) -> Session:
     """Load ``path`` and bind its ``inputs`` (by the model's own names) on ``device``.
 
-    ``runtime`` is "onnxruntime" or "pytorch"; PyTorch's number of threads is the caller's to set.
+    ``runtime`` is "onnxruntime" or "pytorch"; PyTorch's number of threads is the caller's to set. With a ``ticket``,
+    PyTorch's layers run on sparse kernels where they were measured to be faster, on a GPU.
     """
     if runtime == "onnxruntime":
         return _onnx(path, device, inputs, threads)
-    return _torch(path, device, inputs)
+    return _torch(path, device, inputs, ticket)
 
 
 def _onnx(path: Path, device: str, inputs: Mapping[str, np.ndarray], threads: int) -> Session:
@@ -34,15 +53,16 @@ def _onnx(path: Path, device: str, inputs: Mapping[str, np.ndarray], threads: in
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
     for output in session.get_outputs():
         binding.bind_output(output.name, device)
-    return lambda: session.run_with_iobinding(binding), binding.synchronize_outputs
+    return Session(lambda: session.run_with_iobinding(binding), binding.synchronize_outputs)
 
 
-def _torch(path: Path, device: str, inputs: Mapping[str, np.ndarray]) -> Session:
+def _torch(path: Path, device: str, inputs: Mapping[str, np.ndarray], ticket: Path | None) -> Session:
     import torch
 
     from sparseticket.export.loaded_model import load
 
     module = load(path, attention=None).module.to(device)
+    on_kernels = _use_kernels(module, ticket, inputs) if ticket is not None and device == "cuda" else ()
     tensors = {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
     arguments, named = ((tensors["pixel_values"],), {}) if "pixel_values" in tensors else ((), tensors)
 
@@ -50,4 +70,16 @@ def _torch(path: Path, device: str, inputs: Mapping[str, np.ndarray]) -> Session
     def call() -> object:
         return module(*arguments, **named)
 
-    return call, torch.cuda.synchronize if device == "cuda" else None
+    return Session(call, torch.cuda.synchronize if device == "cuda" else None, on_kernels)
+
+
+def _use_kernels(module: nn.Module, ticket: Path, inputs: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    from sparseticket.export.against_ticket import parameters_of
+    from sparseticket.kernels import use_kernels
+    from sparseticket.ticket import Ticket
+
+    loaded = Ticket.load(ticket)
+    named = {own: loaded.masks[name] for name, own in parameters_of(module, loaded).items()}
+    rows = [array.shape[0] * array.shape[1] for name, array in inputs.items() if name == "input_ids"]
+    placed = use_kernels(module.eval(), named, "infer", measure_rows=rows)
+    return tuple(str(one) for one in placed if not one.plan.is_dense)

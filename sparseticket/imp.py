@@ -24,6 +24,7 @@ from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.masks import Masks
 from sparseticket.models import resolve
+from sparseticket.on_kernels import say_where_not
 from sparseticket.pattern import check_model, parse
 from sparseticket.progress import Screen
 from sparseticket.provenance import versions
@@ -75,6 +76,7 @@ def find(
     check_model(parse(settings.protocol.pattern), resolve(settings.model).kind, settings.model)
     accelerator = make_accelerator(settings.training.precision)
     screen.console.quiet |= not accelerator.is_main_process
+    say_where_not(screen, settings.training, accelerator.device)
     options = TaskOptions(
         Path(settings.data) if settings.data else None, settings.training.batch_size, settings.training.max_length
     )

@@ -13,6 +13,7 @@ from sparseticket.settings import Training
 
 if TYPE_CHECKING:
     from sparseticket.kernels.dispatch import Table
+    from sparseticket.progress import Screen
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -20,6 +21,12 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def can_use_kernels(device: torch.device) -> bool:
     """True where there is something to choose between: on a GPU."""
     return device.type == "cuda"
+
+
+def say_where_not(screen: Screen, settings: Training, device: torch.device) -> None:
+    """Say once that there is nothing to choose between, where kernels were not turned off."""
+    if settings.kernels == "auto" and not can_use_kernels(device):
+        screen.note("no GPU, so --kernels auto changes nothing: every layer trains dense, with zeros in place.")
 
 
 def use_kernels(network: Network, masks: Masks, settings: Training, *, processes: int) -> None:

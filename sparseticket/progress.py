@@ -61,6 +61,24 @@ class Screen:
 
             yield self._on_step(title, update)
 
+    @contextmanager
+    def regrouping(self) -> Iterator[Callable[[int, int, float], None]]:
+        """Show a search for permutations; yields ``on_axis(axes done, axes in all, share of magnitude kept)``."""
+        begun = last_line = time.monotonic()
+        columns = (*Progress.get_default_columns(), TextColumn("keeps {task.fields[kept]:.2%}"))
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True) as bars:
+            bar = bars.add_task("regrouping", total=None, kept=0.0, visible=False)
+
+            def on_axis(done: int, total: int, kept: float) -> None:
+                nonlocal last_line
+                bars.update(bar, completed=done, total=total, kept=kept, visible=True)
+                now = time.monotonic()
+                if not self.console.is_terminal and now - last_line >= PLAIN_EVERY:
+                    last_line, left = now, (now - begun) / done * (total - done)
+                    self.say(f"regrouping: axis {done} of {total}, keeps {kept:.2%}, {clock(left)} left")
+
+            yield on_axis
+
     def _on_step(self, title: str, update: OnStep) -> OnStep:
         first: list[float] = []  # the time of this training's first step here, and how many steps there were by then
         last_line = time.monotonic()

@@ -42,6 +42,33 @@ def show_transfer(screen: Screen, summary: dict[str, Any], folder: Path) -> None
     screen.say(f"Verdict: {verdict}\nResult: {folder / 'transfer.json'}")
 
 
+def show_converted(screen: Screen, report: dict[str, Any], out: Path) -> None:
+    """What became of a ticket that was given a shape."""
+    table = Table("parameter", "sparsity before", "after", "magnitude kept", "died", "revived")
+    table.title = f"ticket of {report['model']} to {report['pattern']} by {report['by']}"
+    for name, layer in sorted(report["layers"].items(), key=lambda item: _in_order(item[0])):
+        table.add_row(name, *_of_layer(layer))
+    table.add_section()
+    table.add_row("all", *_of_layer(report))
+    screen.console.print(table)
+    if report["magnitude_kept_unpermuted"] is not None:
+        screen.say(
+            f"Without permutations {percent(report['magnitude_kept_unpermuted'])} of the magnitude would have been "
+            f"kept; {len(report['permuted_axes'])} axes are permuted."
+        )
+    screen.say(f"Of the weights alive now, {percent(report['revived_share'])} were revived from θ.")
+    if dead := [name for name, layer in report["layers"].items() if layer["sparsity"] == 1]:
+        screen.note(
+            f"{len(dead)} of {len(report['layers'])} matrices have no living weight ({dead[0]}, …): --by refill leaves "
+            "each layer its density."
+        )
+
+
+def _of_layer(entry: dict[str, Any]) -> tuple[str, ...]:
+    shares = (percent(entry[key]) for key in ("sparsity_before", "sparsity", "magnitude_kept"))
+    return (*shares, f"{entry['died']:,}", f"{entry['revived']:,}")
+
+
 def show_ticket(screen: Screen, ticket: Ticket) -> None:
     """Sparsity per layer, and provenance."""
     table = Table("parameter", "shape", "alive", "sparsity", title=f"ticket of {ticket.model}")
@@ -60,6 +87,8 @@ def show_ticket(screen: Screen, ticket: Ticket) -> None:
         "θ": f"{len(ticket.theta)} tensors" + (f", file {ticket.theta_file}" if ticket.theta_file else ""),
         "round": ticket.round,
         "pattern": ticket.pattern,
+        "made from": _fields(ticket.metrics.get("conversion", {})),
+        "permuted": f"{len(ticket.permutations)} axes" if ticket.permutations else "–",
         "task": ticket.task.get("name"),
         "data": ticket.task.get("data_id"),
         "protocol": _fields(ticket.protocol),

@@ -17,10 +17,12 @@ from sparseticket.errors import UserError
 from sparseticket.files import write_whole
 from sparseticket.masks import Masks
 from sparseticket.pattern import Pattern, parse
+from sparseticket.permute import is_permutation
 from sparseticket.pruning.purity import check_masks
 
 FORMATS = (1, 2)  # 1 is unstructured; earlier versions read only that, and would count what dies with a head
 POOLER = "pooler."
+PERMUTATION = "permutation:"  # before the axis' name in the file; the rest of its tensors are masks
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Ticket:
         pattern: where its zeros may lie, as :mod:`sparseticket.pattern` writes it.
         task: name, metric and ``data_id`` of the task it was found on, and the options of its data.
         protocol: every field of the protocol; training: every setting of the training.
-        metrics: what the rounds before this ticket measured, as fractions.
+        metrics: what the rounds before this ticket measured, as fractions; ``conversion``: what ticket it was made of.
+        permutations: int32 [n] by axis (:mod:`sparseticket.permute`) where regrouping made it. Masks are in permuted
+            coordinates then, ``theta`` is not: a network is permuted after its weights were checked.
     """
 
     masks: Masks
@@ -54,6 +58,7 @@ class Ticket:
     seeds: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    permutations: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:
@@ -61,20 +66,23 @@ class Ticket:
         return mask_algebra.sparsity(self.masks)
 
     def record(self) -> dict[str, Any]:
-        """The JSON record: all but the bits. Holds no time, host or path."""
-        record = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "masks"}
+        """The JSON record: all but the tensors. Holds no time, host or path."""
+        record = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("masks", "permutations")}
         shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
         return {"format": _format(self.pattern), "sparsity": self.sparsity, "shapes": shapes, **record}
 
     @property
     def identity(self) -> str:
-        """SHA-256 over names, shapes, mask bytes and the canonical JSON record."""
-        return _identity(self.record(), {name: mask_algebra.pack(mask) for name, mask in self.masks.items()})
+        """SHA-256 over names, shapes, bytes of masks and permutations, and the canonical JSON record."""
+        return _identity(self.record(), self._tensors())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        masks = {name: mask_algebra.pack(mask) for name, mask in self.masks.items()}
+        return masks | {PERMUTATION + axis: order.contiguous() for axis, order in self.permutations.items()}
 
     def save(self, path: Path) -> None:
         """Write the ticket to ``path``, whole or not at all."""
-        packed = {name: mask_algebra.pack(mask) for name, mask in self.masks.items()}
-        record = self.record()
+        packed, record = self._tensors(), self.record()
         # one entry: safetensors writes several in an order that differs from process to process
         metadata = {"sparseticket": _canonical(record | {"identity": _identity(record, packed)})}
         write_whole(path, safetensors.torch.save(packed, metadata))
@@ -88,14 +96,14 @@ class Ticket:
         """
         record, packed = _read(path)
         try:
-            shapes = record.pop("shapes")
+            shapes, permutations = record.pop("shapes"), _permutations(packed)
             if not shapes:
                 raise ValueError("it has no masks")
             if shapes.keys() != packed.keys():
                 raise ValueError(f"its record and its masks differ: {sorted(shapes.keys() ^ packed.keys())[0]}")
             masks = {name: _unpack(name, packed[name], shape) for name, shape in shapes.items()}
             stated, version = record.pop("sparsity"), record.pop("format")
-            ticket = cls(masks=masks, **_checked(record))
+            ticket = cls(masks=masks, permutations=permutations, **_checked(record))
             if version != _format(ticket.pattern):
                 raise ValueError(f"format {version} is not that of the pattern {ticket.pattern}")
             check_masks(_canonical_pattern(ticket.pattern), masks)
@@ -180,6 +188,16 @@ def _canonical_pattern(text: str) -> Pattern:
     if str(pattern) != text:
         raise ValueError(f"its pattern is {text!r}, which is written {pattern}")
     return pattern
+
+
+def _permutations(packed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the permutations out of the file's tensors; that they fit a network is checked where it is permuted."""
+    names = [name for name in packed if name.startswith(PERMUTATION)]
+    found = {name.removeprefix(PERMUTATION): packed.pop(name) for name in names}
+    for axis, order in found.items():
+        if not is_permutation(order):
+            raise ValueError(f"what it holds for {axis} is no permutation")
+    return found
 
 
 def _unpack(name: str, packed: Tensor, shape: list[int]) -> Tensor:

@@ -13,6 +13,7 @@ from sparseticket.controls import CONTROLS
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.masks import Masks
+from sparseticket.on_kernels import say_where_not
 from sparseticket.progress import Screen
 from sparseticket.pruning import Pruner
 from sparseticket.runs import CHECKPOINT, RunFolder
@@ -35,6 +36,7 @@ def transfer(
     check_interval(checkpoint_every)
     accelerator = make_accelerator(settings.training.precision)
     screen.console.quiet |= not accelerator.is_main_process
+    say_where_not(screen, settings.training, accelerator.device)
     screen.expect(len(settings.arms) * settings.seeds, shorter="fewer --seeds, or a smaller --round-length")
     run = RunFolder(out)
 
@@ -49,6 +51,7 @@ def transfer(
             continue
         work = _build(settings, settings.weights, seed, accelerator, screen)
         masks, pruner = fit(ticket, work, allow_other_weights=settings.allow_other_weights)
+        work.permute(ticket.permutations)
         open_folder()  # only now: what does not fit is refused before anything is written
         for arm in missing:
             from_theta_p = arm == "dense" and settings.dense_weights != settings.weights

@@ -66,7 +66,7 @@ def plan(
         base = from_table(Training, ticket.training, where=f"the training in {ticket_path}")
     else:
         base = task_defaults(task).training
-    kept_theta = _own_theta(ticket, ticket_path)
+    kept_theta = own_theta(ticket, ticket_path)
     if ticket.theta_file and not (kept_theta or weights or allow_other_weights):
         raise UserError(
             f"the weights that this ticket belongs to are in no published file, but in the {THETA} of its run, which "
@@ -100,7 +100,7 @@ def plan(
     return ticket, settings, folder / f"transfer-{task}-{ticket.identity[:8]}"
 
 
-def _own_theta(ticket: Ticket, path: Path) -> Path | None:
+def own_theta(ticket: Ticket, path: Path) -> Path | None:
     """``theta.safetensors`` of a ticket whose θ is a state of its run: beside the ticket or in the run's folder."""
     if ticket.theta_file is None:
         return None

@@ -11,6 +11,7 @@ import torch
 from sparseticket.errors import RunFailure, UserError
 from sparseticket.masks import Masks
 from sparseticket.models import ModelSpec, Network, resolve
+from sparseticket.permute import permute
 from sparseticket.rewind import Origin
 from sparseticket.settings import Protocol
 from sparseticket.tasks import Task, TaskOptions, make_task
@@ -18,6 +19,7 @@ from sparseticket.ticket import POOLER
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
 
     from sparseticket.progress import Screen
 
@@ -32,6 +34,7 @@ class Workbench:
     origin: Origin
     accelerator: Accelerator
     screen: Screen
+    unpermuted: dict[str, str] | None = None
 
     @classmethod
     def build(
@@ -65,8 +68,15 @@ class Workbench:
         return not self.network.pretrained
 
     def theta(self) -> dict[str, str]:
-        """θ's identity: hashes of what came from the pre-trained file, or of all where nothing did."""
-        return self.origin.theta(self.network.pretrained or frozenset(self.origin.backbone))
+        """θ's identity: hashes of what came from the pre-trained file, or of all where nothing did; unpermuted."""
+        return self.unpermuted or self.origin.theta(self.network.pretrained or frozenset(self.origin.backbone))
+
+    def permute(self, permutations: dict[str, Tensor]) -> None:
+        """Permute the network, head included, as a ticket says; trainings begin there, and θ's identity stays."""
+        if permutations:
+            self.unpermuted = self.theta()
+            permute(self.network, permutations)
+            self.origin = Origin.of(self.network)
 
     def prunable(self, protocol: Protocol) -> dict[str, torch.nn.Parameter]:
         """The weights that this protocol prunes, by name inside the backbone: those that belong to θ."""

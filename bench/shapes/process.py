@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -38,6 +40,7 @@ def last_words(log: Path) -> str:
 
 
 def _call(target: Callable[..., object], arguments: tuple[Any, ...], threads: int | None, log: Path) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with log.open("a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
         try:
             if threads:
@@ -51,3 +54,11 @@ def _call(target: Callable[..., object], arguments: tuple[Any, ...], threads: in
         except Exception:
             traceback.print_exc()
             sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """Where the study is killed, nothing goes on in its folders beside the next start."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # files are written whole, so that nothing is half there

@@ -5,7 +5,19 @@ from __future__ import annotations
 import typer
 
 from sparseticket import __version__
-from sparseticket.cli import bench, env, export, find, import_masks, inspect, recipes, run, transfer, tune_kernels
+from sparseticket.cli import (
+    bench,
+    convert,
+    env,
+    export,
+    find,
+    import_masks,
+    inspect,
+    recipes,
+    run,
+    transfer,
+    tune_kernels,
+)
 
 app = typer.Typer(
     help="Find lottery tickets in pre-trained models, train and transfer them, and ship them.",
@@ -34,6 +46,7 @@ app.command("find")(find.find)
 app.command("transfer")(transfer.transfer)
 app.command("inspect")(inspect.inspect)
 app.command("import")(import_masks.import_masks)
+app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
 app.add_typer(recipes.app, name="recipes")

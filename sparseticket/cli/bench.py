@@ -24,6 +24,9 @@ def bench(
         str, typer.Option(help="Threads per call: 1, or several as in 1,all. Default: the physical cores.")
     ] = "all",
     seconds: Annotated[float, typer.Option(help="Measure each model so long in each cell.")] = 10.0,
+    kernels: Annotated[
+        str, typer.Option(help="auto: on a GPU, PyTorch's layers run on sparse kernels where faster; or off.")
+    ] = "auto",
     fail_if: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,6 +51,7 @@ def bench(
             seq_length=None if seq_length is None else whole_numbers("--seq-length", seq_length),
             threads=whole_numbers("--threads", threads, or_all=True),
             seconds=seconds,
+            kernels=kernels,
             fail_if=fail_if or [],
             say=lambda words: status.update(f"measuring {words}; leave the machine alone meanwhile"),
         )

@@ -22,6 +22,7 @@ KEYS = {"name", "provider", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "n", "throug
     "batch",
     "tokens",
     "threads",
+    "on_kernels",
 }
 
 
@@ -270,3 +271,30 @@ def test_what_cannot_be_read_is_code_2_before_anything_is_measured(
     code, error = command(make_image_file("net", 1), option, text, "--out", tmp_path / "out")
     assert code == 2 and words in error
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_gpu_kernels_change_nothing_and_it_is_said(bert, tmp_path, monkeypatch):
+    import torch
+
+    from sparseticket.ticket import Ticket
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    name = "encoder.layer.0.intermediate.dense.weight"
+    mask = torch.ones(64, 32, dtype=torch.bool)
+    mask[:, ::2] = False
+    round_folder = tmp_path / "round-00"
+    (round_folder / "model").mkdir(parents=True)
+    for file in bert.iterdir():
+        if file.is_file():
+            (round_folder / "model" / file.name).write_bytes(file.read_bytes())
+    Ticket({name: mask}, "tiny", {name: "0" * 64}, 0.5).save(round_folder / "ticket.ticket")
+    (round_folder / "done").touch()
+    result = quick(round_folder, out=tmp_path / "auto")
+    assert any("no GPU: --kernels auto" in note for note in result["notes"])
+    assert all(record["on_kernels"] == 0 for record in result["records"])
+    assert not any("kernels" in note for note in quick(round_folder, out=tmp_path / "off", kernels="off")["notes"])
+
+
+def test_kernels_are_auto_or_off(bert, tmp_path):
+    with pytest.raises(UserError, match="auto or off"):
+        quick(bert, out=tmp_path / "bench", kernels="always")

@@ -1,10 +1,15 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import transformers
 
+import sparseticket
 from sparseticket.bench.shapes import table
 from sparseticket.bench.shapes.__main__ import main
 from sparseticket.bench.shapes.measure import measure
@@ -132,6 +137,33 @@ def test_what_breaks_in_its_own_process_leaves_its_words_and_takes_nothing_down(
     killed.join()
     assert (broken.exitcode, killed.exitcode) == (2, -signal.SIGKILL)
     assert last_words(log) == "the disk is full:\nfree some space"
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the process in /proc")
+def test_what_runs_ends_when_the_study_is_killed(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from sparseticket.bench.shapes.process import start\n"
+        "print(start(time.sleep, 600, log=Path(sys.argv[1])).pid, flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "part.log")]
+    root = str(Path(sparseticket.__file__).parents[1])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": root}) as study:
+        child = int(study.stdout.readline())
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "part.log").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert _runs(child)
+        study.kill()
+    while _runs(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(child)
+
+
+def _runs(process):
+    try:
+        return "(zombie)" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
 
 
 def cell(pattern, sparsity, precision="fp32", *, seed=0, value=0.8, speedup=1.5):

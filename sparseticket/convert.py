@@ -1,0 +1,255 @@
+"""From an unstructured ticket to one whose zeros have a shape that hardware likes.
+
+Three ways, after "Coarsening the Granularity: Towards Structurally Sparse Lottery Tickets" (ICML 2022, arXiv
+2202.04736). In each a group is worth the mean, over all its weights, of the magnitude in θ of those that the ticket
+keeps alive; the groups that are kept are wholly alive, so that what the ticket pruned inside them is revived from θ;
+all others die; and the sparsity is as asked for, to within one group:
+
+- ``score``: groups are ranked over all layers together, as ``find --pattern`` ranks them;
+- ``refill`` (section 3.2): each layer keeps the share of its groups that the ticket keeps of its weights (scaled alike
+  in all layers where another sparsity is asked for); groups are ranked inside their layer;
+- ``regroup`` (section 3.3): the network is permuted so that the best blocks hold more, then as ``refill``.
+
+N:M is local: among M neighbours the ticket's largest stay, and dead ones are revived where fewer than N live, so that
+score and refill are the same. The papers rank by trained weights; a ticket has only its θ.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparseticket import masks as mask_algebra
+from sparseticket.errors import UserError
+from sparseticket.files import write_json
+from sparseticket.masks import Masks
+from sparseticket.models import Network, resolve
+from sparseticket.pattern import Block, NOfM, Pattern, Unstructured, Whole, check_model, parse
+from sparseticket.permute import axes, permuted
+from sparseticket.progress import Screen
+from sparseticket.pruning import Pruner
+from sparseticket.pruning.groups import groups_of
+from sparseticket.pruning.regroup import Regrouping
+from sparseticket.pruning.score import magnitude
+from sparseticket.pruning.select import global_groups
+from sparseticket.released import ANY_HEAD
+from sparseticket.rewind import Origin
+from sparseticket.runs import SETTINGS, read_settings
+from sparseticket.schedule import SNAP, check_sparsity
+from sparseticket.ticket import Ticket
+from sparseticket.transfer_plan import own_theta
+
+WAYS = ("score", "refill", "regroup")
+REVIVED = 1e-6  # what a dead weight's magnitude counts beside a living one's: it decides only between equals
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The ticket that was made, and what became of the one that it was made from (``report``, fractions)."""
+
+    ticket: Ticket
+    report: dict[str, Any]
+
+
+def convert(
+    path: Path, *, to: str, by: str, out: Path, sparsity: float | None, weights: Path | None, screen: Screen
+) -> Converted:
+    """Make a shaped ticket of the unstructured one in ``path``; writes it to ``out``, and the report beside it.
+
+    Raises:
+        UserError: no such pattern, way or sparsity for this ticket and its model; or the weights are not its θ.
+    """
+    begun = time.monotonic()
+    ticket, pattern = Ticket.load(path), parse(to)
+    _check_asked(ticket, pattern, by, path, out)
+    wanted = _sparsity(ticket, pattern, sparsity)
+    network = _network(ticket, path, weights)
+    check_model(pattern, network.spec.kind, ticket.model)
+    with screen.regrouping() as on_axis:
+        made = shape(ticket, network, pattern, by, wanted, on_axis=on_axis)
+    made.ticket.save(out)
+    report = made.report | {"seconds": time.monotonic() - begun}
+    write_json(report_path(out), report)
+    return Converted(made.ticket, report)
+
+
+def report_path(out: Path) -> Path:
+    """The JSON file beside a ticket that says how it was made."""
+    return out.with_name(out.name + ".json")
+
+
+def shape(
+    ticket: Ticket,
+    network: Network,
+    pattern: Pattern,
+    by: str,
+    sparsity: float,
+    *,
+    on_axis: Callable[[int, int, float], None] = lambda done, total, kept: None,
+) -> Converted:
+    """The ticket in the shape of ``pattern``, of a network that holds its θ. Changes neither; see :func:`convert`."""
+    backbone = network.backbone()
+    matrices = mask_algebra.counted(ticket.masks)
+    pruner = Pruner.of(str(pattern), network.backbone_module, {name: backbone[name] for name in matrices})
+    pruner.check_reachable(sparsity)
+    theta = magnitude({name: backbone[name] for name in matrices})
+    scores = {name: theta[name].where(mask, theta[name] * REVIVED) for name, mask in matrices.items()}
+    known = axes(network.backbone_module)
+    permutations: dict[str, Tensor] = {}
+    masks = _select(pruner, scores, matrices, sparsity, by)
+    kept = kept_unpermuted = _kept(theta, matrices, masks)
+    if by == "regroup":
+        assert isinstance(pattern, Block | NOfM)
+        living = {name: theta[name] * mask for name, mask in matrices.items()}
+        found = Regrouping(living, known, pattern, _living_blocks(pattern, masks)).run(on_axis)
+        at_theirs = [permuted(tensors, found, known) for tensors in (scores, matrices, theta)]
+        regrouped = _select(pruner, *at_theirs[:2], sparsity, by)
+        moved = _kept(at_theirs[2], at_theirs[1], regrouped)
+        if moved > kept:
+            masks, permutations, kept = regrouped, found, moved
+    made = replace(
+        ticket,
+        masks=masks,
+        pattern=str(pattern),
+        scheduled_sparsity=sparsity,
+        permutations=permutations,
+        metrics=ticket.metrics | {"conversion": {"from": ticket.identity, "by": by, "sparsity": sparsity}},
+    )
+    report = {
+        "model": ticket.model,
+        "from": ticket.identity,
+        "ticket": made.identity,
+        "pattern": str(pattern),
+        "by": by,
+        "sparsity_before": ticket.sparsity,
+        "sparsity": made.sparsity,
+        "magnitude_kept": kept,
+        "magnitude_kept_unpermuted": kept_unpermuted if by == "regroup" else None,
+        "permuted_axes": sorted(permutations),
+        **_counts(permuted(theta, permutations, known), permuted(matrices, permutations, known), masks),
+    }
+    return Converted(made, report)
+
+
+def _select(pruner: Pruner, scores: Mapping[str, Tensor], living: Masks, sparsity: float, by: str) -> Masks:
+    """Whole groups that live. By refill and regroup each layer keeps as many of its groups as it has density:
+
+    the group of rank r (from 0) in a layer of n groups and density d scores d·n / (r + ½), above 1 where it is within
+    the share; ranked together and cut at any sparsity, the layers keep their proportions.
+    """
+    groups = pruner.groups
+    if groups is None or by == "score":
+        return pruner.select(scores, pruner.dense(), sparsity)
+    worth, alive = groups.sums(scores) / groups.sizes, groups.sums(living)
+    inside = torch.zeros(groups.count, dtype=torch.float64)
+    for layer in _groups_by_layer(pruner):
+        density = float(alive[layer].sum() / groups.sizes[layer].sum())
+        rank = worth[layer].argsort(descending=True, stable=True).argsort()
+        inside[layer] = density * len(rank) / (rank + 0.5)
+    return groups.masks(global_groups(groups, inside, torch.ones(groups.count, dtype=torch.bool), sparsity))
+
+
+def _living_blocks(pattern: Block | NOfM, masks: Masks) -> dict[str, int]:
+    """How many blocks of each matrix live, which no permutation changes."""
+    if isinstance(pattern, NOfM):
+        return {}
+    return {
+        name: int((groups_of(pattern, {name: tuple(mask.shape)}).sums({name: mask}) > 0).sum())
+        for name, mask in masks.items()
+    }
+
+
+def _groups_by_layer(pruner: Pruner) -> list[slice]:
+    """Which groups each layer has: a matrix of blocks; all heads, neurons or channels of one place."""
+    if isinstance(pruner.pattern, Block):
+        counts = [groups_of(pruner.pattern, {name: shape}).count for name, shape in pruner.shapes.items()]
+    else:
+        counts = [family.count for family in pruner.groups.families]
+    ends = torch.tensor(counts).cumsum(0).tolist()
+    return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+
+
+def _kept(theta: Mapping[str, Tensor], before: Masks, after: Masks) -> float:
+    """The share of the living weights' magnitude that lives on, 0 to 1."""
+    whole = sum(float(theta[name][mask].double().sum()) for name, mask in before.items())
+    lives = sum(float(theta[name][mask & after[name]].double().sum()) for name, mask in before.items())
+    return lives / whole if whole else 0.0
+
+
+def _counts(theta: Mapping[str, Tensor], before: Masks, after: Masks) -> dict[str, Any]:
+    """What became of the weights, in all and in each layer; all in the coordinates of ``after``."""
+    layers = {}
+    for name, was in before.items():
+        now = after[name]
+        layers[name] = {
+            "sparsity_before": mask_algebra.sparsity({name: was}),
+            "sparsity": mask_algebra.sparsity({name: now}),
+            "magnitude_kept": _kept(theta, {name: was}, after),
+            "survived": int((was & now).sum()),
+            "died": int((was & ~now).sum()),
+            "revived": int((now & ~was).sum()),
+        }
+    of_all = {key: sum(layer[key] for layer in layers.values()) for key in ("survived", "died", "revived")}
+    revived_share = of_all["revived"] / max(1, of_all["survived"] + of_all["revived"])
+    return {**of_all, "revived_share": revived_share, "layers": layers}
+
+
+def _check_asked(ticket: Ticket, pattern: Pattern, by: str, path: Path, out: Path) -> None:
+    if by not in WAYS:
+        raise UserError(f"there is no way {by!r} to convert: --by is one of {', '.join(WAYS)}.")
+    if isinstance(pattern, Unstructured):
+        raise UserError("every ticket is unstructured to begin with: give a shape with --to (block:64x64, 2:4, heads).")
+    if ticket.pattern != "unstructured":
+        raise UserError(
+            f"{path} is of the pattern {ticket.pattern} already: convert the unstructured one it came from."
+        )
+    if by == "regroup" and isinstance(pattern, Whole):
+        raise UserError(f"the order of {pattern} changes nothing: --by score or --by refill converts to {pattern}.")
+    if out.resolve() == path.resolve():
+        raise UserError(f"--out {out} is the ticket that is converted: name another file.")
+
+
+def _sparsity(ticket: Ticket, pattern: Pattern, given: float | None) -> float:
+    if not isinstance(pattern, NOfM):
+        return check_sparsity(ticket.sparsity if given is None else given)
+    if given is not None and abs(given - pattern.sparsity) > SNAP:
+        raise UserError(f"pattern {pattern} is {pattern.sparsity:.4g} sparse and nothing else: leave --sparsity out.")
+    return pattern.sparsity
+
+
+def _network(ticket: Ticket, path: Path, weights: Path | None) -> Network:
+    """A network that holds the ticket's θ: from ``weights``, its run, or the model's own."""
+    if weights is not None and not weights.is_file():
+        raise UserError(f"there is no file {weights}: give the weights' file with --weights.")
+    settings = path.resolve().parent.parent / SETTINGS
+    run = read_settings(settings) if settings.is_file() else None
+    kept = own_theta(ticket, path)
+    if ticket.theta_file and not (kept or weights):
+        raise UserError(
+            "the weights that this ticket belongs to are in the theta.safetensors of its run, which is missing beside "
+            "it: give that file with --weights FILE."
+        )
+    found = weights or kept or (Path(run.weights) if run and run.weights else None)
+    spec = resolve(run.model if run else ticket.model)
+    if spec.kind == "vision" and found is not None:
+        spec = _for_stem(spec, found)
+    network = spec.build(ANY_HEAD[spec.kind], seed=0, weights=found)
+    origin = Origin.of(network)
+    ticket.check_theta(origin.theta(network.pretrained or frozenset(origin.backbone)))
+    return network
+
+
+def _for_stem(spec: Any, weights: Path) -> Any:
+    """The model for small images, where the file is of such a one: its first convolution is 3×3."""
+    from sparseticket.models.torchvision_resnet import SMALL_IMAGES
+    from sparseticket.models.vision import STEM
+    from sparseticket.models.vision_weights import read_weights
+
+    stem = read_weights(weights).get(STEM)
+    return spec.for_images(SMALL_IMAGES) if stem is not None and stem.shape[-1] == 3 else spec
