@@ -24,10 +24,10 @@ KERNELS = {
 }
 
 
-def compile_optimizer(name: str, tiles: Tiles, arch: int) -> Compiled:
-    """One of :data:`KERNELS` over tensors of even sizes, with loss scaling."""
-    kernel, dtypes = KERNELS[name]
-    constants = {"lr_tensor": None, "CHUNK": tiles.chunk, "EVEN": True, **dtypes}
+def compile_optimizer(name: str, tiles: Tiles, arch: int, **dtypes: tl.dtype) -> Compiled:
+    """One of :data:`KERNELS` over tensors of even sizes, with loss scaling; ``dtypes`` instead of those there."""
+    kernel, usual = KERNELS[name]
+    constants = {"lr_tensor": None, "CHUNK": tiles.chunk, "EVEN": True, **usual, **dtypes}
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     types = POINTERS | dict.fromkeys(SETTINGS, "fp32")
     return compile_ahead(kernel, types, constants, arch=arch, num_warps=tiles.num_warps, num_stages=1)

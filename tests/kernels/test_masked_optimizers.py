@@ -6,6 +6,8 @@ import triton.language as tl
 
 from sparseticket.kernels import LiveAdamW, MaskedAdamW, MaskedSGD, masked_clip_grad_norm_, masked_grad_norm
 from sparseticket.kernels.live_words import mask_words
+from sparseticket.kernels.optimizers_aot import compile_optimizer
+from sparseticket.kernels.tensor_table import Tiles
 
 SHAPES = [(40, 33), (64, 48), (3, 7), (5,), (1,)]  # odd ones, one of whole chunks, two without a mask
 MASKED = 3
@@ -198,47 +200,23 @@ def test_steps_replay_in_a_cuda_graph_with_another_learning_rate(close, how):
     pair.check(close)
 
 
-NUMBERS = dict.fromkeys(
-    ("lr", "beta1", "new1", "beta2", "new2", "log_beta1", "log_beta2", "eps", "decay", "momentum"), "fp32"
-)
-POINTERS = {"rows": "*i64", "owners": "*i32", "partial": "*fp32", "grad_scale": "*fp32", "found_inf": "*fp32"}
-
-
-def compiled(kernel, arch, **dtypes):
-    from sparseticket.kernels.aot import compile_ahead
-    from sparseticket.kernels.tensor_table import Tiles
-
-    constants = {"lr_tensor": None, "CHUNK": Tiles().chunk, "EVEN": True, **dtypes}
-    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    warps = Tiles().num_warps
-    return compile_ahead(kernel, POINTERS | NUMBERS, constants, arch=arch, num_warps=warps, num_stages=1)
-
-
 @pytest.mark.parametrize("arch", [80, 90, 120])
 def test_adamw_reads_and_writes_16_bytes_at_a_time_under_its_masks(arch):
-    from sparseticket.kernels.adamw import masked_adamw_kernel
-
-    made = compiled(masked_adamw_kernel, arch, WEIGHT=tl.float32, GRADIENT=tl.float32, MOMENT=tl.float32)
+    made = compile_optimizer("masked_adamw", Tiles(), arch)
     assert made.spilled == 0
     assert made.ptx.count("ld.global.v4.b32") == 8  # 4 arrays, 8 entries a thread
     assert made.ptx.count("st.global.v4.b32") == 6
 
 
 def test_sgd_and_the_norm_read_16_bytes_at_a_time():
-    from sparseticket.kernels.masked_clip import squares_kernel
-    from sparseticket.kernels.sgd import masked_sgd_kernel
-
-    dtypes = {"WEIGHT": tl.float32, "GRADIENT": tl.float32, "BUFFER": tl.float32}
-    step = compiled(masked_sgd_kernel, 90, **dtypes, MOMENTUM=True, NESTEROV=False)
-    norm = compiled(squares_kernel, 90, GRADIENT=tl.float32)
+    step, norm = (compile_optimizer(name, Tiles(), 90) for name in ("masked_sgd", "masked_norm"))
     assert step.spilled == norm.spilled == 0
     assert (step.ptx.count("ld.global.v4.b32"), norm.ptx.count("ld.global.v4.b32")) == (6, 2)
 
 
 def test_live_adamw_is_the_same_program_in_bf16_and_fp16():
-    from sparseticket.kernels.adamw_live import live_adamw_kernel
-
-    half, brain = (compiled(live_adamw_kernel, 90, WEIGHT=t, GRADIENT=t) for t in (tl.float16, tl.bfloat16))
+    dtypes = (tl.float16, tl.bfloat16)
+    half, brain = (compile_optimizer("live_adamw", Tiles(), 90, WEIGHT=t, GRADIENT=t) for t in dtypes)
     assert brain.spilled == 0
     assert brain.ptx.count("ld.global.v4.b32") == brain.ptx.count("st.global.v4.b32") == 1  # gradient, weight
     assert _operations(brain.ttir.replace("bf16", "f16")) == _operations(half.ttir)
