@@ -18,13 +18,14 @@ def broken():
     "compiler,required,problem,fails",
     [
         (made, True, None, False),
-        (lambda: made(spilled=8), False, "spills 8 bytes", True),
+        (lambda: made(spilled=8), True, "spills 8 bytes", True),
+        (lambda: made(spilled=8), False, "spills 8 bytes", False),
         (lambda: made(shared=300 * 1024), True, "needs 300 KB of 227", True),
         (lambda: made(shared=300 * 1024), False, "needs 300 KB of 227", False),
         (broken, False, "does not compile: PassManager::run failed", True),
     ],
 )
-def test_what_spills_fails_and_what_does_not_fit_fails_where_it_is_required(compiler, required, problem, fails):
+def test_what_is_required_fails_where_it_spills_or_does_not_fit_and_a_candidate_is_named(compiler, required, problem, fails):
     verdict = judge(Configuration("one", 90, compiler, required))
     assert (verdict.name, verdict.problem, verdict.fails) == ("sm_90 one", problem, fails)
 
