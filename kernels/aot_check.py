@@ -2,7 +2,7 @@
 
 A configuration that a committed table lists, or that an operator takes by default, has to fit its GPU's shared memory
 and to spill no register. One that is only worth measuring may be too large for one of the GPUs (it drops out there), or
-spill on one and be the best on another (256 x 128 does on sm_120, and not on sm_90): it is named, and measuring decides.
+spill on one and be the best on another (256 x 128 does on sm_120, not on sm_90): it is named, and measuring decides.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ def judge(one: Configuration) -> Verdict:
     except Exception as error:
         text = str(error).strip() or type(error).__name__
         return Verdict(name, f"does not compile: {text.splitlines()[0]}", True)
+    spilled = f"spills {made.spilled} bytes" if made.spilled else None
     if made.shared > SHARED_LIMIT[one.arch]:
         return Verdict(name, f"needs {made.shared >> 10} KB of {SHARED_LIMIT[one.arch] >> 10}", one.required)
-    return Verdict(name, f"spills {made.spilled} bytes" if made.spilled else None, one.required and made.spilled > 0)
+    return Verdict(name, spilled, one.required and made.spilled > 0)
 
 
 def configurations(only: str = "") -> Iterator[Configuration]:

@@ -25,7 +25,7 @@ def broken():
         (broken, False, "does not compile: PassManager::run failed", True),
     ],
 )
-def test_what_is_required_fails_where_it_spills_or_does_not_fit_and_a_candidate_is_named(compiler, required, problem, fails):
+def test_what_is_required_must_fit_and_not_spill_and_a_candidate_is_named(compiler, required, problem, fails):
     verdict = judge(Configuration("one", 90, compiler, required))
     assert (verdict.name, verdict.problem, verdict.fails) == ("sm_90 one", problem, fails)
 
