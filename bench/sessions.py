@@ -74,6 +74,7 @@ def _torch(path: Path, device: str, inputs: Mapping[str, np.ndarray], ticket: Pa
 
 
 def _use_kernels(module: nn.Module, ticket: Path, inputs: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    from sparseticket.errors import UserError
     from sparseticket.export.against_ticket import parameters_of
     from sparseticket.kernels import use_kernels
     from sparseticket.ticket import Ticket
@@ -81,5 +82,8 @@ def _use_kernels(module: nn.Module, ticket: Path, inputs: Mapping[str, np.ndarra
     loaded = Ticket.load(ticket)
     named = {own: loaded.masks[name] for name, own in parameters_of(module, loaded).items()}
     rows = [array.shape[0] * array.shape[1] for name, array in inputs.items() if name == "input_ids"]
-    placed = use_kernels(module.eval(), named, "infer", measure_rows=rows)
+    try:
+        placed = use_kernels(module.eval(), named, "infer", measure_rows=rows)
+    except ValueError as error:
+        raise UserError(f"{ticket} does not fit the model beside it: {error}") from error
     return tuple(str(one) for one in placed if not one.plan.is_dense)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FILE, COMPILED = "model.pt2", "model.aoti.pt2"
 TRACED = (2, 8)  # batch and tokens; a batch of 1 would be burnt into the program as a constant
+TRACED_FOR_GPU = (32, 128)  # a compiled package has the tiles that suit these rows, whatever it is given
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -43,21 +44,16 @@ def write_pt2(
         UserError: the ticket has no layer that a block-sparse kernel runs.
         RunFailure: torch cannot express this model, or a written program answers differently from the model.
     """
-    from sparseticket.kernels import use_kernels
-
+    masks = _block_masks(model.module, ticket)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    program_of = copy.deepcopy(model.module).to(device=device, dtype=DTYPES[dtype]).eval()
-    masks = _block_masks(program_of, ticket)
-    placed = use_kernels(program_of, masks, "infer", everywhere=True, free_dense=True)
-    example = model.example(*TRACED)
     with quiet():
-        named = (_Text if model.kind == "text" else _Image)(model, program_of)
-        program = _export(named, _on(example, device, DTYPES[dtype]), model)
+        program, placed = _program(model, masks, "cpu", dtype, TRACED)  # on the CPU, or it would load on GPUs only
         torch.export.save(program, folder / FILE)
-        compared = {FILE: _compare(model, load_pt2(folder / FILE).module(), device, dtype, tolerance)}
+        compared = {FILE: _compare(model, load_pt2(folder / FILE).module(), "cpu", dtype, tolerance)}
         if device == "cuda":
             compiled = str(folder / COMPILED)
-            torch._inductor.aoti_compile_and_package(program, package_path=compiled)
+            many_rows, _ = _program(model, masks, device, dtype, TRACED_FOR_GPU)
+            torch._inductor.aoti_compile_and_package(many_rows, package_path=compiled)
             compared[COMPILED] = _compare(model, torch._inductor.aoti_load_package(compiled), device, dtype, tolerance)
     return {
         "device": device,
@@ -127,6 +123,19 @@ def _block_masks(module: nn.Module, ticket: Ticket | None) -> Masks:
             "made of such: find one with --pattern block:64x64, or make one with `convert TICKET --to block:64x64`."
         )
     return blocky
+
+
+def _program(
+    model: LoadedModel, masks: Masks, device: str, dtype: str, traced: tuple[int, int]
+) -> tuple[ExportedProgram, list[Placement]]:
+    from sparseticket.kernels import use_kernels
+
+    sparse = copy.deepcopy(model.module).to(device=device, dtype=DTYPES[dtype]).eval()
+    placed = use_kernels(sparse, masks, "infer", everywhere=True, free_dense=True)
+    named = (_Text if model.kind == "text" else _Image)(model, sparse)
+    batch, length = traced
+    example = model.example(batch, min(length, model.max_length))
+    return _export(named, _on(example, device, DTYPES[dtype]), model), placed
 
 
 def _export(module: nn.Module, example: Mapping[str, Tensor], model: LoadedModel) -> ExportedProgram:

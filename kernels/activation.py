@@ -15,7 +15,7 @@ ACTIVATIONS = ("none", "relu", "gelu")
 def activate(x, ACTIVATION: tl.constexpr):
     """``act(x)`` of an fp32 tile."""
     if ACTIVATION == "relu":
-        x = tl.maximum(x, 0.0)
+        x = tl.where(x < 0.0, 0.0, x)  # NaN stays NaN, which tl.maximum would make 0
     elif ACTIVATION == "gelu":
         x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     return x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,13 +14,22 @@ from torch import Tensor, nn
 from sparseticket.kernels.blocks import BlockLayout
 from sparseticket.kernels.bsr_module import BsrLinear
 from sparseticket.kernels.conv2d import PackedConv2d
-from sparseticket.kernels.dispatch import DENSE, Case, Choice, Table, table_for
+from sparseticket.kernels.dispatch import (
+    DENSE,
+    Case,
+    Choice,
+    Table,
+    decided_by_one,
+    gpu_name,
+    save_user_table,
+    table_for,
+)
 from sparseticket.kernels.frozen import Frozen
 from sparseticket.kernels.fuse import activation_behind, groups_over_one_input
 from sparseticket.kernels.packed_conv import PackedConv, runs_packed
 from sparseticket.kernels.packed_linear import PackedLinear
 from sparseticket.kernels.packing import packing_for
-from sparseticket.kernels.pattern import block_of, density_of, pattern_of
+from sparseticket.kernels.pattern import UNSTRUCTURED, block_of, density_of, pattern_of
 from sparseticket.kernels.plan import ANY, Plan
 from sparseticket.kernels.tune import measure
 from sparseticket.kernels.tune_convolution import convolution_case
@@ -61,16 +71,18 @@ def use_kernels(
 
     For training only modules' classes change: weights stay the parameters they were, and their gradients are dense and
     exactly 0 in dead blocks. For inference weights are packed, Q, K and V run as one product, and an activation behind
-    a feed-forward layer in its epilogue; then ``state_dict`` stays as it was, and it is an error to change a weight, or
-    to call the model in training mode.
+    a feed-forward layer in its epilogue; then ``state_dict`` stays as it was, no gradient flows through a packed layer,
+    and it is an error to change a weight, or to call the model in training mode. In training, a weight that is loaded
+    later must be 0 in dead blocks too: a pass that runs dense would use what is there.
 
     Args:
         model: on the device where it will run, its dead weights exactly 0.
         masks: bool, by the name of the parameter in ``model``.
         mode: ``train`` or ``infer``.
-        dtype: in which the layers will run (autocast's); by default each weight's own.
+        dtype: in which the layers will run (autocast's), and for inference are packed; by default each weight's own.
         table: what was measured; by default the table of this GPU.
-        measure_rows: numbers of rows to measure now, where the table says nothing of a layer.
+        measure_rows: numbers of rows to measure now, where the table says nothing of a layer. What is measured goes
+            into the user's table of this GPU, so that the same is chosen the next time.
         everywhere: every layer that a kernel can run gets it, faster or not.
         free_dense: for inference, drop the dense weights of layers that run packed. They then do so at any number of
             rows that their kernel can (a bitmap's: 64); with more, the weight is rebuilt in each forward.
@@ -90,12 +102,27 @@ def use_kernels(
     if device.type != "cuda" and not everywhere and table is None:
         _say_once("no GPU: every layer runs dense, on its reference")
         return [_dense(layer) for layer in layers.values()]
-    how = _How(table or table_for(device) or Table(str(device)), dtype, tuple(measure_rows), everywhere, free_dense)
+    if free_dense:
+        _check_can_be_dropped(model, layers, dtype)
+    own_table = table is None
+    table = table or table_for(device) or Table(str(gpu_name(device)))
+    how = _How(table, dtype, tuple(measure_rows), everywhere, free_dense)
+    measured = len(table.cells)
+    try:
+        placed = _place(model, layers, mode, how)
+    except BaseException:
+        restore(model)
+        raise
+    if own_table and len(table.cells) > measured:
+        save_user_table(table)  # so that the next round, or this one continued, runs the same
+    return placed
+
+
+def _place(model: nn.Module, layers: dict[str, Layer], mode: str, how: _How) -> list[Placement]:
     if mode == "train":
         return [_train(layer, how) for layer in layers.values()]
-    linears = {name: module for name, module, _ in layers.values() if isinstance(module, nn.Linear)}
-    together = groups_over_one_input(model, linears)
-    together += [(name,) for name in layers if name not in linears]
+    linears = {name: module for name, module, _ in layers.values() if type(module) is nn.Linear}
+    together = groups_over_one_input(model, linears) + [(name,) for name in layers if name not in linears]
     return [_infer(model, [layers[name] for name in names], how) for names in together]
 
 
@@ -122,11 +149,15 @@ class _How:
 
     def plan(self, cases: list[Case], density: float, device: torch.device) -> Plan:
         """The choices of these passes, measured first where that was asked for."""
-        for case in cases:
-            for m in self.measure_rows:
-                if not self.table.speaks(case, m, density):
-                    self.table.add(measure(case, m, _measured_density(density), device))
-        return _agreed(Plan.from_table(self.table, cases, density))
+
+        def decide() -> Plan:
+            for case in cases:
+                for m in self.measure_rows:
+                    if not self.table.speaks(case, m, density):
+                        self.table.add(measure(case, m, _measured_density(density), device))
+            return Plan.from_table(self.table, cases, density)
+
+        return decided_by_one(decide)
 
     def skips(self, density: float) -> bool:
         """True for a layer with nothing to skip."""
@@ -142,33 +173,48 @@ class _How:
         return Plan.up_to(most_rows, next(choice for _, (choice,) in reversed(plan.steps) if choice.kernel != DENSE))
 
 
+def _check_can_be_dropped(model: nn.Module, layers: Mapping[str, Layer], dtype: torch.dtype | None) -> None:
+    holders = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for name, module, _ in layers.values():
+        if holders[id(module.weight)] > 1:
+            raise ValueError(f"{name} is tied to another weight: leave out free_dense, which would untie them")
+        if dtype is not None and module.weight.dtype != dtype:
+            raise ValueError(
+                f"{name} is {module.weight.dtype}, which {dtype} could not give back: leave out free_dense"
+            )
+
+
 def _dense(layer: Layer) -> Placement:
     name, _, mask = layer
-    pattern = pattern_of(mask)
+    pattern = pattern_of(mask) if mask.ndim in (2, 4) else UNSTRUCTURED
     return Placement((name,), pattern, density_of(mask, pattern), DENSE_PLAN)
 
 
 def _train(layer: Layer, how: _How) -> Placement:
     """Training: blocks that are wholly alive or dead; anything else is a dense product over zeros in place."""
     name, module, mask = layer
+    if type(module) is not nn.Linear:
+        return _dense(layer)
     pattern = pattern_of(mask)
     block, density = block_of(pattern), density_of(mask, pattern)
-    if block is None or how.skips(density) or not isinstance(module, nn.Linear):
+    if block is None or how.skips(density):
         return Placement((name,), pattern, density, DENSE_PLAN)
     dtype = _name(how.dtype or module.weight.dtype)
     epilogue = "none" if module.bias is None else "bias"
     cases = [Case(which, *mask.shape, pattern, dtype, epilogue if which == "forward" else "none") for which in TRAIN]
     plan = Plan.always(*[Choice("bsr_linear")] * 3) if how.everywhere else how.plan(cases, density, mask.device)
     if not plan.is_dense:
+        BsrLinear.wrap(module, BlockLayout.from_mask(mask, block), plan)
         module.__class__ = BsrLinear
-        module.wrap(BlockLayout.from_mask(mask, block), plan)
     return Placement((name,), pattern, density, plan)
 
 
 def _infer(model: nn.Module, layers: list[Layer], how: _How) -> Placement:
     """Inference: the layers of a group as one product, where a kernel for their joint mask is chosen."""
-    if isinstance(layers[0][1], nn.Conv2d):
+    if type(layers[0][1]) is nn.Conv2d:
         return _infer_convolution(layers[0], how)
+    if type(layers[0][1]) is not nn.Linear:
+        return _dense(layers[0])
     names, modules, masks = zip(*layers, strict=True)
     mask = torch.cat(masks)
     pattern = pattern_of(mask)
@@ -182,14 +228,14 @@ def _infer(model: nn.Module, layers: list[Layer], how: _How) -> Placement:
     plan = how.inference_plan(case, density, mask.device, Choice(packing.kernel), packing.most_rows)
     if not plan.is_dense:
         try:
-            packed = packing.pack(torch.cat([module.weight.detach() for module in modules]), mask)
+            packed = packing.pack(torch.cat([module.weight.detach() for module in modules]).to(dtype), mask)
         except ValueError as error:  # fp32 has no 2:4 on a GPU, say
             log.info("%s stays dense: %s", " + ".join(names), error)
             return Placement(names, pattern, density, DENSE_PLAN)
         for module in modules:
-            module.__class__ = PackedLinear
+            PackedLinear.wrap(module, list(modules), packed, plan, behind)
         for module in modules:
-            module.wrap(list(modules), packed, plan, behind)
+            module.__class__ = PackedLinear
             module.freeze(free_dense=how.free_dense)
     return Placement(names, pattern, density, plan)
 
@@ -204,9 +250,9 @@ def _infer_convolution(layer: Layer, how: _How) -> Placement:
     case = convolution_case(module, pattern, _name(how.dtype or module.weight.dtype), epilogue)
     plan = how.inference_plan(case, density, mask.device, Choice("bsr_conv2d"), ANY)
     if not plan.is_dense:
-        packed = PackedConv2d.from_dense(module.weight, mask, block)
+        packed = PackedConv2d.from_dense(module.weight.to(how.dtype or module.weight.dtype), mask, block)
+        PackedConv.wrap(module, packed, plan)
         module.__class__ = PackedConv
-        module.wrap(packed, plan)
         module.freeze(free_dense=how.free_dense)
     return Placement((name,), pattern, density, plan)
 
@@ -230,18 +276,9 @@ def _layers(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Layer]:
         module = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, WRAPPED):
             raise ValueError(f"{name} runs on a kernel already: call restore(model) first")
-        if type(module) in (nn.Linear, nn.Conv2d) and name.endswith("weight"):
+        if mask.ndim > 1:  # what dies with a head or a neuron has no kernel of its own
             layers[name] = (name, module, mask)
     return layers
-
-
-def _agreed(plan: Plan) -> Plan:
-    """The plan of the first process, where there are several: measurements differ, and all have to run the same."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return plan
-    shared = [plan]
-    torch.distributed.broadcast_object_list(shared)
-    return shared[0]
 
 
 def _measured_density(density: float) -> float:

@@ -85,6 +85,11 @@ class BitmapWeight:
         """The same on another device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in ARRAYS})
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values."""
+        return self.values.dtype
+
     def tensors(self) -> dict[str, Tensor]:
         """What it is made of, by name; :meth:`with_tensors` puts it together again."""
         return {name: getattr(self, name) for name in ARRAYS}
@@ -287,7 +292,7 @@ def _forward(
     splits = triton.cdiv(tiles, tiles_of_split)
     partial = splits > 1
     into = x.new_empty(splits, m, n, dtype=torch.float32) if partial else y
-    given = bias if bias is not None else y
+    given = bias.contiguous() if bias is not None else y
     launchable(bitmap_matmul_kernel)[(blocks, splits)](
         x, values, bitmap, offsets, starts, into, given, m, n, k, tiles, tiles_of_split, x.stride(0), x.stride(1),
         TILE_M=16 if m <= 16 else 64, EVEN=k % SIDE.value == 0, HAS_BIAS=bias is not None,

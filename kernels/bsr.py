@@ -23,6 +23,7 @@ from sparseticket.kernels.blocks import BlockLayout, expand_blocks
 from sparseticket.kernels.launch import as_autocast_would, fp32_precision, launchable, runs_kernel
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MOST_SPLITS = 8
 WGRAD_PROGRAMS = 264  # two for each multiprocessor of an H100: with fewer live tiles than that, M is split
 
 
@@ -261,6 +262,8 @@ def launch_product(
     pre = torch.empty_like(c) if keep_pre else a.new_empty(0)
     if m == 0:
         return c, pre
+    _check_tiles(tiles, (out, block[0]), (reduce, block[1]))
+    bias = None if bias is None else bias.contiguous()
     launchable(bsr_matmul_kernel)[(triton.cdiv(m, rows), triton.cdiv(o, out))](
         a, b, c, bias if bias is not None else c, pre, start, index,
         m, o, r, a.stride(0), a.stride(1), strides[0], strides[1],
@@ -277,11 +280,12 @@ def _launch_wgrad(
     """The dense gradient ``[N, K]`` of ``dy [M, N]`` and ``x [M, K]``, exactly 0 outside live blocks."""
     tile_n, tile_k, tile_m, warps, stages = tiles
     (n, k), (block_n, block_k), m, nnzb = shape, block, dy.shape[0], len(col) - 1
+    _check_tiles(tiles, (tile_n, block_n), (tile_k, block_k))
     grad = dy.new_zeros(n, k)
     if m == 0 or nnzb == 0:
         return grad
     programs = nnzb * (block_n // tile_n) * (block_k // tile_k)
-    splits = min(triton.cdiv(WGRAD_PROGRAMS, programs), triton.cdiv(m, 4 * tile_m))
+    splits = min(triton.cdiv(WGRAD_PROGRAMS, programs), MOST_SPLITS)  # not of M, or each M would compile anew
     rows_of_split = triton.cdiv(triton.cdiv(m, splits), tile_m) * tile_m
     partial = splits > 1
     into = dy.new_empty(splits, nnzb, block_n, block_k, dtype=torch.float32) if partial else grad
@@ -296,6 +300,12 @@ def _launch_wgrad(
             into, grad, row, col, n, k, splits, nnzb, BLOCK_N=block_n, BLOCK_K=block_k, TILE_N=16, num_warps=4
         )
     return grad
+
+
+def _check_tiles(tiles: list[int], *pieces: tuple[int, int]) -> None:
+    """Raise ValueError where a tile does not divide its side of the block: it would read beyond it."""
+    if any(tile < 1 or side % tile for tile, side in pieces):
+        raise ValueError(f"tiles {tiles} do not divide a block: {pieces}")
 
 
 def reference_bsr_linear(

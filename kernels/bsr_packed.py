@@ -32,6 +32,11 @@ class PackedBlocks:
         blocks = padded.reshape(-(-n // block_n), block_n, -1, block_k).transpose(1, 2)
         return cls(blocks[layout.row.long(), layout.col[: layout.nnzb].long()].contiguous(), layout)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values."""
+        return self.values.dtype
+
     def tensors(self) -> dict[str, Tensor]:
         """What it is made of, by name; :meth:`with_tensors` puts it together again."""
         return {"values": self.values} | {name: getattr(self.layout, name) for name in ARRAYS}

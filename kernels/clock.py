@@ -72,6 +72,23 @@ class Clock:
         return _interval(logs)
 
 
+class LaunchClock(Clock):
+    """Times calls by the wall clock on an idle device, launch included: what a model called from Python waits for."""
+
+    def time(self, call: Callable[[], object]) -> float:
+        """Milliseconds of one call, from Python to its end."""
+        on_gpu = self._device.type == "cuda"
+        if self._flush is not None:
+            self._flush.zero_()
+        if on_gpu:
+            torch.cuda.synchronize(self._device)
+        begun = time.perf_counter()
+        call()
+        if on_gpu:
+            torch.cuda.synchronize(self._device)
+        return (time.perf_counter() - begun) * 1e3
+
+
 class GraphClock(Clock):
     """Times calls as CUDA graphs: what the GPU takes for them, without the CPU that launches them.
 

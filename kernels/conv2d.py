@@ -22,7 +22,7 @@ from sparseticket.kernels.activation import activate, activate_reference, check_
 from sparseticket.kernels.blocks import check_block
 from sparseticket.kernels.bsr import DTYPES, Tiles
 from sparseticket.kernels.bsr import candidate_tiles as linear_tiles
-from sparseticket.kernels.launch import as_autocast_would, launchable, runs_kernel
+from sparseticket.kernels.launch import as_autocast_would, fp32_precision, launchable, runs_kernel
 
 KERNEL_SIZES = ((1, 1), (3, 3))
 TAP_SHIFT = 16  # an entry of `place` is tap << 16 | input block
@@ -235,6 +235,7 @@ def _launch(
         return y
     rows, out, reduce, warps, stages = tiles or default_tiles((block_o, block_c), pixels, o, x.dtype).as_ints()
     x = x.contiguous(memory_format=torch.channels_last)
+    bias = None if bias is None else bias.contiguous()
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
     launchable(bsr_conv2d_kernel)[(triton.cdiv(pixels, rows) * triton.cdiv(o, out),)](
@@ -243,7 +244,7 @@ def _launch(
         BLOCK_O=block_o, BLOCK_C=block_c, TILE_M=rows, TILE_O=out, TILE_C=reduce,
         KERNEL_W=kw, STRIDE_H=stride[0], STRIDE_W=stride[1], PADDED=padding != [0, 0], EVEN=i % block_c == 0,
         HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=activation,
-        PRECISION="tf32" if torch.backends.cudnn.allow_tf32 else "ieee",  # what F.conv2d follows
+        PRECISION=fp32_precision(convolution=True),
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return y

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import bisect
 import json
+import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 TABLES = Path(__file__).parent / "tables"
 FORMAT = 1
 LEAST_GAIN = 1.03  # a kernel is picked only where the lower 95 % bound of its speed-up is at least this
@@ -163,6 +166,38 @@ def table_for(device: torch.device | str, folders: Iterable[Path] | None = None)
     name = gpu_name(device)
     path = find_table(name, folders) if name else None
     return Table.load(path) if path else None
+
+
+def save_user_table(table: Table) -> None:
+    """Write the user's table of this GPU, whole or not at all; a folder that cannot be written is left alone."""
+    path = table_path(table.gpu, user_tables())
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(table.to_json())
+        part.replace(path)
+    except OSError as error:
+        log.warning("%s was not written (%s): it will be measured again", path, error)
+
+
+def decided_by_one(decide: Callable[[], T]) -> T:
+    """What the first of several processes decides: measurements differ, and all of them have to run the same.
+
+    Raises:
+        RuntimeError: in every process, where deciding failed in the first.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return decide()
+    shared: list[T | str | None] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            shared = [decide(), None]
+        except Exception as error:
+            shared = [None, f"{type(error).__name__}: {error}"]
+    torch.distributed.broadcast_object_list(shared)
+    if shared[1] is not None:
+        raise RuntimeError(f"the first process could not choose kernels: {shared[1]}")
+    return shared[0]  # type: ignore[return-value]
 
 
 def _cell(line: dict[str, Any]) -> Measured:

@@ -29,7 +29,8 @@ class Frozen:
     def thaw(self) -> None:
         """Give the dense weight back as a parameter, where it was dropped."""
         if self._parameters["weight"] is None:
-            weight = nn.Parameter(self.rebuild_weight(), requires_grad=self._frozen_requires_grad)
+            with torch.inference_mode(False):
+                weight = nn.Parameter(self.rebuild_weight().clone(), requires_grad=self._frozen_requires_grad)
             self._parameters["weight"] = weight
         del self._frozen, self._frozen_requires_grad
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SAME_INPUT = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"))
+OTHER_INPUTS = ("crossattention", "encoder_attn", "EncDecAttention")  # queries of one input, keys of another
 BEHIND = ("dense", "intermediate_act_fn")  # the linear and its activation in transformers' BERT-like feed-forward
 PROBE = torch.linspace(-6, 6, 97)
 
@@ -40,6 +41,8 @@ def groups_over_one_input(model: nn.Module, layers: Mapping[str, nn.Linear]) -> 
     """
     taken: dict[str, tuple[str, ...]] = {}
     for path, _ in model.named_modules():
+        if path.rpartition(".")[2] in OTHER_INPUTS:
+            continue
         for members in SAME_INPUT:
             names = tuple(f"{path}.{member}.weight".lstrip(".") for member in members)
             if all(name in layers for name in names):
@@ -56,8 +59,11 @@ def activation_behind(model: nn.Module, name: str) -> Activation | None:
     function = getattr(parent, BEHIND[1], None)
     if own != BEHIND[0] or not isinstance(function, nn.Module):
         return None
-    with torch.no_grad():
-        result = function(PROBE)
+    try:
+        with torch.no_grad():
+            result = function(PROBE)
+    except Exception:  # one with parameters on a GPU, say: none of these
+        return None
     for kind, exact in (("gelu", F.gelu), ("relu", F.relu)):  # GELU by tanh is off by 5e-4 and is left alone
         if torch.allclose(result, exact(PROBE), rtol=0, atol=1e-6):
             return Activation(kind, parent, BEHIND[1])

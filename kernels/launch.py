@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,14 +23,42 @@ def runs_kernel(tensor: Tensor) -> bool:
     return tensor.is_cuda or INTERPRETED
 
 
-def launchable(kernel: Any) -> Callable[..., Any]:
-    """``kernel`` as a ``triton_op`` has to launch it: traceable by Inductor, or as it is in the interpreter."""
-    return kernel if INTERPRETED else wrap_triton(kernel)
+class _OnDeviceOfFirst:
+    """A kernel that is launched on the device of its first tensor: Triton's own choice is the current one."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+
+    def __getitem__(self, grid: tuple[Any, ...]) -> Callable[..., Any]:
+        def launch(first: Tensor, *arguments: Any, **constants: Any) -> None:
+            with torch.cuda.device_of(first):
+                self._kernel[grid](first, *arguments, **constants)
+
+        return launch
 
 
-def fp32_precision() -> str:
+def launchable(kernel: Any) -> Any:
+    """``kernel`` as a ``triton_op`` has to launch it: traceable by Inductor; as it is in the interpreter."""
+    if INTERPRETED:
+        return kernel
+    traceable = wrap_triton(kernel)
+    return _OnDeviceOfFirst(traceable) if torch.cuda.device_count() > 1 else traceable
+
+
+def fp32_precision(*, convolution: bool = False) -> str:
     """How ``tl.dot`` multiplies fp32: with TF32's 10-bit mantissa where PyTorch is allowed to, else exactly."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    backend = torch.backends.cudnn if convolution else torch.backends.cuda.matmul
+    newer = getattr(backend.conv if convolution and hasattr(backend, "conv") else backend, "fp32_precision", None)
+    # allow_tf32 raises once the newer setting was used, which in turn says what allow_tf32 was set to
+    allowed = backend.allow_tf32 if newer is None else newer == "tf32"
+    return "tf32" if allowed else "ieee"
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Autocast off, where it is on: a packed weight has the dtype that it was packed in."""
+    kind = device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 def as_autocast_would(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:

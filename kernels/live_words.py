@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparseticket.kernels.words import BITS, pack_words
-from sparseticket.masks import pack, unpack
+from sparseticket.kernels.words import BITS, pack_words, unpack_words
+from sparseticket.masks import pack
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -48,8 +48,7 @@ def mask_of(words: Tensor, like: Tensor) -> Tensor:
     """The bool mask ``[numel]`` in the order of ``like``'s storage; all alive where there are no words."""
     if not len(words):
         return torch.ones(like.numel(), dtype=torch.bool, device=like.device)
-    packed = words.cpu().view(torch.uint8)[: (like.numel() + 7) // 8]
-    return unpack(packed, (like.numel(),)).to(like.device)
+    return unpack_words(words, BITS * len(words))[: like.numel()].to(like.device)
 
 
 def mask_hash(mask: Tensor) -> str:

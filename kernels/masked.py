@@ -159,6 +159,7 @@ def _launch_product(
     pre = torch.empty_like(c) if keep_pre else a.new_empty(0)
     if c.numel() == 0:
         return c, pre
+    bias = None if bias is None else bias.contiguous()
     launchable(masked_matmul_kernel)[(triton.cdiv(m, rows), triton.cdiv(o, out))](
         a, weight, words, c, bias if bias is not None else c, pre,
         m, o, r, words.shape[1], a.stride(0), a.stride(1), stride_o, stride_r,

@@ -29,6 +29,9 @@ class MaskedOptimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self.set_masks(masks)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_words": self._words, "_strides": self._strides, "_clip": self._clip}
+
     @torch.no_grad()
     def set_masks(self, masks: Mapping[Tensor, Tensor]) -> None:
         """Take these masks from now on, and write +0.0 into what they prune, in parameters and states.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from sparseticket.kernels.conv2d import KERNEL_SIZES, PackedConv2d, bsr_conv2d, output_size
 from sparseticket.kernels.dispatch import DENSE
 from sparseticket.kernels.frozen import Frozen
+from sparseticket.kernels.launch import without_autocast
 from sparseticket.kernels.plan import Plan
 
 ARRAYS = ("values", "crow", "place", "row")
@@ -30,13 +31,19 @@ class PackedConv(Frozen, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """``conv2d(x, W) + b``, which has no gradient."""
         self.check_inference()
+        if x.ndim == 3:
+            return self.forward(x[None])[0]
         x, bias = x.detach(), None if self.bias is None else self.bias.detach()
         (choice,) = self._plan.at(pixels_of(self, x))
         if choice.kernel == DENSE:
             weight = self.weight if self.weight is not None else self.rebuild_weight()
             return self._conv_forward(x, weight.detach(), bias)
-        tiles = list(choice.tiles) or None
-        return bsr_conv2d(x, self._packed(), bias, stride=self.stride, padding=self.padding, tiles=tiles)
+        packed, dtype = self._packed(), self.packed_values.dtype
+        with without_autocast(x.device):
+            return bsr_conv2d(
+                x.to(dtype), packed, None if bias is None else bias.to(dtype), stride=self.stride, padding=self.padding,
+                tiles=list(choice.tiles) or None,
+            )  # fmt: skip
 
     def rebuild_weight(self) -> Tensor:
         """The dense weight, bit-equal."""

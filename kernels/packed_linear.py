@@ -10,6 +10,7 @@ from sparseticket.kernels.activation import activate_reference
 from sparseticket.kernels.dispatch import DENSE
 from sparseticket.kernels.frozen import Frozen
 from sparseticket.kernels.fuse import Activation
+from sparseticket.kernels.launch import without_autocast
 from sparseticket.kernels.packing import PackedWeight
 from sparseticket.kernels.plan import Plan, rows_of
 
@@ -31,23 +32,25 @@ class PackedLinear(Frozen, nn.Linear):
         self._members, self._place = tuple(members), members.index(self)
         if self._place > 0:
             return
-        self._packed, self._plan = packed, plan
+        self._names, self._plan = list(packed.tensors()), plan
+        self._form = packed.with_tensors({name: torch.empty(0) for name in self._names})  # the tensors are buffers
         self._activation = behind.kind if behind else "none"
         self._behind = (behind, behind.take()) if behind else None
         self._sizes, self._waiting = [member.out_features for member in members], []
         for name, tensor in packed.tensors().items():
             self.register_buffer(f"packed_{name}", tensor, persistent=False)
-        self.register_buffer("packed_bias", _joined_bias(members), persistent=False)
+        bias = _joined_bias(members)
+        self.register_buffer("packed_bias", None if bias is None else bias.to(packed.dtype), persistent=False)
 
     def unwrap(self) -> None:
         """Drop what :meth:`wrap` added."""
         if self._place == 0:
-            for name in (*self._packed.tensors(), "bias"):
+            for name in (*self._names, "bias"):
                 delattr(self, f"packed_{name}")
             if self._behind:
                 behind, function = self._behind
                 behind.give_back(function)
-            del self._packed, self._plan, self._activation, self._behind, self._sizes, self._waiting
+            del self._names, self._form, self._plan, self._activation, self._behind, self._sizes, self._waiting
         del self._members, self._place
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,19 +64,22 @@ class PackedLinear(Frozen, nn.Linear):
         return first._weight().to_dense().split(first._sizes)[self._place].clone()
 
     def _result(self, x: Tensor, place: int) -> Tensor:
-        for waiting in self._waiting:
-            if waiting[0] is x and waiting[1] == place:
+        version = _version(x)
+        for waiting in list(self._waiting):
+            if waiting[0] is x and waiting[1:3] == (version, place):
                 self._waiting.remove(waiting)
-                return waiting[2]
+                return waiting[3]
         results = self._compute(x.detach())
         if len(results) > 1:
-            self._waiting = [(x, other, y) for other, y in enumerate(results) if other != place]
+            self._waiting = [(x, version, other, y) for other, y in enumerate(results) if other != place]
         return results[place]
 
     def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
         (choice,) = self._plan.at(rows_of(x))
         if choice.kernel != DENSE:
-            y = self._weight().linear(x, self.packed_bias, self._activation, choice.tiles)
+            packed = self._weight()
+            with without_autocast(x.device):
+                y = packed.linear(x.to(packed.dtype), self.packed_bias, self._activation, choice.tiles)
             return y.split(self._sizes, -1)
         weights = (m.weight if m.weight is not None else m.rebuild_weight() for m in self._members)
         pairs = zip(weights, self._members, strict=True)
@@ -81,8 +87,12 @@ class PackedLinear(Frozen, nn.Linear):
         return tuple(activate_reference(F.linear(x, weight, bias), self._activation) for weight, bias in plain)
 
     def _weight(self) -> PackedWeight:
-        names = self._packed.tensors()
-        return self._packed.with_tensors({name: getattr(self, f"packed_{name}") for name in names})
+        return self._form.with_tensors({name: getattr(self, f"packed_{name}") for name in self._names})
+
+
+def _version(x: Tensor) -> int:
+    """How often ``x`` was changed in place, where that is known."""
+    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 def _joined_bias(members: list[PackedLinear]) -> Tensor | None:

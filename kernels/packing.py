@@ -21,6 +21,10 @@ from sparseticket.kernels.semi_structured import SemiStructuredWeight
 class PackedWeight(Protocol):
     """A weight as a kernel reads it: blocks, a bitmap with values, or 2:4."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its values, and so of what it multiplies."""
+
     def tensors(self) -> dict[str, Tensor]:
         """What it is made of, by name."""
 

@@ -77,6 +77,11 @@ class SemiStructuredWeight:
         dense = fn(self.to_dense())
         return self if (dense.device, dense.dtype) == (self.operand.device, self.operand.dtype) else self._pack(dense)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values."""
+        return self.operand.dtype
+
     def tensors(self) -> dict[str, Tensor]:
         """What the product reads, by name."""
         return {"operand": self.operand}

@@ -103,8 +103,10 @@ _captured: list[Table] = []  # a CUDA graph reads these for as long as it lives
 def _table(sizes: tuple[int, ...], addresses: Tensor, chunk: int, device: torch.device) -> Table:
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     key = (sizes, addresses.numpy().tobytes(), chunk, device)
-    if key in _tables and not capturing:
+    if key in _tables:  # what is in it follows from its key, so that a graph may read it too
         _tables.move_to_end(key)
+        if capturing:
+            _captured.append(_tables[key])
         return _tables[key]
     counts = torch.tensor([-(-size // chunk) for size in sizes])
     starts = counts.cumsum(0) - counts

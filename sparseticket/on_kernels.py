@@ -29,13 +29,18 @@ def say_where_not(screen: Screen, settings: Training, device: torch.device) -> N
         screen.note("no GPU, so --kernels auto changes nothing: every layer trains dense, with zeros in place.")
 
 
-def use_kernels(network: Network, masks: Masks, settings: Training, *, processes: int) -> None:
-    """Let the network's layers train on kernels, after measuring those of which this GPU's table says nothing."""
+def use_kernels(network: Network, masks: Masks, settings: Training, *, processes: int) -> list[str]:
+    """Let the network's layers train on kernels, after measuring those of which this GPU's table says nothing.
+
+    Returns the buffers that hold where live blocks are: the same in every process, and not for DDP to broadcast.
+    """
     from sparseticket.kernels import use_kernels
 
     rows = max(1, settings.batch_size // processes) * settings.max_length
     named = {network.prefix + name: mask for name, mask in masks.items()}
+    before = {name for name, _ in network.module.named_buffers()}
     use_kernels(network.module, named, dtype=DTYPES[settings.precision], measure_rows=(max(1, rows // 4), rows))
+    return [name for name, _ in network.module.named_buffers() if name not in before]
 
 
 def restore(network: Network) -> None:
@@ -57,17 +62,20 @@ def masked_optimizer(
         table: what was measured; by default that of this GPU.
     """
     from sparseticket.kernels import MaskedAdamW
-    from sparseticket.kernels.dispatch import Case, Choice, table_for
+    from sparseticket.kernels.dispatch import Case, Choice, decided_by_one, table_for
 
     backbone = network.backbone()
     parameters = [parameter for parameter in network.module.parameters() if parameter.requires_grad]
-    table = table or table_for(parameters[0].device)
+    device = parameters[0].device
     weights = sum(parameter.numel() for parameter in parameters)
     dead = sum(int((~mask).sum()) for mask in masks.values())
-    if table is None or settings.optimizer != "adamw":
-        return None
     case = Case("optimizer", 1, 1, "unstructured", "float32", "none")
-    if table.choose(case, weights, 1 - dead / weights) == Choice():
+
+    def decide() -> Choice:
+        known = table or table_for(device)
+        return known.choose(case, weights, 1 - dead / weights) if known else Choice()
+
+    if settings.optimizer != "adamw" or decided_by_one(decide) == Choice():
         return None
     by_parameter: dict[nn.Parameter, torch.Tensor] = {backbone[name]: mask for name, mask in masks.items()}
     return MaskedAdamW(parameters, by_parameter, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -122,10 +122,9 @@ def train(
         step, scaler_state = found
     pruned.mask_parameters()
     pruned.mask_optimizer(raw_optimizer)
-    if on_kernels:
-        use_kernels(network, masks, settings, processes=accelerator.num_processes)
+    constant = use_kernels(network, masks, settings, processes=accelerator.num_processes) if on_kernels else []
     finish_gradients = _finisher(raw_optimizer, pruned, module, settings.clip)
-    objective, optimizer = accelerator.prepare(_Objective(module, task), raw_optimizer)
+    objective, optimizer = accelerator.prepare(_Objective(module, task, constant), raw_optimizer)
     if accelerator.scaler:  # it outlives a training: each begins with a fresh one, so that arms are trained alike
         accelerator.scaler.load_state_dict(scaler_state or torch.amp.GradScaler("cuda").state_dict())
     module.train()
@@ -204,10 +203,11 @@ def _finisher(
 class _Objective(nn.Module):
     """A task's loss as a forward: DDP reduces gradients only of what went through the module that it wraps."""
 
-    def __init__(self, module: nn.Module, task: Task) -> None:
+    def __init__(self, module: nn.Module, task: Task, constant: Sequence[str] = ()) -> None:
         super().__init__()
         self.module = module
         self._loss = task.loss
+        self._ddp_params_and_buffers_to_ignore = [f"module.{name}" for name in constant]  # the name that DDP asks for
 
     def forward(self, batch: Batch, step: int) -> torch.Tensor:
         return self._loss(self.module, batch, step=step)

@@ -59,7 +59,8 @@ def picks(table: Table) -> list[tuple[Case, int, float, Choice]]:
         if case.which in ("optimizer", "convolution"):
             continue
         measured = [cell.m for cell in table.rows(case, density)]
-        beside = [round(math.sqrt(a * b)) // 8 * 8 for a, b in itertools.pairwise(measured)]
+        between = [round(math.sqrt(a * b)) for a, b in itertools.pairwise(measured)]
+        beside = [m // 8 * 8 if m >= 16 else m for m in between]
         for m in beside or [measured[0] * 5 // 4]:
             choice = table.choose(case, m, density)
             if choice.kernel != DENSE:

@@ -80,11 +80,12 @@ def test_tiles_smaller_than_a_block_give_the_same(piece, device, close):
 
 def test_any_strides_are_right(device, close):
     x, weight, bias, dy, layout, mask = problem(20, 32, 48, (16, 16), 0.5, torch.float16, device)
+    bias = bias.detach().repeat_interleave(2)[::2].requires_grad_()
     x_t = x.detach().T.contiguous().T.requires_grad_()
     w_t = weight.detach().T.contiguous().T.requires_grad_()
     y = bsr_linear(x_t, w_t, layout, bias)
     y.backward(dy.T.contiguous().T)
-    close((y, x_t.grad, w_t.grad), exact(x, weight, bias, dy, mask, "none")[:3])
+    close((y, x_t.grad, w_t.grad, bias.grad), exact(x, weight, bias, dy, mask, "none"))
 
 
 def test_no_rows_and_several_dimensions_are_right(device):
@@ -173,3 +174,18 @@ def test_autocast_casts_as_a_plain_linear_does():
     y.sum().backward()
     assert y.dtype == plain.dtype == torch.bfloat16 and torch.equal(y, plain)
     assert weight.grad.dtype == torch.float32
+
+
+def test_relu_keeps_nan(device):
+    x, weight, bias, _, layout, _ = problem(5, 16, 16, (16, 16), 1, torch.float32, device)
+    broken = x.detach().clone()
+    broken[2] = float("nan")
+    assert bsr_linear(broken, weight, layout, bias, activation="relu")[2].isnan().all()
+
+
+def test_tiles_that_do_not_divide_a_block_are_refused(device):
+    x, weight, bias, dy, layout, _ = problem(20, 32, 32, (16, 16), 1, torch.float16, device)
+    good, wide = Tiles(16, 16, 16, 4, 2).as_ints(), Tiles(16, 32, 16, 4, 2).as_ints()
+    for tiles in ((wide, good, good), (good, wide, good), (good, good, wide)):
+        with pytest.raises(ValueError, match="do not divide"):
+            bsr_linear(x, weight, layout, bias, tiles=tiles).backward(dy)

@@ -299,3 +299,19 @@ def test_a_compiled_step_gives_the_same_numbers():
             loss_of(net, step).backward()
             act()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_a_deep_copy_goes_on_as_its_original():
+    import copy
+
+    weight = torch.nn.Parameter(torch.randn(8, 8))
+    mask = torch.rand(8, 8) < 0.5
+    optimizer = MaskedAdamW([weight], {weight: mask}, lr=0.1)
+    weight.grad = torch.ones(8, 8)
+    optimizer.step()
+    twin = copy.deepcopy(optimizer)
+    copied = twin.param_groups[0]["params"][0]
+    copied.grad = weight.grad.clone()
+    optimizer.step()
+    twin.step()
+    assert copied is not weight and torch.equal(copied, weight) and not copied[~mask].any()

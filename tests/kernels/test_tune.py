@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from sparseticket.kernels.clock import Speedup
 from sparseticket.kernels.dispatch import Case, Choice
 from sparseticket.kernels.tune import Problem, measure, random_mask
 
@@ -8,17 +9,15 @@ from sparseticket.kernels.tune import Problem, measure, random_mask
 class SteadyClock:
     """A clock for which dense takes 3 ms, and everything else what ``times`` says of its place in line."""
 
-    def __init__(self, times):
-        self.times = iter(times)
+    def __init__(self, times, speedup=(1.5, 1.4, 1.6)):
+        self.times, self.speedup = iter(times), speedup
 
     def median(self, call):
         call()
         return next(self.times)
 
     def compare(self, baseline, other, *, rounds):
-        from sparseticket.kernels.clock import Speedup
-
-        return Speedup(1.5, 1.4, 1.6)
+        return Speedup(*self.speedup)
 
 
 CASE = Case("forward", 48, 64, "block:16x32", "float32", "bias+gelu")
@@ -29,7 +28,7 @@ def test_the_fastest_candidate_that_agrees_is_kept():
     assert len(candidates) > 2
     times = [5.0] * len(candidates)
     times[1] = 1.0
-    cell = measure(CASE, 40, 0.5, "cpu", thorough=True, clock=SteadyClock(times))
+    cell = measure(CASE, 40, 0.5, "cpu", thorough=True, clock=SteadyClock(times), launched=SteadyClock([]))
     assert cell.best == candidates[1][0] and (cell.ratio, cell.low, cell.high) == (1.5, 1.4, 1.6)
 
 
@@ -68,3 +67,9 @@ def test_every_kernel_for_inference_is_measured_and_agrees_with_dense(pattern, c
     which = "convolution" if "x3" in pattern or "x1/" in pattern else "infer"
     cell = measure(Case(which, 48, 64, pattern, "float32"), 40, 0.4, "cpu", rounds=5)
     assert cell.best.kernel in ("bitmap", "semi_structured", "bsr_conv2d") and "WRONG" not in caplog.text
+
+
+def test_a_kernel_that_pays_only_without_its_launch_is_not_chosen():
+    slow_to_launch = SteadyClock([], (0.7, 0.6, 0.8))
+    cell = measure(CASE, 40, 0.5, "cpu", clock=SteadyClock([1.0]), launched=slow_to_launch)
+    assert (cell.ratio, cell.low, cell.high) == (0.7, 0.6, 0.8) and cell.choice == Choice()

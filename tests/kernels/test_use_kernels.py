@@ -346,3 +346,96 @@ def test_convolutions_run_packed_and_come_back(free_dense):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     restore(model)
     assert {type(m) for m in model} == {nn.Conv2d, nn.BatchNorm2d, nn.ReLU} and torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_packed_layers_run_under_autocast_in_the_dtype_that_they_were_packed_in(dtype):
+    model, masks = bert_and_masks()
+    expected = model(**batch()).logits
+    use_kernels(model, masks, "infer", everywhere=True, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(**batch()).logits
+    torch.testing.assert_close(logits.float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_a_dtype_that_could_not_give_the_weight_back_is_refused_with_free_dense():
+    model, masks = bert_and_masks()
+    with pytest.raises(ValueError, match="free_dense"):
+        use_kernels(model, masks, "infer", everywhere=True, free_dense=True, dtype=torch.bfloat16)
+
+
+def test_tied_weights_are_not_dropped():
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)).eval()
+    model[1].weight = model[0].weight
+    mask = torch.eye(2, dtype=torch.bool).repeat_interleave(16, 0).repeat_interleave(16, 1)
+    model[0].weight.data.masked_fill_(~mask, 0)
+    with pytest.raises(ValueError, match="tied"):
+        use_kernels(model, {"0.weight": mask}, "infer", everywhere=True, free_dense=True)
+
+
+def test_a_failure_half_way_leaves_the_model_as_it_was(monkeypatch):
+    model, masks = bert_and_masks()
+    import sparseticket.kernels.apply as apply
+
+    wrap, calls = apply.BsrLinear.wrap, []
+
+    def fail_at_the_third(self, *arguments):
+        calls.append(self)
+        if len(calls) == 3:
+            raise MemoryError("no more")
+        wrap(self, *arguments)
+
+    monkeypatch.setattr(apply.BsrLinear, "wrap", fail_at_the_third)
+    with pytest.raises(MemoryError):
+        use_kernels(model, masks, everywhere=True)
+    assert all(type(m) is nn.Linear for n, m in model.named_modules() if f"{n}.weight" in masks)
+
+
+def test_an_input_that_was_changed_in_place_is_projected_anew():
+    attention = nn.Module()
+    for name in ("query", "key", "value"):
+        setattr(attention, name, nn.Linear(32, 32))
+    mask = torch.eye(2, dtype=torch.bool).repeat_interleave(16, 0).repeat_interleave(16, 1)
+    masks = {f"{name}.weight": mask for name in ("query", "key", "value")}
+    for name in masks:
+        attention.get_parameter(name).data.masked_fill_(~mask, 0)
+    plain = copy.deepcopy(attention)
+    attention.eval()
+    use_kernels(attention, masks, "infer", everywhere=True)
+    x = torch.randn(3, 32)
+    attention.query(x)
+    x.add_(1)
+    torch.testing.assert_close(attention.key(x), plain.key(x))
+
+
+def test_a_mask_of_what_no_kernel_runs_is_placed_dense():
+    model = nn.Sequential(nn.Embedding(16, 32))
+    mask = torch.ones(16, 32, dtype=torch.bool)
+    (placed,) = use_kernels(model, {"0.weight": mask}, everywhere=True)
+    assert placed.plan.is_dense
+
+
+def test_only_the_packed_tensors_stay_when_the_model_is_cast():
+    model, masks = bert_and_masks()
+    use_kernels(model, masks, "infer", everywhere=True, free_dense=True)
+    model.half()
+    floating = {
+        tensor.dtype
+        for module in model.modules()
+        for value in vars(module).values()
+        if hasattr(value, "tensors")
+        for tensor in value.tensors().values()
+        if tensor.is_floating_point() and tensor.numel()
+    }
+    assert floating <= {torch.float16}
+    assert model.half()(**{k: v for k, v in batch().items() if k != "labels"}).logits.dtype == torch.float16
+
+
+@pytest.mark.gpu
+def test_layers_on_a_device_that_is_not_the_current_one_run():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    model, masks = bert_and_masks("cuda:1")
+    expected = model(**batch("cuda:1")).logits
+    use_kernels(model, masks, everywhere=True)
+    torch.testing.assert_close(model(**batch("cuda:1")).logits, expected, rtol=1e-3, atol=1e-3)
