@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from sparseticket.kernels.aot import Compiled, compile_ahead
@@ -39,6 +41,7 @@ def compile_product(
     )  # fmt: skip
 
 
+@cache
 def compile_dense(which: str, tiles: Tiles, arch: int, dtype: torch.dtype = torch.float16) -> Compiled:
     """The control: the same tiles over a dense weight."""
     wide, one = STRIDES[which]

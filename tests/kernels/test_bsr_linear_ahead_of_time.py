@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparseticket.kernels.aot import SHARED_LIMIT
+from sparseticket.kernels.aot import SHARED_LIMIT, only_ir
 from sparseticket.kernels.bsr import default_tiles
 from sparseticket.kernels.bsr_aot import compile_dense, compile_product, compile_wgrad
 
@@ -49,10 +49,13 @@ def test_fp32_fits_and_spills_nothing(precision):
 
 
 def test_bf16_is_the_same_code_as_fp16():
-    tiles = default_tiles((64, 64), 4096, torch.float16)
-    pairs = [
-        [compile_product("dgrad", (64, 64), tiles[1], 90, dtype).ttir for dtype in (torch.float16, torch.bfloat16)],
-        [compile_wgrad((64, 64), tiles[2], 90, dtype).ttir for dtype in (torch.float16, torch.bfloat16)],
-    ]
-    for half, brain in pairs:
-        assert "bf16" in brain and brain.replace("bf16", "f16") == half
+    forward, dgrad, wgrad = default_tiles((64, 64), 4096, torch.float16)
+    with only_ir():
+        for compiled in (
+            lambda dtype: compile_product("forward", (64, 64), forward, 90, dtype),
+            lambda dtype: compile_product("forward", (64, 64), forward, 90, dtype, packed=True, activation="gelu"),
+            lambda dtype: compile_product("dgrad", (64, 64), dgrad, 90, dtype),
+            lambda dtype: compile_wgrad((64, 64), wgrad, 90, dtype),
+        ):
+            half, brain = (compiled(dtype).ttir for dtype in (torch.float16, torch.bfloat16))
+            assert "bf16" in brain and brain.replace("bf16", "f16") == half
