@@ -154,6 +154,7 @@ class _How:
             for case in cases:
                 for m in self.measure_rows:
                     if not self.table.speaks(case, m, density):
+                        _say_once(f"measuring layers on {self.table.gpu}; once, what is found is kept")
                         self.table.add(measure(case, m, _measured_density(density), device))
             return Plan.from_table(self.table, cases, density)
 
