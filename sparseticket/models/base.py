@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-HeadKind = Literal["sequence-classification", "regression", "masked-lm", "image-classification"]
+HeadKind = Literal["sequence-classification", "regression", "masked-lm", "question-answering", "image-classification"]
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,11 @@ class TextModel(ModelSpec):
 
     def build(self, head: Head, *, seed: int, weights: Path | None = None) -> Network:
         """See :meth:`ModelSpec.build`; ``weights`` is a state dict that replaces the backbone's tensors."""
-        from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+        from transformers import (
+            AutoModelForMaskedLM,
+            AutoModelForQuestionAnswering,
+            AutoModelForSequenceClassification,
+        )
 
         if head.kind == "masked-lm":
             load, arguments = AutoModelForMaskedLM, {}
@@ -86,6 +90,8 @@ class TextModel(ModelSpec):
                 arguments["label2id"] = {label: i for i, label in enumerate(head.labels)}
         elif head.kind == "regression":
             load, arguments = AutoModelForSequenceClassification, {"num_labels": 1, "problem_type": "regression"}
+        elif head.kind == "question-answering":
+            load, arguments = AutoModelForQuestionAnswering, {"num_labels": 2}  # of each token: begins, ends an answer
         else:
             raise UserError(f"{self.name} is a text model and cannot carry a head for {head.kind}.")
         with torch.random.fork_rng(devices=[]):
@@ -211,9 +217,7 @@ def describe(spec: TextModel, head: Head, module: PreTrainedModel, report: dict[
             "so its figures compare with each other only, and its ticket is not called universal."
         )
     if head.kind != "masked-lm" and head_pretrained:
-        notes.append(
-            f"The classification head came with the checkpoint of {spec.name}; it was not drawn from the seed."
-        )
+        notes.append(f"The head came with the checkpoint of {spec.name}; it was not drawn from the seed.")
     return Network(spec, module, prefix, prunable, head_names, pretrained, head_pretrained, notes)
 
 

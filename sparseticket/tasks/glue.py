@@ -1,8 +1,9 @@
-"""GLUE tasks, from the folders of its published layout or from the hub."""
+"""The nine GLUE tasks, from the folders of its published layout or from the hub: one table of what differs."""
 
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from sparseticket.tasks import register
 from sparseticket.tasks.base import TaskOptions
 from sparseticket.tasks.text_classification import Examples, TextClassification
 
+MALFORMED_SHARE = 0.01  # of a file's rows that may be skipped; in QQP's, line breaks inside questions tear some
+
 
 @dataclass(frozen=True)
 class GlueTask:
@@ -21,27 +24,58 @@ class GlueTask:
 
     Attributes:
         folder: its folder in GLUE.
-        header: its TSV files begin with a line of column names.
-        text, pair, label: columns of the TSV, by name or, without a header, by number; pair is None for single texts.
-        classes: the labels as they are written in the TSV, in the order of the hub's class numbers.
-        metric: the metric of the GLUE paper.
-        hub_text, hub_pair: the same columns on the hub, whose label column is always "label".
+        texts: the columns of the TSV that hold the text, or the two of a pair; by name or, without a header, by number.
+        label: the column of the label, likewise.
+        classes: the labels as they are written in the TSV, in the order of the hub's class numbers; none for scores.
+        hub: the columns of ``texts`` on the hub, whose label column is always "label".
+        metric: the paper's.
+        evaluations: what follows "dev" in the name of each evaluation file, and "validation" on the hub; the first
+            counts, the others are reported beside it.
+        original: names of the training and evaluation file where there is no train.tsv.
     """
 
     folder: str
-    header: bool
-    text: str | int
-    pair: str | int | None
+    texts: tuple[str | int, ...]
     label: str | int
     classes: tuple[str, ...]
-    metric: str
-    hub_text: str
-    hub_pair: str | None = None
+    hub: tuple[str, ...]
+    metric: str = "accuracy"
+    evaluations: tuple[str, ...] = ("",)
+    original: tuple[str, str] | None = None
+
+    @property
+    def header(self) -> bool:
+        """Whether the TSV files begin with a line of column names."""
+        return isinstance(self.label, str)
 
 
+YES_NO = ("0", "1")
+ENTAILMENT = ("entailment", "not_entailment")
+SENTENCES = ("sentence1", "sentence2")
 GLUE = {
-    "sst2": GlueTask("SST-2", True, "sentence", None, "label", ("0", "1"), "accuracy", "sentence"),
-    "cola": GlueTask("CoLA", False, 3, None, 1, ("0", "1"), "matthews", "sentence"),
+    "cola": GlueTask("CoLA", (3,), 1, YES_NO, ("sentence",), metric="matthews"),
+    "mnli": GlueTask(
+        "MNLI",
+        SENTENCES,
+        "gold_label",
+        ("entailment", "neutral", "contradiction"),
+        ("premise", "hypothesis"),
+        evaluations=("_matched", "_mismatched"),
+    ),
+    "mrpc": GlueTask(
+        "MRPC",
+        ("#1 String", "#2 String"),
+        "Quality",
+        YES_NO,
+        SENTENCES,
+        original=("msr_paraphrase_train.txt", "msr_paraphrase_test.txt"),  # Microsoft's, whose test pairs have labels
+    ),
+    "qnli": GlueTask("QNLI", ("question", "sentence"), "label", ENTAILMENT, ("question", "sentence")),
+    "qqp": GlueTask("QQP", ("question1", "question2"), "is_duplicate", YES_NO, ("question1", "question2")),
+    "rte": GlueTask("RTE", SENTENCES, "label", ENTAILMENT, SENTENCES),
+    "sst2": GlueTask("SST-2", ("sentence",), "label", YES_NO, ("sentence",)),
+    "stsb": GlueTask("STS-B", SENTENCES, "score", (), SENTENCES, metric="pearson"),
+    "wnli": GlueTask("WNLI", SENTENCES, "label", YES_NO, SENTENCES),
 }
 
 
@@ -49,67 +83,124 @@ def _make(name: str) -> Callable[[TextModel, TaskOptions], TextClassification]:
     task = GLUE[name]
 
     def make(spec: TextModel, options: TaskOptions) -> TextClassification:
-        if options.data is None:
-            train, evaluation = from_hub(name, "train"), from_hub(name, "validation")
-        else:
-            train, evaluation = (read_tsv(task, options.data / file) for file in ("train.tsv", "dev.tsv"))
-        return TextClassification(name, spec, options, train, evaluation, classes=len(task.classes), metric=task.metric)
+        train, *evaluations = from_hub(name) if options.data is None else from_folder(task, options.data)
+        return TextClassification(
+            name,
+            spec,
+            options,
+            train,
+            evaluations[0],
+            classes=len(task.classes),
+            labels=() if task.classes == YES_NO else task.classes,
+            metric=task.metric,
+            also=dict(zip(task.evaluations[1:], evaluations[1:], strict=True)),
+        )
 
     return make
 
 
-def from_hub(name: str, split: str) -> Examples:
-    """One split of a GLUE task from the hub."""
+def from_hub(name: str) -> list[Examples]:
+    """A GLUE task from the hub: what it trains on, then each set that it evaluates on."""
     task = GLUE[name]
     splits = load_splits(
         "nyu-mll/glue",
         name,
-        otherwise=f"Or give GLUE's own folder with train.tsv and dev.tsv (--data {task.folder}), or take a task that "
-        "needs no data: docstring-topic, docstring-order.",
+        otherwise=f"Or give GLUE's own folder with {_in_words(_files(task))} (--data {task.folder}), or take a task "
+        "that needs no data: docstring-topic, docstring-order.",
     )
-    rows = splits[split]
-    pairs = list(rows[task.hub_pair]) if task.hub_pair else None
-    return Examples(list(rows[task.hub_text]), [int(label) for label in rows["label"]], pairs)
+    read = []
+    for split in ("train", *(f"validation{ending}" for ending in task.evaluations)):
+        texts, *pairs = (list(splits[split][column]) for column in task.hub)
+        labels = [int(label) if task.classes else float(label) for label in splits[split]["label"]]
+        read.append(Examples(texts, labels, pairs[0] if pairs else None))
+    return read
+
+
+def from_folder(task: GlueTask, data: Path) -> list[Examples]:
+    """A GLUE task from its own folder, or from the folder of all of them; as :func:`from_hub`."""
+    folder = data / task.folder if (data / task.folder).is_dir() else data
+    files = _files(task)
+    if task.original and not (folder / files[0]).is_file() and (folder / task.original[0]).is_file():
+        files = list(task.original)
+    return [read_tsv(task, folder / file) for file in files]
+
+
+def _files(task: GlueTask) -> list[str]:
+    return ["train.tsv", *(f"dev{ending}.tsv" for ending in task.evaluations)]
+
+
+def _in_words(files: list[str]) -> str:
+    return f"{', '.join(files[:-1])} and {files[-1]}"
 
 
 def read_tsv(task: GlueTask, path: Path) -> Examples:
-    """One file of GLUE's layout: tab-separated, with no quoting."""
+    """One file of GLUE's layout: tab-separated, with no quoting.
+
+    Rows with too few columns or without a label are skipped, as the hub's reader does; :class:`UserError` where they
+    are more than 1 %, and where a label is none of the task's.
+    """
     if not path.is_file():
         raise UserError(
             f"there is no {path}: --data takes GLUE's own folder for this task, {task.folder}, "
-            "with train.tsv and dev.tsv."
+            f"with {_in_words(_files(task))}. GLUE's test.tsv has no labels to evaluate with."
         )
     try:
-        examples = list(_examples(task, path))
+        rows = list(_rows(task, path))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not tab-separated UTF-8 text: {error}") from error
-    if not examples:
+    if not rows:
         raise UserError(f"{path} has no examples.")
-    texts, pairs, labels = zip(*examples, strict=True)
-    return Examples(texts, labels, None if task.pair is None else pairs)
+    malformed = [row for row in rows if isinstance(row, int)]
+    if len(malformed) > MALFORMED_SHARE * len(rows):
+        raise UserError(
+            f"{path}: {len(malformed)} of {len(rows)} lines (the first is line {malformed[0]}) have no text with "
+            f"{_labels(task)} in the columns of {task.folder}. GLUE's test files have no labels."
+        )
+    texts, labels = zip(*(row for row in rows if not isinstance(row, int)), strict=True)
+    first, *second = zip(*texts, strict=True)
+    return Examples(first, labels, second[0] if second else None)
 
 
-def _examples(task: GlueTask, path: Path) -> Iterator[tuple[str, str, int]]:
+def _rows(task: GlueTask, path: Path) -> Iterator[tuple[tuple[str, ...], int | float] | int]:
+    """Texts and label of each line, or the number of a line that is malformed."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         columns = next(lines, []) if task.header else []
-        text, pair, label = (_position(column, columns, path) for column in (task.text, task.pair, task.label))
-        for fields in lines:
+        label, *texts = (_position(column, columns, path) for column in (task.label, *task.texts))
+        width = len(columns) or 1 + max(label, *texts)
+        for fields in filter(None, lines):
             try:
-                yield fields[text], fields[pair] if task.pair is not None else "", task.classes.index(fields[label])
+                yield tuple(fields[text] for text in texts), _value(task, fields[label])
             except (IndexError, ValueError):
-                raise UserError(
-                    f"{path}, line {lines.line_num}: no text with a label out of {', '.join(task.classes)} "
-                    f"in the columns of {task.folder}."
-                ) from None
+                if len(fields) == width and fields[label] not in ("", "-"):  # "-": people did not agree on a label
+                    raise UserError(
+                        f"{path}, line {lines.line_num}: {fields[label]!r} is not {_labels(task)}."
+                    ) from None
+                yield lines.line_num
 
 
-def _position(column: str | int | None, columns: list[str], path: Path) -> int:
-    if isinstance(column, str):
-        if column not in columns:
-            raise UserError(f"{path} has no column {column!r}; its columns are: {', '.join(columns) or 'none'}.")
-        return columns.index(column)
-    return column or 0
+def _value(task: GlueTask, label: str) -> int | float:
+    if task.classes:
+        return task.classes.index(label)
+    score = float(label)
+    if not math.isfinite(score):
+        raise ValueError(label)
+    return score
+
+
+def _labels(task: GlueTask) -> str:
+    return f"a label out of {', '.join(task.classes)}" if task.classes else "a score"
+
+
+def _position(column: str | int, columns: list[str], path: Path) -> int:
+    if isinstance(column, int):
+        return column
+    if column not in columns:
+        raise UserError(
+            f"{path} has no column {column!r}; its columns are: {', '.join(columns) or 'none'}. "
+            "GLUE's test files have no labels."
+        )
+    return columns.index(column)
 
 
 for _name in GLUE:

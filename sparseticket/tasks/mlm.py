@@ -21,6 +21,7 @@ from sparseticket.seeds import generator
 from sparseticket.tasks import register
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
 from sparseticket.tasks.text_batches import CHUNK, RowBatches, TokenRows, device_of, digest, fitting_length, shuffled
+from sparseticket.tasks.token_cache import Tensors, cached
 
 MASKED_SHARE = 0.15
 PLACEHOLDER = "<unk>"  # what wikitext writes for rare words; a tokenizer would split it into pieces
@@ -142,6 +143,14 @@ def pack(tokenizer: PreTrainedTokenizerBase, lines: Sequence[str], max_length: i
 
     The placeholder for rare words becomes the tokenizer's own token for unknown ones.
     """
+
+    def make() -> Tensors:
+        return _pack(tokenizer, lines, max_length).tensors()
+
+    return TokenRows.from_tensors(cached(tokenizer, "packed", digest(lines), max_length, make=make))
+
+
+def _pack(tokenizer: PreTrainedTokenizerBase, lines: Sequence[str], max_length: int) -> TokenRows:
     tokens = list(_token_chunks(tokenizer, lines))
     if not tokens:
         raise UserError("the corpus has no text.")

@@ -15,6 +15,7 @@ from sparseticket.hub import quiet_transformers
 from sparseticket.models.text import TextModel
 from sparseticket.seeds import generator
 from sparseticket.tasks.base import Batch
+from sparseticket.tasks.token_cache import Tensors, cached
 
 EVAL_BATCH = 64
 POOL = 50  # batches
@@ -37,11 +38,20 @@ class TokenRows:
 
     @classmethod
     def of(cls, ids: Iterable[Sequence[int]], types: Iterable[Sequence[int]] | None = None) -> TokenRows:
-        """Rows from lists of token ids and, where there are any, token types."""
-        rows = [torch.tensor(row, dtype=torch.int32) for row in ids]
+        """Rows from lists (or tensors) of token ids and, where there are any, token types."""
+        rows = [torch.as_tensor(row, dtype=torch.int32) for row in ids]
         lengths = torch.tensor([0, *map(len, rows)])
-        flat_types = None if types is None else torch.cat([torch.tensor(row, dtype=torch.int8) for row in types])
+        flat_types = None if types is None else torch.cat([torch.as_tensor(row, dtype=torch.int8) for row in types])
         return cls(torch.cat(rows), flat_types, lengths.cumsum(0))
+
+    @classmethod
+    def from_tensors(cls, tensors: Tensors) -> TokenRows:
+        """What :meth:`tensors` gave."""
+        return cls(tensors["ids"], tensors.get("types"), tensors["starts"])
+
+    def tensors(self) -> Tensors:
+        """The fields by name, without those that are None: what a file of them holds."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
     @property
     def lengths(self) -> Tensor:
@@ -114,6 +124,17 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
 ) -> TokenRows:
     """Texts (or pairs of them) with their special tokens, cut at ``max_length`` tokens, the longer of a pair first."""
+
+    def make() -> Tensors:
+        return _tokenize(tokenizer, texts, pairs, max_length).tensors()
+
+    content = digest(texts, pairs or ())
+    return TokenRows.from_tensors(cached(tokenizer, "texts", content, max_length, make=make))
+
+
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+) -> TokenRows:
     ids: list[list[int]] = []
     types: list[list[int]] = []
     with quiet_transformers():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassMatthewsCorrCoef
+from torchmetrics.regression import PearsonCorrCoef
 
 from sparseticket.models import Head
 from sparseticket.models.text import TextModel
@@ -26,6 +28,25 @@ from sparseticket.tasks.text_batches import (
     shuffled_by_length,
     tokenize,
 )
+
+
+class Matthews(MulticlassMatthewsCorrCoef):
+    """Matthews correlation, 0 where all predictions (or all labels) are one class, as scikit-learn's, which GLUE uses.
+
+    torchmetrics takes a limit there: 0.036 on CoLA's dev set for a network that says "acceptable" to everything.
+    """
+
+    def compute(self) -> Tensor:
+        """The correlation, float32 []."""
+        one_class = any((self.confmat.sum(side) > 0).sum() < 2 for side in (0, 1))
+        return torch.zeros((), device=self.device) if one_class else super().compute()
+
+
+METRICS: dict[str, Callable[[int], Metric]] = {
+    "accuracy": lambda classes: MulticlassAccuracy(classes, average="micro"),
+    "matthews": Matthews,
+    "pearson": lambda _: PearsonCorrCoef(),
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +65,14 @@ class _Split:
 
 
 class TextClassification(Stateless):
-    """A text task with one label a text; ``metric`` is "accuracy" or "matthews"."""
+    """A text task with one label a text.
+
+    Args:
+        classes: 0 for a regression, whose labels are floats.
+        labels: the classes' names, where they have some.
+        metric: a key of ``METRICS``; a regression's is "pearson", from -1 to 1 (0 where all predictions are equal).
+        also: more sets to evaluate on, by what their metric's name ends with ("_mismatched"); verdicts do not use them.
+    """
 
     def __init__(
         self,
@@ -57,17 +85,21 @@ class TextClassification(Stateless):
         classes: int,
         labels: Sequence[str] = (),
         metric: str = "accuracy",
+        also: Mapping[str, Examples] | None = None,
     ) -> None:
         self.name = name
         self.metric = metric
         self.head = Head("sequence-classification", classes, tuple(labels)) if classes else Head("regression")
+        splits = {"train": train, "eval": evaluation} | {
+            f"eval{name}": examples for name, examples in (also or {}).items()
+        }
         self.data_id = digest(
-            *(part or () for split in (train, evaluation) for part in (split.texts, split.pairs, split.labels))
+            *(part or () for split in splits.values() for part in (split.texts, split.pairs, split.labels))
         )
         self._batch_size = options.batch_size
         self._limit = fitting_length(spec, options.max_length)
         self._pad_id = spec.tokenizer().pad_token_id
-        self._splits = {"train": self._encode(spec, train), "eval": self._encode(spec, evaluation)}
+        self._splits = {name: self._encode(spec, examples) for name, examples in splits.items()}
 
     def _encode(self, spec: TextModel, examples: Examples) -> _Split:
         rows = tokenize(spec.tokenizer(), examples.texts, examples.pairs, self._limit)
@@ -93,24 +125,32 @@ class TextClassification(Stateless):
         return cross_entropy(logits, batch["labels"])
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The task's metric over the evaluation split."""
-        was_training, device = model.training, device_of(model)
+        """The task's metric over the evaluation split, and over each other set that it evaluates on."""
+        was_training = model.training
         network = extract_model_from_parallel(model)  # every process evaluates everything: nothing to synchronize
-        score = self._fresh_metric().to(device)
         model.eval()
         try:
             with torch.inference_mode():
-                for batch in self.batches("eval", seed=0, round=0, epoch=0):
-                    on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-                    score.update(_logits(network, on_device).argmax(-1), on_device["labels"])
+                return {
+                    self.metric + split.removeprefix("eval"): self._score(network, split)
+                    for split in self._splits
+                    if split != "train"
+                }
         finally:
             model.train(was_training)
-        return {self.metric: float(score.compute())}
 
-    def _fresh_metric(self) -> Metric:
-        if self.metric == "matthews":
-            return MulticlassMatthewsCorrCoef(self.head.classes)
-        return MulticlassAccuracy(self.head.classes, average="micro")
+    def _score(self, network: nn.Module, split: str) -> float:
+        device = device_of(network)
+        score = METRICS[self.metric](self.head.classes).to(device)
+        for batch in self.batches(split, seed=0, round=0, epoch=0):
+            on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+            logits = _logits(network, on_device)
+            score.update(
+                logits.squeeze(-1) if self.head.kind == "regression" else logits.argmax(-1), on_device["labels"]
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchmetrics calls a constant prediction's correlation NaN, and warns
+            return float(score.compute().nan_to_num(0.0))
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:

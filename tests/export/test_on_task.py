@@ -58,6 +58,18 @@ def test_masked_lm_is_evaluated_by_its_own_task(masked_lm, tmp_path):
     assert report["task"]["onnx"] == report["task"]["pytorch"]
 
 
+def test_answers_to_questions_are_evaluated_by_their_own_task(berts, tmp_path):
+    passage = "the lottery ticket wins"
+    answers = [{"answer_start": passage.index("ticket"), "text": "ticket"}]
+    asked = {"context": passage, "qas": [{"id": "1", "question": "winning the lottery", "answers": answers}]}
+    for name in ("train-v1.1.json", "dev-v1.1.json"):
+        (tmp_path / name).write_text(json.dumps({"data": [{"title": "", "paragraphs": [asked]}]}))
+    report = export_model(berts["question-answering"], tmp_path / "out", task="squad", data=tmp_path)
+    assert report["task"]["metric"] == "f1" and report["task"]["onnx"] == report["task"]["pytorch"]
+    with pytest.raises(UserError, match="task squad needs a model for question-answering"):
+        on_task.make("squad", tmp_path, load(berts["classifier"]), berts["classifier"], max_length=32)
+
+
 def test_static_int8_calibrates_on_training_images_and_keeps_the_metric(small_resnet, tmp_path, monkeypatch):
     batches, splits = ImageTask.batches, []
 

@@ -68,8 +68,16 @@ def test_the_text_tasks_are_registered_with_their_recipes():
         "docstring-order": "demo/docstring-order",
         "docstring-topic": "demo/docstring-topic",
         "mlm": "neurips20/mlm",
+        "mnli": "neurips20/mnli",
+        "mrpc": "neurips20/mrpc",
+        "qnli": "neurips20/qnli",
+        "qqp": "neurips20/qqp",
+        "rte": "neurips20/rte",
+        "squad": "neurips20/squad",
         "sst2": "neurips20/sst2",
+        "stsb": "neurips20/stsb",
         "text": "neurips20/text",
+        "wnli": "neurips20/wnli",
     }
 
 
