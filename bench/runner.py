@@ -152,11 +152,12 @@ def _baseline(one: Ready, ready: list[Ready]) -> int:
 
 
 def _notes(found: list[Candidate], records: list[dict[str, Any]]) -> list[str]:
+    on_kernels = {record["name"] for record in records if record["on_kernels"]}
     notes = [
         f"{one.name} is {100 * one.sparsity:.0f} % zeros; {RUNTIMES[one.runtime]} multiplies by zeros as by any other "
         "number: from its zeros alone expect 1.0x."
         for one in found
-        if one.sparsity >= SPARSE_FROM
+        if one.sparsity >= SPARSE_FROM and one.name not in on_kernels
     ]
     notes += [
         f"{record['name']} ({record['provider']}) is not faster than {record['against']} at {record['cell']}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from sparseticket.export.source import Source, resolve
 from sparseticket.files import replace_folder, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from sparseticket.export.prepare import Prepared
     from sparseticket.export.shrink import Shrunk
 
@@ -60,7 +64,7 @@ def export_model(
     options.check_kind(kind_of(found.model))
     if options.format != "onnx" and is_shrunk(found.model):
         raise UserError("this model is shrunk already, and its folder is how it is kept: use it, or --format onnx.")
-    prepared = prepare(load(found.model), origin.ticket, options.layout)
+    prepared = prepare(load(found.model), origin.ticket, options.layout, options.dtype)
     with replace_folder(out) as folder:
         folder.mkdir()
         report = {
@@ -97,13 +101,15 @@ def _write(
     else:
         from sparseticket.export import to_safetensors
 
+        compared: dict[str, Any] = {}
         if options.format == "hf":
             counted = to_safetensors.write_hf(model, source.model, folder, options.dtype)
         elif prepared.shrunk is not None:
+            compared = _compare_shrunk(prepared)
             counted = to_safetensors.write_shrunk(prepared.shrunk, source, folder, options.dtype)
         else:
             counted = to_safetensors.write_safetensors(model, folder, options.dtype, metadata)
-        written = {"layers": [{**vars(layer), "sparsity": layer.sparsity} for layer in counted]}
+        written = {**compared, "layers": [{**vars(layer), "sparsity": layer.sparsity} for layer in counted]}
     for name, content in model.companions.items():
         if not (folder / name).exists():
             (folder / name).write_bytes(content)
@@ -135,6 +141,23 @@ def _write_onnx(
         name = options.task or origin.task
         task = on_task.make(name, options.data, prepared.whole, source.model, max_length=origin.max_length)
     return write_onnx(prepared, folder, options, metadata=metadata, task=task)
+
+
+def _compare_shrunk(prepared: Prepared) -> dict[str, Any]:
+    """Ask the smaller network what the whole one answers, both in fp32, before it is written."""
+    from sparseticket.export import verify
+
+    allowed = verify.Tolerance(*verify.TOLERANCES["fp32", prepared.whole.kind])
+
+    def ask(inputs: Mapping[str, Tensor], words: str) -> dict[str, np.ndarray]:
+        return {name: tensor.numpy() for name, tensor in prepared.model.answer(inputs).items()}
+
+    asked = verify.compare(prepared.whole, ask, allowed)
+    return {
+        "max_abs_error": max(one.max_abs_error for one in asked),
+        "tolerance": vars(allowed),
+        "shapes": [vars(one) for one in asked],
+    }
 
 
 def _kept(shrunk: Shrunk) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from sparseticket.errors import UserError
 from sparseticket.export.against_ticket import check_under_ticket
 from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.export.shrink import Shrunk, shrink
+from sparseticket.export.sparse_storage import check_saves
 from sparseticket.ticket import Ticket
 
 
@@ -20,16 +21,19 @@ class Prepared:
     shrunk: Shrunk | None = None
 
 
-def prepare(whole: LoadedModel, ticket: Ticket | None, layout: str) -> Prepared:
+def prepare(whole: LoadedModel, ticket: Ticket | None, layout: str, dtype: str) -> Prepared:
     """Check ``whole`` against its ticket and, for ``layout`` "shrunk", remove what nothing reads.
 
-    Layouts that change only how a file stores the weights (sparse storage, INT8) come after tracing.
+    Layouts that change only how a file stores the weights (sparse storage, INT8) come after tracing; whether sparse
+    storage saves anything in ``dtype`` is known before.
 
     Raises:
-        UserError: the model is not under its ticket, or has nothing to remove.
+        UserError: the model is not under its ticket, has nothing to remove, or nothing that sparse storage saves.
     """
     if ticket is not None:
         check_under_ticket(whole.module, ticket)
+    if layout == "sparse-storage":
+        check_saves(whole.module, dtype)
     if layout != "shrunk":
         return Prepared(whole, whole)
     shrunk = shrink(whole.module)

@@ -47,21 +47,24 @@ class Provenance:
 
 
 def read(source: Source) -> Provenance:
-    """What the ticket and the metrics beside a model say.
+    """What the ticket and the metrics beside a model say: of a transfer's model its own task, not the ticket's.
 
     Raises:
-        UserError: the ticket is damaged.
+        UserError: the ticket or the metrics are damaged.
     """
-    if source.ticket is None:
+    file = source.model.parent / "metrics.json"
+    measured = read_json(file) if file.is_file() else {}
+    if source.ticket is None and "task" not in measured:
         return Provenance(source.label)
-    ticket = Ticket.load(source.ticket)
-    measured = source.model.parent / "metrics.json"
-    value = read_json(measured).get("value") if measured.is_file() else None
+    ticket = Ticket.load(source.ticket) if source.ticket else None
+    found = ticket.task if ticket else {}
+    lengths = measured.get("max_length"), ticket.training.get("max_length") if ticket else None
+    value = measured.get("value")
     return Provenance(
         label=source.label,
         ticket=ticket,
-        task=str(ticket.task.get("name", "")),
-        metric=str(ticket.task.get("metric", "")),
+        task=str(measured.get("task", found.get("name", ""))),
+        metric=str(measured.get("metric", found.get("metric", ""))),
         value=float(value) if isinstance(value, int | float) else None,
-        max_length=int(ticket.training.get("max_length", DEFAULT_LENGTH)),
+        max_length=next((length for length in lengths if isinstance(length, int)), DEFAULT_LENGTH),
     )

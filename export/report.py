@@ -41,8 +41,7 @@ def _what(report: dict[str, Any]) -> str:
 def _findings(report: dict[str, Any]) -> Iterator[str]:
     if report["format"] in ("safetensors", "hf"):
         yield "Read back: every tensor is the model's, bit for bit."
-        return
-    if allowed := report["tolerance"]:
+    if allowed := report.get("tolerance"):
         yield (
             f"Agrees with PyTorch on {len(report['shapes'])} shapes: largest difference {report['max_abs_error']:.2g} "
             f"(allowed: {allowed['atol']:g} + {allowed['rtol']:g} x |value|)."

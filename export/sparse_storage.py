@@ -5,10 +5,32 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from torch import nn
 
 from sparseticket.errors import UserError
 
 POSITION_BYTES = 8  # ONNX asks for int64
+VALUE_BYTES = {"fp32": 4, "fp16": 2}
+NOTHING_SAVED = (
+    "no weight is sparse enough for sparse storage: with 8-byte positions it is smaller only above 67 % zeros "
+    "(fp16: 80 %). Leave --layout dense, or export a sparser ticket."
+)
+
+
+def check_saves(module: nn.Module, dtype: str) -> None:
+    """Refuse, from the zeros of the weights alone, what :func:`store_sparse` would make no smaller.
+
+    Raises:
+        UserError: no weight would become smaller.
+    """
+    size = VALUE_BYTES[dtype]
+    weights = (weight for weight in module.parameters() if weight.ndim >= 2)
+    if not any(_is_smaller(int((weight != 0).sum()), size, weight.numel()) for weight in weights):
+        raise UserError(NOTHING_SAVED)
+
+
+def _is_smaller(nnz: int, value_bytes: int, weights: int) -> bool:
+    return nnz * (value_bytes + POSITION_BYTES) < weights * value_bytes
 
 
 def store_sparse(model: onnx.ModelProto) -> list[str]:
@@ -23,15 +45,12 @@ def store_sparse(model: onnx.ModelProto) -> list[str]:
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
         is_weight = array.ndim >= 2 and array.dtype.kind == "f"
-        if is_weight and np.count_nonzero(array) * (array.itemsize + POSITION_BYTES) < array.nbytes:
+        if is_weight and _is_smaller(np.count_nonzero(array), array.itemsize, array.size):
             sparse.append(_sparse(tensor.name, array))
         else:
             dense.append(tensor)
     if not sparse:
-        raise UserError(
-            "no weight is sparse enough for sparse storage: with 8-byte positions it is smaller only above 67 % zeros "
-            "(fp16: 80 %). Leave --layout dense, or export a sparser ticket."
-        )
+        raise UserError(NOTHING_SAVED)
     kept = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in dense]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

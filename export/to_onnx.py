@@ -22,7 +22,8 @@ from sparseticket.tasks import Task
 FILE = "model.onnx"
 LARGEST_FILE = 2_000_000_000  # bytes; protobuf ends at 2 GiB
 AGREEMENT = 0.9
-ALLOWED_DROP = 0.01  # of the task's metric, for floats; INT8 may lose what its decisions may
+ALLOWED_DROP = 0.01  # of the task's metric, for floats
+ALLOWED_INT8_DROP = 0.03  # for INT8, unless --agreement is given: then what its decisions may
 
 
 def write_onnx(
@@ -142,5 +143,12 @@ def _compare(model: LoadedModel, file: Path, options: Options, task: Task | None
         }
     if task is not None:
         with torch.inference_mode():
-            report["task"] = on_task.compare(task, model, file, 1 - least if quantized else ALLOWED_DROP)
+            report["task"] = on_task.compare(task, model, file, _allowed_drop(options))
     return report
+
+
+def _allowed_drop(options: Options) -> float:
+    """How much of the task's metric the file may lose, as a fraction: a lower --agreement allows INT8 more."""
+    if options.quantize == "none":
+        return ALLOWED_DROP
+    return ALLOWED_INT8_DROP if options.agreement is None else max(ALLOWED_INT8_DROP, 1 - options.agreement)

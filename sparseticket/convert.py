@@ -31,7 +31,7 @@ from sparseticket.files import write_json
 from sparseticket.masks import Masks
 from sparseticket.models import Network, resolve
 from sparseticket.pattern import Block, NOfM, Pattern, Unstructured, Whole, check_model, parse
-from sparseticket.permute import axes, permuted
+from sparseticket.permute import axes, check_absorbed, permuted
 from sparseticket.progress import Screen
 from sparseticket.pruning import Pruner
 from sparseticket.pruning.groups import groups_of
@@ -93,7 +93,11 @@ def shape(
     *,
     on_axis: Callable[[int, int, float], None] = lambda done, total, kept: None,
 ) -> Converted:
-    """The ticket in the shape of ``pattern``, of a network that holds its θ. Changes neither; see :func:`convert`."""
+    """The ticket in the shape of ``pattern``, of a network that holds its θ. Changes neither; see :func:`convert`.
+
+    Raises:
+        UserError: the pattern does not fit the network, or regrouping would change its outputs.
+    """
     backbone = network.backbone()
     matrices = mask_algebra.counted(ticket.masks)
     pruner = Pruner.of(str(pattern), network.backbone_module, {name: backbone[name] for name in matrices})
@@ -112,6 +116,7 @@ def shape(
         regrouped = _select(pruner, *at_theirs[:2], sparsity, by)
         moved = _kept(at_theirs[2], at_theirs[1], regrouped)
         if moved > kept:
+            check_absorbed(network, found)
             masks, permutations, kept = regrouped, found, moved
     made = replace(
         ticket,

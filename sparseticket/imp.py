@@ -90,7 +90,7 @@ def find(
         screen=screen,
     )
     search = Search(settings, work, RunFolder(out), checkpoint_every)  # refuses what does not fit before it writes
-    if dense_from is not None:
+    if dense_from is not None and not RunFolder(out).finished("round-00"):
         check_same_dense_round(settings, dense_from)
     with accelerator.main_process_first():
         RunFolder.open(out, settings_table(settings))

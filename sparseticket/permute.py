@@ -6,8 +6,9 @@ p[i] of the original one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,10 @@ HEAD_ROWS = tuple(f"predictions.transform.{end}" for end in ("dense.weight", "de
 HEAD_COLUMNS = ("predictions.transform.dense.weight", "predictions.decoder.weight", "qa_outputs.weight")
 # what a head may hold besides: nothing that touches the hidden states
 HEAD_REST = ("predictions.bias", "predictions.decoder.bias", "qa_outputs.bias")
+# whose attention sees nothing of the order of heads and of the dimensions in them; others rotate these (RoFormer, ESM)
+PLAIN_ATTENTION = ("albert", "bert", "camembert", "distilbert", "electra", "mobilebert", "roberta", "xlm-roberta")
 PER_HEAD_TABLES = ("distance_embedding", "relative_attention_bias")
+MOST_DIFFERENCE = 1e-6  # of the largest output; in fp64, where rounding alone is below 1e-12
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,16 @@ def axes(backbone: nn.Module) -> dict[str, Axis]:
     - ``residual``: the hidden dimension of a BERT, one for the whole model; the pooler absorbs it at the end, other
       heads are permuted with the backbone (:func:`permute`);
     - ``neurons/LAYER``: the neurons of an FFN;
-    - ``query-key/ATTENTION`` and ``value-output/ATTENTION``: the dimensions inside the heads, and the heads;
+    - ``query-key/ATTENTION`` and ``value-output/ATTENTION``: the dimensions inside the heads, and the heads, of
+      encoders whose attention is known to see nothing of their order;
     - ``channels/CONVOLUTION``: the channels between two convolutions of a residual block.
     """
     found: dict[str, Axis] = {}
     names = [name for name, _ in backbone.named_parameters()]
-    if getattr(getattr(backbone, "config", None), "model_type", None) == "bert":
+    model_type = getattr(getattr(backbone, "config", None), "model_type", None)
+    if model_type == "bert":
         found[RESIDUAL] = Axis(backbone.config.hidden_size, tuple(_residual_ends(names)))
-    if not any(table in name for name in names for table in PER_HEAD_TABLES):
+    if model_type in PLAIN_ATTENTION and not any(table in name for name in names for table in PER_HEAD_TABLES):
         for family in families(backbone, "heads"):
             found |= _attention(family)
     for kind in ("neurons", "channels"):
@@ -129,6 +135,33 @@ def permute(network: Network, permutations: Mapping[str, Tensor]) -> None:
         for name, dims in head_ends(network).items():
             for dim in dims:
                 reorder(state[name], dim, permutations[RESIDUAL])
+
+
+@torch.no_grad()
+def check_absorbed(network: Network, permutations: Mapping[str, Tensor]) -> None:
+    """Check that a permuted copy of ``network`` answers like it, on a random batch in fp64.
+
+    Raises:
+        UserError: it does not, or :func:`permute` refuses.
+    """
+    tried = replace(network, module=copy.deepcopy(network.module).double().eval())
+    before = _answer(tried)
+    permute(tried, permutations)
+    difference = float((_answer(tried) - before).abs().max() / before.abs().max())
+    if not difference <= MOST_DIFFERENCE:
+        raise UserError(
+            f"{network.spec.name!r} does not absorb the permutations that regrouping found (its outputs change by "
+            f"{difference:.1e} of the largest): convert this ticket with --by score or --by refill."
+        )
+
+
+def _answer(network: Network) -> Tensor:
+    draw = torch.Generator().manual_seed(0)
+    if network.spec.kind == "vision":
+        found = network.module(torch.rand(2, 3, 32, 32, generator=draw).double())
+    else:
+        found = network.module(torch.randint(network.module.config.vocab_size, (2, 16), generator=draw))
+    return found if isinstance(found, Tensor) else found[0]
 
 
 def reorder(tensor: Tensor, dim: int, permutation: Tensor) -> None:

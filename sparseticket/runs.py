@@ -46,7 +46,7 @@ class RunFolder:
             raise UserError(f"cannot make the folder {path}: {error.strerror}. Choose another with --out.") from error
         found = path / what
         if found.exists():
-            _same_settings(found, settings)
+            check_same_settings(found, settings)
         elif occupied:
             raise UserError(f"{path} holds other files and no {what}: choose a new or empty folder with --out.")
         else:
@@ -127,20 +127,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _same_settings(path: Path, wanted: dict[str, Any]) -> None:
+def check_same_settings(path: Path, wanted: dict[str, Any], option: str = "--out") -> None:
+    """Refuse a settings file that differs from ``wanted``, and show where; ``option`` chooses another folder."""
     try:
         found = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Choose another folder with --out.") from error
+        raise UserError(f"{path} cannot be read: {error}. Choose another folder with {option}.") from error
     if not found:
-        raise UserError(f"{path} is empty: its settings are lost. Choose another folder with --out.")
+        raise UserError(f"{path} is empty: its settings are lost. Choose another folder with {option}.")
     old, new = _flat(found), _flat(tomllib.loads(toml.dumps(wanted)))
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if differing:
         lines = [f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing]
         raise UserError(
             f"{path.parent} holds a run with other settings:\n" + "\n".join(lines) + "\n"
-            "Choose another folder with --out, or the same settings to continue."
+            f"Choose another folder with {option}, or the same settings to continue."
         )
 
 

@@ -16,7 +16,7 @@ from sparseticket.masks import Masks
 from sparseticket.on_kernels import say_where_not
 from sparseticket.progress import Screen
 from sparseticket.pruning import Pruner
-from sparseticket.runs import CHECKPOINT, RunFolder
+from sparseticket.runs import CHECKPOINT, TICKET, RunFolder
 from sparseticket.settings import Rewind
 from sparseticket.tasks import TaskOptions
 from sparseticket.ticket import POOLER, Ticket
@@ -56,7 +56,8 @@ def transfer(
         for arm in missing:
             from_theta_p = arm == "dense" and settings.dense_weights != settings.weights
             arms_own = _build(settings, settings.dense_weights, seed, accelerator, screen) if from_theta_p else work
-            _train_arm(arm, seed, _arm_masks(arm, masks, pruner, seed), arms_own, settings, run, checkpoint_every)
+            of_arm = _arm_masks(arm, masks, pruner, seed)
+            _train_arm(arm, seed, of_arm, ticket, arms_own, settings, run, checkpoint_every)
     open_folder()
     return _summarise(settings, run, ticket, main=accelerator.is_main_process)
 
@@ -111,7 +112,14 @@ def _arm_masks(arm: str, masks: Masks, pruner: Pruner, seed: int) -> Masks:
 
 
 def _train_arm(
-    arm: str, seed: int, masks: Masks, work: Workbench, settings: TransferSettings, run: RunFolder, every: float
+    arm: str,
+    seed: int,
+    masks: Masks,
+    ticket: Ticket,
+    work: Workbench,
+    settings: TransferSettings,
+    run: RunFolder,
+    every: float,
 ) -> None:
     part = f"{arm}-seed{seed}"
     work.origin.restore(work.network)
@@ -136,12 +144,16 @@ def _train_arm(
     if work.accelerator.is_main_process:
         if seed == 0:  # a network of each arm to look at or export; the values of all
             work.network.save(run.path / part / "model")
+            if arm == "ticket":  # beside its model, as in a round: an export says what it was made of
+                ticket.save(run.path / part / TICKET)
         run.finish(
             part,
             {
+                "task": settings.task,
                 "metric": work.task.metric,
                 "value": value,
                 "metrics": metrics,
+                "max_length": settings.training.max_length,
                 "sparsity": mask_algebra.sparsity(masks),
                 "seconds": time.monotonic() - begun,
             },

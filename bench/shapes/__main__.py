@@ -27,9 +27,11 @@ def run(study: Study, screen: Screen) -> None:
     """Do what is not done yet; what fails is said at the end, and keeps nothing else from being done.
 
     Raises:
+        UserError: there are runs or results of other settings in its folders.
         RunFailure: lists what failed.
     """
     begun = time.monotonic()
+    study.check_alike()
     missing = [cell for cell in study.cells() if not study.result(cell).is_file()]
     if not missing:
         screen.say(f"seed {study.seed} is complete: {study.out}")

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparseticket.errors import UserError
 from sparseticket.options import find_settings
+from sparseticket.runs import SETTINGS, check_same_settings, read_json, settings_table
 from sparseticket.settings import RunSettings
 
 TASK = "sst2"
@@ -129,6 +131,27 @@ class Study:
             for sparsity in shape.sparsities:
                 for precision in PRECISIONS:
                     yield Cell(shape, sparsity, precision)
+
+    def check_alike(self) -> None:
+        """Refuse to go on beside runs or results that other settings made.
+
+        Raises:
+            UserError: shows where they differ.
+        """
+        for shape in self.shapes:
+            if (found := self.run(shape) / SETTINGS).is_file():
+                check_same_settings(found, settings_table(self.settings(shape)), option="--work")
+        for cell in self.cells():
+            if (found := self.result(cell)).is_file():
+                result = read_json(found)
+                training = result.get("training")
+                length = training.get("round_length") if isinstance(training, dict) else None
+                theirs, ours = (result.get("model"), length), (Path(self.model).name, self.round_length)
+                if theirs != ours:
+                    raise UserError(
+                        f"{found} is of the model {theirs[0]} and rounds of {theirs[1]}, and this study of {ours[0]} "
+                        f"and {ours[1]}: choose another folder with --out."
+                    )
 
     @property
     def _work(self) -> Path:

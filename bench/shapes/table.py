@@ -28,6 +28,7 @@ NEEDED = {"pattern", "sparsity", "precision", "seed", "value", "trained_sparsity
     "inputs",
     "layout",
 }
+ALIKE = ("task", "model", "training")  # in all cells of a table
 HEADINGS = (
     "shape",
     "sparsity %",
@@ -41,11 +42,19 @@ def read(out: Path) -> dict[Key, list[dict[str, Any]]]:
     """The cells of every seed in ``out``, by what they are.
 
     Raises:
-        UserError: there are none, or one is damaged.
+        UserError: there are none, one is damaged, or they are of different models, tasks or trainings.
     """
     found: dict[Key, list[dict[str, Any]]] = {}
+    first: tuple[Path, dict[str, Any]] | None = None
     for path in sorted(out.glob("seed-*/*.json")):
         cell = read_cell(path)
+        first = first or (path, cell)
+        for name in ALIKE:
+            if cell[name] != first[1][name]:
+                raise UserError(
+                    f"{path} and {first[0]} do not belong in one table: {name} is {cell[name]} in one, and "
+                    f"{first[1][name]} in the other. Keep each study in a folder of its own."
+                )
         found.setdefault((cell["pattern"], cell["sparsity"], cell["precision"]), []).append(cell)
     if not found:
         raise UserError(f"there are no results in {out}: run python -m sparseticket.bench.shapes first.")

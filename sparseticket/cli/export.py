@@ -15,6 +15,7 @@ def export(
     format: Annotated[
         str, Option(help="onnx, pt2 (block-sparse on GPUs), safetensors, or hf (for from_pretrained).")
     ] = "onnx",
+    ticket: Annotated[Path | None, Option(help="The ticket it was trained under. Default: the one beside it.")] = None,
     layout: Annotated[
         str, Option(help="dense, shrunk (dead heads, neurons, channels removed), or sparse-storage.")
     ] = "dense",
@@ -59,5 +60,5 @@ def export(
     console = Console()
     folder = out or default_out(resolve(source), format)
     with console.status("exporting, and comparing with PyTorch (BERT-base: about 30 s)"):
-        report = export_model(source, folder, **asked)
+        report = export_model(source, folder, ticket=ticket, **asked)
     show(report, folder, console)

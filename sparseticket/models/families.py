@@ -64,12 +64,26 @@ def families(backbone: nn.Module, kind: str) -> list[Family]:
 
 def _heads(backbone: nn.Module, path: str, attention: nn.Module) -> Iterator[Family]:
     for *inputs, output in ATTENTIONS:
-        if _has(attention, nn.Linear, *inputs, output):
-            config = backbone.config
-            size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        size = _head_size(attention, *inputs, output)
+        if size:
             rows = [end for name in inputs for end in _rows(attention, path, name, size)]
             count = attention.get_submodule(output).in_features // size
             yield Family("heads", path, count, (*rows, Slice(_join(path, f"{output}.weight"), 1, size)))
+
+
+def _head_size(attention: nn.Module, *layers: str) -> int | None:
+    """As the attention itself says it (MobileBERT's is not its configuration's); None where its heads are others:
+
+    not all of them in query, key, value and output, or followed by a convolution (ConvBERT, Nyströmformer).
+    """
+    if not _has(attention, nn.Linear, *layers):
+        return None
+    *inputs, output = (attention.get_submodule(name) for name in layers)
+    owner = attention.get_submodule(layers[0].rpartition(".")[0])
+    size, width = getattr(owner, "attention_head_size", None), output.in_features
+    follows = any(isinstance(part, nn.Conv1d | nn.Conv2d) for part in owner.modules())
+    alike = size and not width % size and all(layer.out_features == width for layer in inputs)
+    return size if alike and not follows else None
 
 
 def _neurons(backbone: nn.Module, path: str, layer: nn.Module) -> Iterator[Family]:

@@ -8,7 +8,8 @@ import typer
 from typer.testing import CliRunner
 
 from sparseticket.bench import timing
-from sparseticket.bench.runner import bench, short_names
+from sparseticket.bench.candidates import find
+from sparseticket.bench.runner import _notes, bench, short_names
 from sparseticket.errors import UserError
 
 KEYS = {"name", "provider", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "n", "throughput", "bytes", "load_ms"} | {
@@ -65,6 +66,14 @@ def test_it_says_that_zeros_do_not_speed_up_what_ran(measured):
     notes = " ".join(measured[1]["notes"])
     assert "ONNX Runtime multiplies by zeros" in notes
     assert "PyTorch multiplies by zeros" in notes
+
+
+def test_it_does_not_say_so_of_layers_that_ran_on_sparse_kernels(measured, bert, bert_onnx):
+    found = [find(name, str(path)) for name, path in (("bert", bert), ("onnx", bert_onnx))]
+    records = [record | {"on_kernels": 4 * (record["name"] == "bert")} for record in measured[1]["records"]]
+    notes = " ".join(_notes(found, records))
+    assert "PyTorch multiplies by zeros" not in notes
+    assert "ONNX Runtime multiplies by zeros" in notes
 
 
 def test_the_machine_is_described_and_not_named(measured):

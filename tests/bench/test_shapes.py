@@ -4,19 +4,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import transformers
 
 import sparseticket
+from sparseticket import toml
 from sparseticket.bench.shapes import table
-from sparseticket.bench.shapes.__main__ import main
+from sparseticket.bench.shapes.__main__ import main, run
 from sparseticket.bench.shapes.measure import measure
 from sparseticket.bench.shapes.process import last_words, start
 from sparseticket.bench.shapes.study import BASELINE, Cell, Shape, Study
 from sparseticket.bench.shapes.trainings import left, train_all
 from sparseticket.errors import UserError
+from sparseticket.progress import Screen
+from sparseticket.runs import settings_table
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +116,31 @@ def test_a_cell_is_exported_asked_for_its_accuracy_and_timed_beside_the_dense_fi
     assert found["bytes"] < 0.5 * (study.export(BASELINE) / "model.onnx").stat().st_size
     assert found["latency"]["1"]["speedup_low"] <= found["latency"]["1"]["speedup"]
     assert str(study.work) not in study.result(cell).read_text()  # no path of this machine
+
+
+def test_runs_and_results_of_other_settings_are_refused_before_anything_is_done(study):
+    folder = study.run(study.shapes[1])
+    folder.mkdir(parents=True)
+    table_of = settings_table(replace(study, round_length="2ep").settings(study.shapes[1]))
+    (folder / "run.toml").write_text(toml.dumps(table_of))
+    with pytest.raises(UserError, match=r"training\.round_length: '2ep' there, '1ep' now(.|\n)*--work"):
+        run(study, Screen(quiet=True))
+    (folder / "run.toml").unlink()
+    result = study.result(BASELINE)
+    result.parent.mkdir(parents=True)
+    for changed in ({"model": "bert-base"}, {"training": {"round_length": "3it", "steps": 3}}):
+        result.write_text(json.dumps(cell("dense", 0.0) | changed))
+        with pytest.raises(UserError, match=r"dense-fp32.json is of .* choose another folder with --out"):
+            run(study, Screen(quiet=True))
+    result.write_text(json.dumps(cell("dense", 0.0)))
+    study.check_alike()
+
+
+@pytest.mark.parametrize("changed", [{"model": "bert-base"}, {"training": {"round_length": "1ep", "steps": 3}}])
+def test_a_table_is_of_one_model_and_training(results, changed):
+    mixed = results(cell("2:4", 0.5), cell("2:4", 0.5, seed=1) | changed)
+    with pytest.raises(UserError, match=r"seed-1.*seed-0.* do not belong in one table"):
+        table.read(mixed)
 
 
 def test_the_command_says_what_it_lacks_before_it_starts(tmp_path, capsys):

@@ -53,7 +53,7 @@ def _tiny_bert(folder: Path, head: str) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def traced_once() -> Iterator[None]:
     """Tracing takes seconds, and the same model in the same opset always gives the same graph: each gets a copy."""
     from sparseticket.export import graph
@@ -61,7 +61,8 @@ def traced_once() -> Iterator[None]:
     trace, traced = graph.trace, {}
 
     def remembered(model: LoadedModel, opset: int):
-        digest = hashlib.sha256(f"{type(model.module)} {opset}".encode())
+        config = getattr(model.module, "config", None)
+        digest = hashlib.sha256(f"{type(model.module)} {config!r} {model.inputs} {opset}".encode())
         for name, tensor in model.module.state_dict().items():
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         if digest.digest() not in traced:

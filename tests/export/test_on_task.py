@@ -12,6 +12,7 @@ from sparseticket.export.decisions import same_decisions
 from sparseticket.export.exporter import export_model
 from sparseticket.export.loaded_model import load
 from sparseticket.export.onnx_module import OnnxModule
+from sparseticket.export.options import Options
 from sparseticket.tasks.image_task import ImageTask
 
 
@@ -98,6 +99,27 @@ def test_a_metric_that_falls_is_a_failure(small_resnet, tmp_path, monkeypatch):
     with pytest.raises(RunFailure, match=r"accuracy 0\.\d+ on digits, PyTorch 0\.\d+"):
         export_model(small_resnet, tmp_path / "out", task="digits")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "drop"),
+    [
+        ({}, 0.01),
+        ({"quantize": "dynamic"}, 0.03),
+        ({"quantize": "dynamic", "agreement": 0.8}, 0.2),
+        ({"quantize": "dynamic", "agreement": 0.99}, 0.03),
+        ({"quantize": "dynamic", "agreement": 0.0}, 1.0),
+    ],
+)
+def test_int8_may_lose_three_points_unless_a_lower_agreement_was_asked_for(asked, drop):
+    assert to_onnx._allowed_drop(Options(**asked)) == pytest.approx(drop)
+
+
+def test_int8_that_loses_more_of_the_metric_than_it_may_is_a_failure(classifier, reviews, tmp_path, monkeypatch):
+    monkeypatch.setattr(to_onnx, "ALLOWED_INT8_DROP", -0.9)  # not even as good as PyTorch is good enough
+    monkeypatch.setattr(to_onnx.decisions, "check_decisions", lambda *_: {"logits": 1.0})
+    with pytest.raises(RunFailure, match=r"it may lose at most -0\.9"):
+        export_model(classifier, tmp_path / "out", quantize="dynamic", task="text", data=reviews)
 
 
 def test_a_task_that_needs_another_head_is_refused(masked_lm, berts, reviews, tmp_path):

@@ -11,7 +11,7 @@ from sparseticket.export.exporter import export_model
 
 HERE = Path(__file__).parent
 REFUSED = [
-    ({"format": "tflite"}, "one of onnx, safetensors, hf"),
+    ({"format": "tflite"}, "one of onnx, pt2, safetensors, hf"),
     ({"layout": "csr"}, "one of dense, "),
     ({"quantize": "int4"}, "one of none, dynamic, static"),
     ({"dtype": "bf16"}, "one of fp32, fp16"),

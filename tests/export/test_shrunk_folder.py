@@ -146,8 +146,24 @@ def test_a_shrunk_model_is_kept_as_its_folder_where_no_onnx_is_asked_for(made, t
     weights = {name: weight.numel() for name, weight in torch_layers(shrunk.module).items()}
     assert {layer["name"]: layer["weights"] for layer in report["layers"]} == weights
     assert [(one["of"], one["kept"]) for one in report["kept"]] == [(one.count, len(one.kept)) for one in shrunk.kept]
+    assert report["max_abs_error"] < 1e-4 and len(report["shapes"]) >= 3
     with pytest.raises(UserError, match="shrunk already"):
         export_model(tmp_path / "out", tmp_path / "again", format="hf")
+
+
+def test_a_shrunk_network_that_answers_otherwise_is_not_written(text, tmp_path, monkeypatch):
+    from sparseticket.export import prepare
+
+    def too_much(model):
+        found = shrink(model)
+        with torch.no_grad():
+            found.module.bert.encoder.layer[1].output.dense.weight[0] += 0.1
+        return found
+
+    monkeypatch.setattr(prepare, "shrink", too_much)
+    with pytest.raises(RunFailure, match=r"output 'logits' .* differs by up to"):
+        export_model(text[0], tmp_path / "out", layout="shrunk", format="safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_shrunk_model_is_quantized_and_fused_as_any_other(text, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from sparseticket.errors import RunFailure, UserError
-from sparseticket.export import half, layers, quantize, to_onnx
+from sparseticket.export import graph, half, layers, quantize, to_onnx
 from sparseticket.export.exporter import export_model
 
 HEADS = ("classifier", "regression", "question-answering", "masked-lm", "encoder")
@@ -141,7 +141,8 @@ def test_sparse_storage_is_smaller_and_stores_only_what_pays(classifier, tmp_pat
     assert {layer.zeros for layer in layers.file_layers(tmp_path / "sparse" / "model.onnx")} >= {512, 2048 - 205}
 
 
-def test_sparse_storage_that_makes_nothing_smaller_is_refused(small_resnet, tmp_path):
+def test_sparse_storage_that_makes_nothing_smaller_is_refused_before_tracing(small_resnet, tmp_path, monkeypatch):
+    monkeypatch.setattr(graph, "trace", lambda *_: pytest.fail("it was traced"))
     with pytest.raises(UserError, match=r"fp16: 80 %.* Leave --layout dense"):  # 70 % of its weights are 0
         export_model(small_resnet, tmp_path / "out", layout="sparse-storage", dtype="fp16")
     assert list(tmp_path.iterdir()) == []

@@ -506,7 +506,7 @@ def test_a_missing_or_foreign_file_is_not_exported_or_measured(refused, csv, run
     refused("bench", tmp_path / "none.onnx", says=["there is no", "bench takes .onnx files"])
     refused("bench", csv, says="bench takes .onnx files")
     refused("export", tmp_path / "none", says="A SOURCE is one of")
-    refused("export", run, tmp_path / "x", "--format", "tf", says="one of onnx, safetensors, hf")
+    refused("export", run, tmp_path / "x", "--format", "tf", says="one of onnx, pt2, safetensors, hf")
     refused("export", run, csv, says="choose another OUT")
     refused("export", run, csv.parent, says="choose another OUT")
 

@@ -3,6 +3,7 @@
 import json
 import struct
 
+import onnx
 import pytest
 import safetensors.torch
 import torch
@@ -36,7 +37,8 @@ def one_shot(network, model, sparsity=0.7):
         model=model,
         theta=theta,
         scheduled_sparsity=sparsity,
-        task={"name": "text"},
+        task={"name": "mlm", "metric": "masked_accuracy"},
+        training={"max_length": 32},
         round=1,
         protocol={"rewind": "theta_p"},
     )
@@ -309,6 +311,28 @@ def test_a_converted_ticket_trains_in_transfer_and_its_zeros_stay(cli, tiny, csv
     assert all(torch.allclose(weights[f"bert.{n}"], began[n] * mask, atol=1e-4) for n, mask in read.masks.items())
     code, text = cli("inspect", made)
     assert code == 0 and "made from" in text and pattern in text
+    if pattern == "2:4":
+        check_export_says_where_it_is_from(cli, out, tmp_path / "onnx", read)
+
+
+def check_export_says_where_it_is_from(cli, transferred, folder, ticket):
+    """Its ticket's, but its own task: the ticket was found by masked_accuracy on mlm."""
+    code, text = cli("export", transferred / "ticket-seed0", folder)
+    assert code == 0, text
+    properties = {entry.key: entry.value for entry in onnx.load(folder / "model.onnx").metadata_props}
+    said = {name: properties[f"sparseticket.{name}"] for name in ("ticket", "pattern", "task", "metric", "value")}
+    value = json.loads((transferred / "ticket-seed0" / "metrics.json").read_text())["value"]
+    assert said == {
+        "ticket": ticket.identity,
+        "pattern": "2:4",
+        "task": "text",
+        "metric": "accuracy",
+        "value": f"{value:.6f}",
+    }
+    code, text = cli(
+        "export", transferred / "dense-seed0", folder, "--ticket", transferred / "ticket-seed0/ticket.ticket"
+    )
+    assert code == 2 and "trained under another ticket, or none" in " ".join(text.split())
 
 
 def test_an_untrained_network_under_a_regrouped_ticket_is_the_permuted_one(tiny, regrouped, csv):
