@@ -64,6 +64,31 @@ def show_converted(screen: Screen, report: dict[str, Any], out: Path) -> None:
         )
 
 
+def show_control(screen: Screen, made: Ticket, out: Path, report: Path) -> None:
+    """What a control is, and where."""
+    control = made.metrics["control"]
+    screen.say(f"{control['kind']} (seed {control['seed']}) of {control['from'][:8]}: {percent(made.sparsity)} sparse")
+    screen.say(f"Ticket: {out}\nReport: {report}")
+
+
+def show_compared(screen: Screen, result: dict[str, Any], out: Path) -> None:
+    """Overlap in each layer and in all, beside chance."""
+    table = Table("parameter", "sparsity", "and", "overlap", "by chance", title=f"two tickets of {result['model']}")
+    layers = sorted(result["layers"].items(), key=lambda item: _in_order(item[0]))
+    for name, entry in [*layers, ("all", result["all"])]:
+        if name == "all":
+            table.add_section()
+        shares = (percent(entry[key]) for key in ("sparsity_first", "sparsity_second"))
+        table.add_row(name, *shares, f"{entry['overlap']:.4f}", f"{entry['chance']:.4f}")
+    screen.console.print(table)
+    if not result["same_theta"]:
+        screen.note("the two belong to different weights of this model.")
+    if result["left_out"]:
+        screen.note(f"in one of the two only, and left out: {', '.join(result['left_out'])}.")
+    screen.say("Overlap: alive in both over alive in either; by chance: the same numbers per layer, placed anywhere.")
+    screen.say(f"Result: {out}")
+
+
 def _of_layer(entry: dict[str, Any]) -> tuple[str, ...]:
     shares = (percent(entry[key]) for key in ("sparsity_before", "sparsity", "magnitude_kept"))
     return (*shares, f"{entry['died']:,}", f"{entry['revived']:,}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparseticket import masks as mask_algebra
 from sparseticket.checkpoint import Checkpoint, check_interval
-from sparseticket.controls import CONTROLS
+from sparseticket.controls import Control, control_of
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.masks import Masks
@@ -51,12 +51,14 @@ def transfer(
             continue
         work = _build(settings, settings.weights, seed, accelerator, screen)
         masks, pruner = fit(ticket, work, allow_other_weights=settings.allow_other_weights)
-        work.permute(ticket.permutations)
+        for control in settings.controls:
+            control_of(control).check(masks, pruner, work.network)
         open_folder()  # only now: what does not fit is refused before anything is written
         for arm in missing:
             from_theta_p = arm == "dense" and settings.dense_weights != settings.weights
-            arms_own = _build(settings, settings.dense_weights, seed, accelerator, screen) if from_theta_p else work
-            _train_arm(arm, seed, _arm_masks(arm, masks, pruner, seed), arms_own, settings, run, checkpoint_every)
+            own = _build(settings, settings.dense_weights, seed, accelerator, screen) if from_theta_p else work.copy()
+            arm_masks = _set_up(arm, own, ticket, masks, pruner, seed)
+            _train_arm(arm, seed, arm_masks, own, settings, run, checkpoint_every)
     open_folder()
     return _summarise(settings, run, ticket, main=accelerator.is_main_process)
 
@@ -104,10 +106,15 @@ def fit(ticket: Ticket, work: Workbench, *, allow_other_weights: bool = False) -
     return masks, pruner
 
 
-def _arm_masks(arm: str, masks: Masks, pruner: Pruner, seed: int) -> Masks:
+def _set_up(arm: str, work: Workbench, ticket: Ticket, masks: Masks, pruner: Pruner, seed: int) -> Masks:
+    """Put the arm's weights into its own copy of the network, permuted as the ticket is; returns its masks."""
     if arm == "dense":
         return {name: mask.new_ones(mask.shape) for name, mask in masks.items()}
-    return masks if arm == "ticket" else CONTROLS[arm](masks, pruner, seed)
+    control = Control() if arm == "ticket" else control_of(arm)
+    if control.weights:
+        work.begin_at(control.weights(work.network, work.theta().keys(), seed))
+    work.permute(ticket.permutations)
+    return control.masks(masks, pruner, work.network.backbone(), seed) if control.masks else masks
 
 
 def _train_arm(
