@@ -36,7 +36,9 @@ def make_control(path: Path, kind: str, out: Path, *, seed: int, weights: Path |
     network = network_of(ticket, path, weights)
     backbone = network.backbone()
     names = sorted(network.pretrained or backbone)
-    pruner = Pruner.of(ticket.pattern, network.backbone_module, {name: backbone[name] for name in counted(ticket.masks)})
+    pruner = Pruner.of(
+        ticket.pattern, network.backbone_module, {name: backbone[name] for name in counted(ticket.masks)}
+    )
     control.check(ticket.masks, pruner, network)
     theta = control.weights(network, names, seed) if control.weights else {name: backbone[name] for name in names}
     if control.masks and ticket.permutations:

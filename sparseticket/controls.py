@@ -65,7 +65,7 @@ def one_shot(masks: Masks, pruner: Pruner, weights: Mapping[str, Tensor], seed: 
 
 
 def complement(masks: Masks, pruner: Pruner, weights: Mapping[str, Tensor], seed: int) -> Masks:
-    """What the ticket pruned is alive and the other way round, in whole groups: 70 % sparse becomes 30 % (CVPR 2021)."""
+    """What the ticket pruned is alive and the other way round: 70 % sparse becomes 30 % (CVPR 2021)."""
     return pruner.groups.masks(~pruner.kept(masks)) if pruner.groups else mask_algebra.complement(masks)
 
 
@@ -150,7 +150,9 @@ CONTROLS: dict[str, Control] = {
     # as many alive in all as in the ticket, placed evenly over all tensors together
     "random-mask": Control(masks=lambda masks, pruner, weights, seed: pruner.draw(masks, seed=seed)),
     # as many alive in each layer as in the ticket
-    "random-mask-per-layer": Control(masks=lambda masks, pruner, weights, seed: pruner.draw_per_layer(masks, seed=seed)),
+    "random-mask-per-layer": Control(
+        masks=lambda masks, pruner, weights, seed: pruner.draw_per_layer(masks, seed=seed)
+    ),
     "one-shot": Control(masks=one_shot),
     "complement": Control(masks=complement, check=_has_complement),
     "random-weights": Control(weights=random_weights),

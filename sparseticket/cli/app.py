@@ -5,7 +5,21 @@ from __future__ import annotations
 import typer
 
 from sparseticket import __version__
-from sparseticket.cli import bench, compare, control, convert, env, export, find, import_masks, inspect, recipes, run, transfer
+from sparseticket.cli import (
+    bench,
+    compare,
+    control,
+    convert,
+    env,
+    export,
+    find,
+    import_masks,
+    inspect,
+    matrix,
+    recipes,
+    run,
+    transfer,
+)
 
 app = typer.Typer(
     help="Find lottery tickets in pre-trained models, train and transfer them, and ship them.",
@@ -32,6 +46,7 @@ def _options(
 
 app.command("find")(find.find)
 app.command("transfer")(transfer.transfer)
+app.command("matrix")(matrix.matrix)
 app.command("control")(control.control)
 app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
