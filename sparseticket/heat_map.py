@@ -34,7 +34,7 @@ def draw(result: dict[str, Any], out: Path) -> None:
 def _panel(panel: plt.Axes, result: dict[str, Any], sources: list[str], key: str, title: str) -> None:
     cells = [[result["cells"][source][task] for task in result["tasks"]] for source in sources]
     points = np.array([[np.nan if cell[key] is None else 100 * cell[key] for cell in row] for row in cells])
-    limit = max(WITHIN, np.nanmax(np.abs(points), initial=0.0))
+    limit = max(WITHIN, np.abs(np.nan_to_num(points)).max())
     colours = plt.get_cmap("RdBu").with_extremes(bad="#dddddd")
     panel.imshow(points, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
     panel.set_xticks(range(len(result["tasks"])), result["tasks"], rotation=45, ha="right")

@@ -65,7 +65,7 @@ class _Running:
     def _control(self, step: Step) -> dict[str, Any]:
         ticket = self._ticket(step.name)
         if not ticket.is_file():
-            make_control(self._ticket(step.of[0], step.round), step.kind, ticket, seed=step.seed, weights=self.weights)
+            make_control(self._ticket(step.of[0], step.round), step.kind, ticket, seed=step.seed, weights=None)
         made = Ticket.load(ticket)
         self.screen.say(f"Ticket: {ticket}, {made.sparsity:.2%} sparse")
         return {**made.metrics["control"], "ticket": made.identity, "sparsity": made.sparsity}
@@ -115,7 +115,7 @@ class _Running:
     def _compare(self, step: Step) -> dict[str, Any]:
         folder = self.out / step.name
         first, second = (self._ticket(name) for name in step.of)
-        result = compare(first, second, out=folder / "compare.json", weights=self.weights)
+        result = compare(first, second, out=folder / "compare.json")
         show_compared(self.screen, result, folder / "compare.json")
         return result
 
@@ -126,7 +126,6 @@ class _Running:
             path,
             task=task,
             data=self._data(task),
-            weights=self.weights,
             seeds=step.seeds,
             controls=tuple(step.controls),
             training=self.study.training | step.training,
