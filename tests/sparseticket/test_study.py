@@ -1,4 +1,4 @@
-"""Recipes of several steps: run whole, resume, train nothing twice, show the paper beside ours, refuse what is wrong."""
+"""Recipes of several steps: run whole, resume, train nothing twice, the paper beside ours, refuse what is wrong."""
 
 import json
 import re
