@@ -19,7 +19,7 @@ from sparseticket.models import Network
 from sparseticket.pattern import NOfM, Unstructured
 from sparseticket.pruning import Pruner
 from sparseticket.pruning.score import magnitude
-from sparseticket.seeds import generator
+from sparseticket.seeds import derive, generator
 
 FLIP = "flip:"
 
@@ -71,7 +71,7 @@ def complement(masks: Masks, pruner: Pruner, weights: Mapping[str, Tensor], seed
 
 def random_weights(network: Network, names: Collection[str], seed: int) -> dict[str, Tensor]:
     """The backbone as its architecture initialises it: embeddings and normalisation too (BERT-Tickets' ``rand``)."""
-    fresh = network.spec.untrained(network, seed=seed).backbone()
+    fresh = network.spec.untrained(network, seed=derive(seed, "random-weights")).backbone()
     return {name: fresh[name].detach() for name in names}
 
 

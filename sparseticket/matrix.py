@@ -50,8 +50,12 @@ class Asked:
     training: dict[str, Any] = field(default_factory=dict)
 
 
-def matrix(asked: Asked, out: Path, *, screen: Screen, checkpoint_every: float = 300.0) -> dict[str, Any]:
+def matrix(
+    asked: Asked, out: Path, *, screen: Screen, checkpoint_every: float = 300.0, others: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Train every cell that is not there yet; returns (and leaves) ``matrix.json``, with ``matrix.png`` beside it.
+
+    What transfers in the folders ``others`` have finished under the same settings is taken from there.
 
     Raises:
         UserError: tickets of different models, a task twice, or data that are not there. Said before any training.
@@ -63,9 +67,9 @@ def matrix(asked: Asked, out: Path, *, screen: Screen, checkpoint_every: float =
     for number, ((source, task), settings) in enumerate(planned.items(), 1):
         folder = out / CELLS / _cell_name(source, settings)
         screen.say(f"{source} on {task}: cell {number} of {len(planned)} ({folder.name})")
-        others = sorted(path.parent for path in (out / CELLS).glob("*/transfer.toml"))
+        known = [*others, *sorted(path.parent for path in (out / CELLS).glob("*/transfer.toml"))]
         done = transfer(
-            tickets[source], settings, folder, screen=screen, checkpoint_every=checkpoint_every, others=others
+            tickets[source], settings, folder, screen=screen, checkpoint_every=checkpoint_every, others=known
         )
         cells[source][task] = {**done, "folder": f"{CELLS}/{folder.name}"}
     result = summarise(tickets, asked.tasks, cells)

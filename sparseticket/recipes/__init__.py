@@ -73,14 +73,21 @@ def path_of(name: str) -> Path:
 
 def load(name: str) -> Recipe:
     """Read and validate a recipe of one run; :class:`UserError` says what is wrong in it."""
-    recipe = load_any(name)
-    if isinstance(recipe, Study):
+    table = _table(name)
+    if "step" in table:
         raise UserError(f"recipe {name} has several steps, where one run is wanted: `sparseticket run {name}` runs it.")
-    return recipe
+    return _run_in(name, table)
 
 
 def load_any(name: str) -> Recipe | Study:
     """Read and validate a recipe, of one run or of several steps; :class:`UserError` says what is wrong in it."""
+    table = _table(name)
+    if "step" in table:
+        return read_study(name, table, lambda other: load(other).settings)
+    return _run_in(name, table)
+
+
+def _table(name: str) -> dict[str, Any]:
     path = path_of(name)
     try:
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -91,8 +98,10 @@ def load_any(name: str) -> Recipe | Study:
     for key in ("title", "source"):
         if not isinstance(table.get(key), str):
             raise UserError(f"recipe {name}: {key} must say in words what this is and where it is from.")
-    if "step" in table:
-        return read_study(name, table, lambda other: load(other).settings)
+    return table
+
+
+def _run_in(name: str, table: dict[str, Any]) -> Recipe:
     where = f"recipe {name}"
     find = table.get("find", {})
     if not isinstance(find, dict) or find.keys() & {"protocol", "training"}:

@@ -82,7 +82,7 @@ def read_study(name: str, table: dict[str, Any], load_settings: Callable[[str], 
     where = f"recipe {name}"
     if unknown := sorted(table.keys() - {"title", "source", "model", "training", "step"}):
         raise UserError(f"{where}: there is no table {unknown[0]!r} beside [[step]]; there are model and [training].")
-    if not isinstance(table["step"], list) or not table["step"]:
+    if not (isinstance(table["step"], list) and table["step"] and all(isinstance(s, dict) for s in table["step"])):
         raise UserError(f"{where}: each step is a [[step]].")
     training, model = table.get("training", {}), table.get("model")
     from_table(Training, training, where=f"{where} [training]")
@@ -108,7 +108,9 @@ def _step(table: dict[str, Any]) -> Step:
         raise UserError(f"a step has one of {', '.join(USES)}, and this has {' and '.join(verbs) or 'none'}.")
     verb = verbs[0]
     if unknown := sorted(table.keys() - USES[verb] - {"name", verb}):
-        raise UserError(f"{unknown[0]!r} means nothing beside {verb}: it takes {', '.join(sorted(USES[verb]))}.")
+        raise UserError(
+            f"{unknown[0]!r} means nothing beside {verb}: it takes {', '.join(sorted(USES[verb] | {'name'}))}."
+        )
     for key, value in table.items():
         _check_type(key, value)
     name = table.get("name", "")

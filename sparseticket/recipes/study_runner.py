@@ -105,7 +105,7 @@ class _Running:
             data_by_task={task: place for task in step.tasks if (place := self._data(task))},
             training=self.study.training | step.training,
         )
-        result = matrix(asked, self.out / step.name, screen=self.screen)
+        result = matrix(asked, self.out / step.name, screen=self.screen, others=self._siblings())
         show_matrix(self.screen, result, self.out / step.name)
         for source, row in step.paper.items():
             ours = {task: cell["to_dense"] for task, cell in result["cells"][source].items()}
