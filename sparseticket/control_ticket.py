@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+
+from torch import Tensor
 
 from sparseticket.controls import control_of
 from sparseticket.errors import UserError
@@ -69,9 +73,9 @@ def report_path(out: Path) -> Path:
     return out.with_name(out.name + ".json")
 
 
-def _write_theta(path: Path, theta: dict) -> str:
+def _write_theta(path: Path, theta: Mapping[str, Tensor]) -> str:
     """Write θ unless it is there already; its file's SHA-256. Another ticket's θ is never overwritten."""
-    written = path.with_name(f"{THETA}.new")
+    written = path.with_name(f".{THETA}.{os.getpid()}.part")
     save_tensors(written, theta)
     try:
         digest = file_hash(written)
