@@ -1,4 +1,4 @@
-"""The transfer matrix as a picture: dark is better, in both readings."""
+"""The transfer matrix as a picture, in both readings: blue is better, red worse."""
 
 from __future__ import annotations
 

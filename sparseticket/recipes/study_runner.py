@@ -14,7 +14,7 @@ from sparseticket.files import write_json
 from sparseticket.imp import find
 from sparseticket.matrix import Asked, matrix
 from sparseticket.progress import Screen
-from sparseticket.recipes.study import Step, Study
+from sparseticket.recipes.study import USES, Step, Study
 from sparseticket.runs import TICKET, RunFolder, read_json
 from sparseticket.show import show_beside_paper, show_compared, show_find, show_matrix, show_sweep, show_transfer
 from sparseticket.ticket import Ticket
@@ -46,9 +46,7 @@ class _Running:
 
     @property
     def verbs(self) -> dict[str, Callable[[Step], dict[str, Any]]]:
-        return {
-            verb: getattr(self, f"_{verb}") for verb in ("find", "control", "transfer", "sweep", "matrix", "compare")
-        }
+        return {verb: getattr(self, f"_{verb}") for verb in USES}
 
     def _find(self, step: Step) -> dict[str, Any]:
         settings = self.study.found[step.name]
