@@ -29,7 +29,7 @@ from sparseticket import masks as mask_algebra
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.masks import Masks
-from sparseticket.models import Network, resolve
+from sparseticket.models import Network
 from sparseticket.pattern import Block, NOfM, Pattern, Unstructured, Whole, check_model, parse
 from sparseticket.permute import axes, check_absorbed, permuted
 from sparseticket.progress import Screen
@@ -38,12 +38,9 @@ from sparseticket.pruning.groups import groups_of
 from sparseticket.pruning.regroup import Regrouping
 from sparseticket.pruning.score import magnitude
 from sparseticket.pruning.select import global_groups
-from sparseticket.released import ANY_HEAD
-from sparseticket.rewind import Origin
-from sparseticket.runs import SETTINGS, read_settings
 from sparseticket.schedule import SNAP, check_sparsity
 from sparseticket.ticket import Ticket
-from sparseticket.transfer_plan import own_theta
+from sparseticket.ticket_network import network_of
 
 WAYS = ("score", "refill", "regroup")
 REVIVED = 1e-6  # what a dead weight's magnitude counts beside a living one's: it decides only between equals
@@ -69,7 +66,7 @@ def convert(
     ticket, pattern = Ticket.load(path), parse(to)
     _check_asked(ticket, pattern, by, path, out)
     wanted = _sparsity(ticket, pattern, sparsity)
-    network = _network(ticket, path, weights)
+    network = network_of(ticket, path, weights)
     check_model(pattern, network.spec.kind, ticket.model)
     with screen.regrouping() as on_axis:
         made = shape(ticket, network, pattern, by, wanted, on_axis=on_axis)
@@ -153,7 +150,7 @@ def _select(pruner: Pruner, scores: Mapping[str, Tensor], living: Masks, sparsit
         return pruner.select(scores, pruner.dense(), sparsity)
     worth, alive = groups.sums(scores) / groups.sizes, groups.sums(living)
     inside = torch.zeros(groups.count, dtype=torch.float64)
-    for layer in _groups_by_layer(pruner):
+    for layer in pruner.layers():
         density = float(alive[layer].sum() / groups.sizes[layer].sum())
         rank = worth[layer].argsort(descending=True, stable=True).argsort()
         inside[layer] = density * len(rank) / (rank + 0.5)
@@ -168,16 +165,6 @@ def _living_blocks(pattern: Block | NOfM, masks: Masks) -> dict[str, int]:
         name: int((groups_of(pattern, {name: tuple(mask.shape)}).sums({name: mask}) > 0).sum())
         for name, mask in masks.items()
     }
-
-
-def _groups_by_layer(pruner: Pruner) -> list[slice]:
-    """Which groups each layer has: a matrix of blocks; all heads, neurons or channels of one place."""
-    if isinstance(pruner.pattern, Block):
-        counts = [groups_of(pruner.pattern, {name: shape}).count for name, shape in pruner.shapes.items()]
-    else:
-        counts = [family.count for family in pruner.groups.families]
-    ends = torch.tensor(counts).cumsum(0).tolist()
-    return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
 def _kept(theta: Mapping[str, Tensor], before: Masks, after: Masks) -> float:
@@ -226,35 +213,3 @@ def _sparsity(ticket: Ticket, pattern: Pattern, given: float | None) -> float:
     if given is not None and abs(given - pattern.sparsity) > SNAP:
         raise UserError(f"pattern {pattern} is {pattern.sparsity:.4g} sparse and nothing else: leave --sparsity out.")
     return pattern.sparsity
-
-
-def _network(ticket: Ticket, path: Path, weights: Path | None) -> Network:
-    """A network that holds the ticket's θ: from ``weights``, its run, or the model's own."""
-    if weights is not None and not weights.is_file():
-        raise UserError(f"there is no file {weights}: give the weights' file with --weights.")
-    settings = path.resolve().parent.parent / SETTINGS
-    run = read_settings(settings) if settings.is_file() else None
-    kept = own_theta(ticket, path)
-    if ticket.theta_file and not (kept or weights):
-        raise UserError(
-            "the weights that this ticket belongs to are in the theta.safetensors of its run, which is missing beside "
-            "it: give that file with --weights FILE."
-        )
-    found = weights or kept or (Path(run.weights) if run and run.weights else None)
-    spec = resolve(run.model if run else ticket.model)
-    if spec.kind == "vision" and found is not None:
-        spec = _for_stem(spec, found)
-    network = spec.build(ANY_HEAD[spec.kind], seed=0, weights=found)
-    origin = Origin.of(network)
-    ticket.check_theta(origin.theta(network.pretrained or frozenset(origin.backbone)))
-    return network
-
-
-def _for_stem(spec: Any, weights: Path) -> Any:
-    """The model for small images, where the file is of such a one: its first convolution is 3×3."""
-    from sparseticket.models.torchvision_resnet import SMALL_IMAGES
-    from sparseticket.models.vision import STEM
-    from sparseticket.models.vision_weights import read_weights
-
-    stem = read_weights(weights).get(STEM)
-    return spec.for_images(SMALL_IMAGES) if stem is not None and stem.shape[-1] == 3 else spec

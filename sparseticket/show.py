@@ -18,6 +18,11 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.2%}"
 
 
+def verdict_word(verdict: dict[str, Any]) -> str:
+    """A verdict in a cell of a table."""
+    return "too few runs" if verdict["reason"] else str(Verdict(**verdict))
+
+
 def show_find(screen: Screen, summary: dict[str, Any], folder: Path) -> None:
     """The curve of a run."""
     table = Table("round", "sparsity", summary["metric"], "time", title=f"{summary['model']} on {summary['task']}")
@@ -34,11 +39,12 @@ def show_find(screen: Screen, summary: dict[str, Any], folder: Path) -> None:
 def show_transfer(screen: Screen, summary: dict[str, Any], folder: Path) -> None:
     """Every arm's mean and spread, and the verdict."""
     title = f"{summary['model']} on {summary['task']}, ticket {summary['sparsity']:.2%} sparse"
-    table = Table("arm", summary["metric"], "std", "runs", title=title)
+    table = Table("arm", summary["metric"], "std", "runs", "verdict", title=title)
     for name, arm in summary["arms"].items():
-        table.add_row(name, percent(arm["mean"]), percent(arm["std"]), str(arm["n"]))
+        said = "–" if name == "dense" else verdict_word(summary["verdicts"][name])
+        table.add_row(name, percent(arm["mean"]), percent(arm["std"]), str(arm["n"]), said)
     screen.console.print(table)
-    verdict = Verdict(summary["matching"], summary["strict"], summary["reason"])
+    verdict = Verdict(*(summary[key] for key in ("matching", "strict", "reason", "winning")))
     screen.say(f"Verdict: {verdict}\nResult: {folder / 'transfer.json'}")
 
 
@@ -62,6 +68,86 @@ def show_converted(screen: Screen, report: dict[str, Any], out: Path) -> None:
             f"{len(dead)} of {len(report['layers'])} matrices have no living weight ({dead[0]}, …): --by refill leaves "
             "each layer its density."
         )
+
+
+def show_matrix(screen: Screen, result: dict[str, Any], folder: Path) -> None:
+    """Rows of tickets, columns of tasks: the mean, and its difference to dense and to the ticket of the same task."""
+    table = Table("ticket", *result["tasks"], title=f"{result['model']}: value (to dense / to the same task's ticket)")
+    dense = (result["targets"][task]["dense"] for task in result["tasks"])
+    table.add_row("dense", *(f"{percent(arm['mean'])} ± {points(arm['std'], sign='')}" for arm in dense))
+    for source, row in result["cells"].items():
+        shown = (row[task] for task in result["tasks"])
+        table.add_row(
+            f"{source} ({result['sources'][source]['sparsity']:.0%})",
+            *(
+                f"{percent(cell['arms']['ticket']['mean'])} ({points(cell['to_dense'])} / "
+                f"{points(cell['to_same_task'])}){' *' if cell['verdict']['matching'] else ''}"
+                for cell in shown
+            ),
+        )
+    screen.console.print(table)
+    screen.say("*: matching dense, within one standard deviation. Differences are in points.")
+    if few := {cell["verdict"]["reason"] for row in result["cells"].values() for cell in row.values()} - {None}:
+        screen.note(f"no verdicts: {min(few)}.")
+    for source, row in result["over_tasks"].items():
+        if row["matching"] or row["failing"]:
+            screen.say(f"{source}: matching on {len(row['matching'])} of {len(result['tasks'])} tasks")
+    screen.say(f"Result: {folder / 'matrix.json'}\nPicture: {folder / 'matrix.png'}")
+
+
+def show_sweep(screen: Screen, result: dict[str, Any], folder: Path) -> None:
+    """The curve of a sweep over seeds, and the highest sparsity that matches."""
+    table = Table("round", "sparsity", "dense", "ticket", "std", "verdict", title=f"sweep, {result['metric']}")
+    for point in result["points"]:
+        dense, ticket = point["arms"]["dense"], point["arms"]["ticket"]
+        means = (percent(dense["mean"]), percent(ticket["mean"]), points(ticket["std"], sign=""))
+        table.add_row(str(point["round"]), percent(point["sparsity"]), *means, verdict_word(point["verdict"]))
+    screen.console.print(table)
+    highest = result["highest"]
+    screen.say(f"Highest matching: {percent(highest['matching'])}; strictly: {percent(highest['strict'])}.")
+    if highest["undecided"]:
+        screen.note("sparsities with too few runs are in neither.")
+    if highest["gaps"]:
+        screen.note(f"not matching below that: {', '.join(map(percent, highest['gaps']))}.")
+    screen.say(f"Result: {folder / 'sweep.json'}")
+
+
+def show_beside_paper(screen: Screen, title: str, ours: dict[str, float | None], paper: dict[str, Any]) -> None:
+    """Our fractions as percent beside what the paper prints, wherever there is one of both."""
+    table = Table("", "ours", "the paper's", title=title)
+    for name, value in ours.items():
+        table.add_row(name, points(value, sign=""), str(paper.get(name, "–")))
+    screen.console.print(table)
+
+
+def points(fraction: float | None, sign: str = "+") -> str:
+    """A difference of fractions in points, or a dash."""
+    return "–" if fraction is None else f"{100 * fraction:{sign}.2f}"
+
+
+def show_control(screen: Screen, made: Ticket, out: Path, report: Path) -> None:
+    """What a control is, and where."""
+    control = made.metrics["control"]
+    screen.say(f"{control['kind']} (seed {control['seed']}) of {control['from'][:8]}: {percent(made.sparsity)} sparse")
+    screen.say(f"Ticket: {out}\nReport: {report}")
+
+
+def show_compared(screen: Screen, result: dict[str, Any], out: Path) -> None:
+    """Overlap in each layer and in all, beside chance."""
+    table = Table("parameter", "sparsity", "and", "overlap", "by chance", title=f"two tickets of {result['model']}")
+    layers = sorted(result["layers"].items(), key=lambda item: _in_order(item[0]))
+    for name, entry in [*layers, ("all", result["all"])]:
+        if name == "all":
+            table.add_section()
+        shares = (percent(entry[key]) for key in ("sparsity_first", "sparsity_second"))
+        table.add_row(name, *shares, f"{entry['overlap']:.4f}", f"{entry['chance']:.4f}")
+    screen.console.print(table)
+    if not result["same_theta"]:
+        screen.note("the two belong to different weights of this model.")
+    if result["left_out"]:
+        screen.note(f"in one of the two only, and left out: {', '.join(result['left_out'])}.")
+    screen.say("Overlap: alive in both over alive in either; by chance: the same numbers per layer, placed anywhere.")
+    screen.say(f"Result: {out}")
 
 
 def _of_layer(entry: dict[str, Any]) -> tuple[str, ...]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseticket import masks as mask_algebra
 from sparseticket.checkpoint import Checkpoint, check_interval
-from sparseticket.controls import CONTROLS
+from sparseticket.controls import Control, control_of
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
+from sparseticket.finished_arms import SETTINGS, part_of, take_finished
 from sparseticket.masks import Masks
 from sparseticket.on_kernels import say_where_not
 from sparseticket.progress import Screen
@@ -22,7 +24,7 @@ from sparseticket.tasks import TaskOptions
 from sparseticket.ticket import POOLER, Ticket
 from sparseticket.training import Round, make_accelerator, total_steps, train
 from sparseticket.transfer_plan import TransferSettings
-from sparseticket.verdict import Arm, judge
+from sparseticket.verdict import Arm, Verdict, judge
 from sparseticket.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -30,9 +32,18 @@ if TYPE_CHECKING:
 
 
 def transfer(
-    ticket: Ticket, settings: TransferSettings, out: Path, *, screen: Screen, checkpoint_every: float = 300.0
+    ticket: Ticket,
+    settings: TransferSettings,
+    out: Path,
+    *,
+    screen: Screen,
+    checkpoint_every: float = 300.0,
+    others: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Train every arm with every seed, resuming what is there; returns (and leaves) ``transfer.json``."""
+    """Train every arm with every seed, resuming what is there; returns (and leaves) ``transfer.json``.
+
+    What a transfer in one of the folders ``others`` has finished under the same settings is taken from there.
+    """
     check_interval(checkpoint_every)
     accelerator = make_accelerator(settings.training.precision)
     screen.console.quiet |= not accelerator.is_main_process
@@ -42,22 +53,26 @@ def transfer(
 
     def open_folder() -> None:
         with accelerator.main_process_first():
-            RunFolder.open(out, asdict(settings), what="transfer.toml")
+            RunFolder.open(out, asdict(settings), what=SETTINGS)
+            take_finished(run, settings, others)
         accelerator.wait_for_everyone()
 
+    if others:
+        open_folder()  # what can be taken needs no network to be built
     for seed in range(settings.seeds):
-        missing = [arm for arm in settings.arms if not run.finished(f"{arm}-seed{seed}")]
+        missing = [arm for arm in settings.arms if not run.finished(part_of(arm, seed))]
         if not missing:
             continue
         work = _build(settings, settings.weights, seed, accelerator, screen)
         masks, pruner = fit(ticket, work, allow_other_weights=settings.allow_other_weights)
-        work.permute(ticket.permutations)
+        for control in settings.controls:
+            control_of(control).check(masks, pruner, work.network)
         open_folder()  # only now: what does not fit is refused before anything is written
         for arm in missing:
             from_theta_p = arm == "dense" and settings.dense_weights != settings.weights
-            arms_own = _build(settings, settings.dense_weights, seed, accelerator, screen) if from_theta_p else work
-            of_arm = _arm_masks(arm, masks, pruner, seed)
-            _train_arm(arm, seed, of_arm, ticket, arms_own, settings, run, checkpoint_every)
+            own = _build(settings, settings.dense_weights, seed, accelerator, screen) if from_theta_p else work.copy()
+            arm_masks = _set_up(arm, own, ticket, masks, pruner, seed)
+            _train_arm(arm, seed, arm_masks, ticket, own, settings, run, checkpoint_every)
     open_folder()
     return _summarise(settings, run, ticket, main=accelerator.is_main_process)
 
@@ -105,10 +120,15 @@ def fit(ticket: Ticket, work: Workbench, *, allow_other_weights: bool = False) -
     return masks, pruner
 
 
-def _arm_masks(arm: str, masks: Masks, pruner: Pruner, seed: int) -> Masks:
+def _set_up(arm: str, work: Workbench, ticket: Ticket, masks: Masks, pruner: Pruner, seed: int) -> Masks:
+    """Put the arm's weights into its own copy of the network, permuted as the ticket is; returns its masks."""
     if arm == "dense":
         return {name: mask.new_ones(mask.shape) for name, mask in masks.items()}
-    return masks if arm == "ticket" else CONTROLS[arm](masks, pruner, seed)
+    control = Control() if arm == "ticket" else control_of(arm)
+    if control.weights:
+        work.begin_at(control.weights(work.network, work.theta().keys(), seed))
+    work.permute(ticket.permutations)
+    return control.masks(masks, pruner, work.network.backbone(), seed) if control.masks else masks
 
 
 def _train_arm(
@@ -121,7 +141,7 @@ def _train_arm(
     run: RunFolder,
     every: float,
 ) -> None:
-    part = f"{arm}-seed{seed}"
+    part = part_of(arm, seed)
     work.origin.restore(work.network)
     start = Rewind(settings.start).step(*total_steps(work.task, settings.training)) if settings.start else 0
     place = Round(seed, 0, start=0 if arm == "dense" else start)  # dense networks train from θ_p, all the way
@@ -163,9 +183,9 @@ def _train_arm(
 
 
 def _summarise(settings: TransferSettings, run: RunFolder, ticket: Ticket, *, main: bool) -> dict[str, Any]:
-    results = {arm: [run.metrics(f"{arm}-seed{seed}") for seed in range(settings.seeds)] for arm in settings.arms}
+    results = {arm: [run.metrics(part_of(arm, seed)) for seed in range(settings.seeds)] for arm in settings.arms}
     arms = {arm: Arm([result["value"] for result in of_arm]) for arm, of_arm in results.items()}
-    verdict = judge(arms["ticket"], arms["dense"])
+    verdicts = {arm: _verdict(arm, arms, settings) for arm in arms if arm != "dense"}
     summary = {
         "model": settings.model,
         "task": settings.task,
@@ -174,15 +194,22 @@ def _summarise(settings: TransferSettings, run: RunFolder, ticket: Ticket, *, ma
         "sparsity": results["ticket"][0]["sparsity"],
         "seeds": list(range(settings.seeds)),
         "arms": {name: arm.table() for name, arm in arms.items()},
-        "matching": verdict.matching,
-        "strict": verdict.strict,
-        "reason": verdict.reason,
+        **verdicts["ticket"].table(),
+        "verdicts": {arm: verdict.table() for arm, verdict in verdicts.items()},
     }
     if settings.allow_other_weights:
         summary["allow_other_weights"] = True
     if main:
         write_json(run.path / "transfer.json", summary)
     return summary
+
+
+def _verdict(arm: str, arms: dict[str, Arm], settings: TransferSettings) -> Verdict:
+    """The ticket can be winning where it began with θ_p, a control never: it is no ticket that was found."""
+    if arm != "ticket":
+        return judge(arms[arm], arms["dense"])
+    at_theta_p = settings.weights == settings.dense_weights and not settings.start and not settings.allow_other_weights
+    return judge(arms[arm], arms["dense"], at_theta_p=at_theta_p)
 
 
 def _path(text: str) -> Path | None:

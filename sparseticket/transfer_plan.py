@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparseticket.controls import check_control
+from sparseticket.controls import check_control, control_of
 from sparseticket.errors import UserError
 from sparseticket.models import resolve
 from sparseticket.recipes import task_defaults
@@ -82,7 +82,7 @@ def plan(
         task=task,
         data=str(data.resolve()) if data else (found.data if found and own_task else ""),
         weights=own_weights,
-        dense_weights=_theta_p(run, found) if late else own_weights,
+        dense_weights=_theta_p(run, found, ticket, late=late) if late or _changed(ticket) else own_weights,
         start=rewound if late and own_task else "",
         seeds=seeds,
         controls=[check_control(control) for control in controls],
@@ -111,7 +111,20 @@ def own_theta(ticket: Ticket, path: Path) -> Path | None:
     return None
 
 
-def _theta_p(run: Path, found: RunSettings | None) -> str:
-    """Where the dense arm's weights are when the ticket's θ is a later state of its run; "" is the model's own."""
-    drawn = run / "round-00" / THETA  # of a run that began with random weights
-    return str(drawn) if drawn.is_file() else (found.weights if found else "")
+def _changed(ticket: Ticket) -> bool:
+    """True for a control whose weights are not those of the ticket that it was made of."""
+    control = ticket.metrics.get("control")
+    return isinstance(control, dict) and control_of(control.get("kind", "")).weights is not None
+
+
+def _theta_p(run: Path, found: RunSettings | None, ticket: Ticket, *, late: bool) -> str:
+    """Where the dense arm's weights are when the ticket's θ is another; "" is the model's own."""
+    drawn = (run / "round-00" if late else run) / THETA  # of a run that began with random weights
+    if drawn.is_file():
+        return str(drawn)
+    if not late and ticket.metrics["control"].get("theta_file"):
+        raise UserError(
+            "the dense arm begins with the weights that this control was made from, which are in no published file "
+            "but in their run's folder: write the control to RUN/NAME/FILE."
+        )
+    return found.weights if found else ""

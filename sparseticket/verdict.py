@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 ENOUGH = 3  # runs; fewer give no verdict
@@ -32,21 +33,75 @@ class Arm:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``matching``: mean(ticket) ≥ mean(dense) − std(dense); ``strict``: ≥ mean(dense). None where nobody can say."""
+    """``matching``: mean(ticket) ≥ mean(dense) − std(dense); ``strict``: ≥ mean(dense). None where nobody can say.
+
+    ``winning`` is matching with θ = θ_p, the pre-trained weights: None where nobody can say, or nobody asked.
+    """
 
     matching: bool | None
     strict: bool | None
     reason: str | None = None
+    winning: bool | None = None
 
     def __str__(self) -> str:
         if self.reason:
             return f"no verdict: {self.reason}"
-        return "matching" + (", strictly" if self.strict else "") if self.matching else "not matching"
+        if not self.matching:
+            return "not matching"
+        return ("winning" if self.winning else "matching") + (", strictly" if self.strict else "")
+
+    def table(self) -> dict[str, Any]:
+        """As JSON files have it."""
+        return asdict(self)
 
 
-def judge(ticket: Arm, dense: Arm) -> Verdict:
-    """The verdict on a ticket, beside dense networks that share its seeds."""
+def judge(ticket: Arm, dense: Arm, *, at_theta_p: bool | None = None) -> Verdict:
+    """The verdict on a ticket, beside dense networks that share its seeds; ``at_theta_p``: it began with θ_p."""
     fewest = min(len(ticket.values), len(dense.values))
     if fewest < ENOUGH:
         return Verdict(None, None, f"{fewest} runs are too few to say; a verdict takes {ENOUGH} (--seeds {ENOUGH})")
-    return Verdict(ticket.mean >= dense.mean - dense.std, ticket.mean >= dense.mean)
+    matching = ticket.mean >= dense.mean - dense.std
+    winning = None if at_theta_p is None else matching and at_theta_p
+    return Verdict(matching, ticket.mean >= dense.mean, winning=winning)
+
+
+@dataclass(frozen=True)
+class Universal:
+    """Matching on every task of a set: ``universal`` is None where no task fails and some have no verdict."""
+
+    universal: bool | None
+    matching: list[str]
+    failing: list[str]
+    undecided: list[str]
+
+
+def judge_universal(verdicts: Mapping[str, Verdict]) -> Universal:
+    """The verdict on a ticket over a set of tasks, by name. Over no task at all nothing is said."""
+    by_answer = {
+        answer: [task for task, verdict in verdicts.items() if verdict.matching is answer]
+        for answer in (True, False, None)
+    }
+    universal = False if by_answer[False] else None if by_answer[None] or not verdicts else True
+    return Universal(universal, by_answer[True], by_answer[False], by_answer[None])
+
+
+@dataclass(frozen=True)
+class Highest:
+    """Of a sweep over sparsities: the highest that matches, and strictly; None where none does.
+
+    ``gaps`` are lower sparsities that do not match: where there are any, the curve is not monotonous, and one lucky
+    mean may have decided. ``undecided`` have too few runs to say.
+    """
+
+    matching: float | None
+    strict: float | None
+    gaps: list[float]
+    undecided: list[float]
+
+
+def highest_matching(sweep: Sequence[tuple[float, Verdict]]) -> Highest:
+    """The highest matching sparsity of (sparsity, verdict) pairs, in any order."""
+    matching = max((sparsity for sparsity, verdict in sweep if verdict.matching), default=None)
+    strict = max((sparsity for sparsity, verdict in sweep if verdict.strict), default=None)
+    gaps = sorted(s for s, verdict in sweep if verdict.matching is False and matching is not None and s < matching)
+    return Highest(matching, strict, gaps, sorted(s for s, verdict in sweep if verdict.matching is None))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +72,19 @@ class Workbench:
     def theta(self) -> dict[str, str]:
         """θ's identity: hashes of what came from the pre-trained file, or of all where nothing did; unpermuted."""
         return self.unpermuted or self.origin.theta(self.network.pretrained or frozenset(self.origin.backbone))
+
+    def copy(self) -> Workbench:
+        """Another network at the same θ and γ, for the same task."""
+        module = copy.deepcopy(self.network.module)
+        return replace(self, network=replace(self.network, module=module))
+
+    @torch.no_grad()
+    def begin_at(self, tensors: Mapping[str, Tensor]) -> None:
+        """Let these tensors of the backbone, by name inside it, be what trainings begin with."""
+        backbone = self.network.backbone()
+        for name, tensor in tensors.items():
+            backbone[name].copy_(tensor)
+        self.origin = Origin.of(self.network)
 
     def permute(self, permutations: dict[str, Tensor]) -> None:
         """Permute the network, head included, as a ticket says; trainings begin there, and θ's identity stays."""

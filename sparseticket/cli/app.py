@@ -7,12 +7,15 @@ import typer
 from sparseticket import __version__
 from sparseticket.cli import (
     bench,
+    compare,
+    control,
     convert,
     env,
     export,
     find,
     import_masks,
     inspect,
+    matrix,
     recipes,
     run,
     transfer,
@@ -44,6 +47,9 @@ def _options(
 
 app.command("find")(find.find)
 app.command("transfer")(transfer.transfer)
+app.command("matrix")(matrix.matrix)
+app.command("control")(control.control)
+app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
 app.command("import")(import_masks.import_masks)
 app.command("convert")(convert.convert)

@@ -43,7 +43,7 @@ def copy(
 @app.command("check")
 def check(recipe: Annotated[str, Argument(help="A name of `recipes ls`, or a .toml file.")]) -> None:
     """Check a recipe: its tables, settings, model and task."""
-    from sparseticket.recipes import check_names, load
+    from sparseticket.recipes import check_names, load_any
 
-    check_names(load(recipe))
+    check_names(load_any(recipe))
     print(f"{recipe}: fine")

@@ -10,13 +10,13 @@ from typer import Argument, Option
 
 def run(
     recipe: Annotated[str, Argument(help="A name of `sparseticket recipes ls`, or a .toml file.")],
-    data: Annotated[Path | None, Option(help="File or folder of the task's data.")] = None,
+    data: Annotated[Path | None, Option(help="The task's data, or a folder that holds those of several.")] = None,
     weights: Annotated[Path | None, Option(help="File of the pre-trained weights.")] = None,
     out: Annotated[Path | None, Option(help="Folder. Default: runs/RECIPE.")] = None,
 ) -> None:
-    """Run a whole recipe: find, then transfer where it says so. Run again to continue."""
+    """Run a whole recipe: find, then transfer where it says so; or all its steps. Run again to continue."""
     from sparseticket.progress import Screen
-    from sparseticket.recipes import load
+    from sparseticket.recipes import load_any
     from sparseticket.recipes.runner import run_recipe
 
-    run_recipe(load(recipe), data=data, weights=weights, out=out, screen=Screen())
+    run_recipe(load_any(recipe), data=data, weights=weights, out=out, screen=Screen())

@@ -12,7 +12,9 @@ def transfer(
     ticket: Annotated[Path, Argument(help="A ticket file: RUN/round-NN/ticket.ticket.")],
     task: Annotated[str | None, Option(help="Task to train it on. Default: the one it was found on.")] = None,
     seeds: Annotated[int, Option(help="Runs of each arm: 3 is seeds 0, 1, 2.")] = 3,
-    control: Annotated[list[str] | None, Option(help="Another arm: random-mask. May be given several times.")] = None,
+    control: Annotated[
+        list[str] | None, Option(help="Another arm, as `sparseticket control` has them; repeatable.")
+    ] = None,
     round_length: Annotated[str | None, Option(help="Length of each training: 3ep or 500it.")] = None,
     optimizer: Annotated[str | None, Option(help="adamw or sgd.")] = None,
     lr: Annotated[float | None, Option(help="Learning rate.")] = None,

@@ -77,6 +77,10 @@ class ModelSpec:
         """
         raise NotImplementedError
 
+    def untrained(self, network: Network, *, seed: int) -> Network:
+        """``network`` as its architecture initialises it, drawn from ``seed`` (``derive(seed, "init")``)."""
+        raise NotImplementedError
+
     def save(self, network: Network, folder: Path) -> None:
         """See :meth:`Network.save`."""
         raise NotImplementedError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -107,6 +107,12 @@ class TextModel(ModelSpec):
             if network.prunable == candidates and NO_POOLER in network.notes:
                 network.notes.remove(NO_POOLER)
         return network
+
+    def untrained(self, network: Network, *, seed: int) -> Network:
+        """See :meth:`ModelSpec.untrained`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "init"))
+            return replace(network, module=type(network.module)(network.module.config).float())
 
     def save(self, network: Network, folder: Path) -> None:
         """Write model and tokenizer into ``folder``, whole or not at all; an earlier save there is replaced."""

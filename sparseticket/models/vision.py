@@ -95,6 +95,11 @@ class VisionModel(ModelSpec):
             module.get_submodule(self.head_name).reset_parameters()
         return module
 
+    def untrained(self, network: Network, *, seed: int) -> Network:
+        """See :meth:`ModelSpec.untrained`."""
+        classes = network.module.get_submodule(self.head_name).out_features
+        return replace(network, module=self._random_module(classes, seed))
+
     def save(self, network: Network, folder: Path) -> None:
         """Write ``model.safetensors`` (a plain state_dict) and ``model.json``; an earlier save there is replaced.
 

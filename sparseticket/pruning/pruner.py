@@ -86,6 +86,30 @@ class Pruner:
         scores = {name: torch.rand(shape, generator=draw) for name, shape in self.shapes.items()}
         return self.select(scores, self.dense(), sparsity)
 
+    def draw_per_layer(self, masks: Masks, *, seed: int) -> Masks:
+        """As :meth:`draw`, with as many alive in each layer as in ``masks``."""
+        if isinstance(self.pattern, NOfM):  # N of every M are alive in each layer anyway
+            return self.draw(masks, seed=seed)
+        draw = generator(seed, "random-mask-per-layer")
+        if self.groups is None:
+            return {name: _shuffled(mask.flatten(), draw).reshape(mask.shape) for name, mask in masks.items()}
+        kept = self.kept(masks)
+        for layer in self.layers():
+            for size in self.groups.sizes[layer].unique():  # blocks at the edges are smaller
+                alike = layer.start + (self.groups.sizes[layer] == size).nonzero().flatten()
+                kept[alike] = _shuffled(kept[alike], draw)
+        return self.groups.masks(kept)
+
+    def layers(self) -> list[slice]:
+        """Which groups each layer has: a matrix of blocks; all heads, neurons or channels of one place."""
+        assert self.groups is not None
+        if isinstance(self.pattern, Block):
+            counts = [groups_of(self.pattern, {name: shape}).count for name, shape in self.shapes.items()]
+        else:
+            counts = [family.count for family in self.groups.families]
+        ends = torch.tensor(counts).cumsum(0).tolist()
+        return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+
     def kept(self, masks: Masks) -> Tensor:
         """Which groups have a living weight in ``masks``, bool [count]; only where the pattern is made of groups."""
         assert self.groups is not None
@@ -105,6 +129,10 @@ class Pruner:
                     f"these masks are not of the pattern {self.pattern} in this network: {name} is not made of whole "
                     "groups. Use the ticket with the model that it was made for."
                 )
+
+
+def _shuffled(flat: Tensor, draw: torch.Generator) -> Tensor:
+    return flat[torch.randperm(len(flat), generator=draw)]
 
 
 def _prunable_families(pattern: Whole, backbone: nn.Module, shapes: Shapes) -> list[Family]:

@@ -1,7 +1,8 @@
 """Recipes: both papers' settings as TOML that a person can read beside the paper.
 
 A recipe has ``title`` and ``source``, the tables ``[find]`` (fields of ``RunSettings``), ``[protocol]`` and
-``[training]``, and optionally ``[transfer]``: what ``sparseticket run`` does after finding.
+``[training]``, and optionally ``[transfer]``: what ``sparseticket run`` does after finding. What a table or a figure of
+a paper takes has several steps instead (:mod:`sparseticket.recipes.study`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 from sparseticket.controls import check_control
 from sparseticket.errors import UserError
 from sparseticket.files import write_whole
+from sparseticket.models import ModelSpec
 from sparseticket.pattern import check_model, parse
+from sparseticket.recipes.study import Study, read_study
 from sparseticket.settings import Protocol, RunSettings, Training, from_table
 
 FOLDER = Path(__file__).parent
@@ -69,17 +72,36 @@ def path_of(name: str) -> Path:
 
 
 def load(name: str) -> Recipe:
-    """Read and validate a recipe; :class:`UserError` says what is wrong in it."""
+    """Read and validate a recipe of one run; :class:`UserError` says what is wrong in it."""
+    table = _table(name)
+    if "step" in table:
+        raise UserError(f"recipe {name} has several steps, where one run is wanted: `sparseticket run {name}` runs it.")
+    return _run_in(name, table)
+
+
+def load_any(name: str) -> Recipe | Study:
+    """Read and validate a recipe, of one run or of several steps; :class:`UserError` says what is wrong in it."""
+    table = _table(name)
+    if "step" in table:
+        return read_study(name, table, lambda other: load(other).settings)
+    return _run_in(name, table)
+
+
+def _table(name: str) -> dict[str, Any]:
     path = path_of(name)
     try:
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"recipe {name}: {error}") from error
-    if unknown := sorted(table.keys() - KEYS):
+    if unknown := sorted(table.keys() - KEYS) if "step" not in table else []:
         raise UserError(f"recipe {name}: there is no table {unknown[0]!r}; there are {', '.join(sorted(KEYS))}.")
     for key in ("title", "source"):
         if not isinstance(table.get(key), str):
             raise UserError(f"recipe {name}: {key} must say in words what this is and where it is from.")
+    return table
+
+
+def _run_in(name: str, table: dict[str, Any]) -> Recipe:
     where = f"recipe {name}"
     find = table.get("find", {})
     if not isinstance(find, dict) or find.keys() & {"protocol", "training"}:
@@ -119,15 +141,31 @@ def copy_to(name: str, to: Path) -> None:
     write_whole(to, path_of(name).read_bytes())
 
 
-def check_names(recipe: Recipe) -> None:
-    """Check that a recipe's model and task exist and go together; :class:`UserError` says which does not."""
+def check_names(recipe: Recipe | Study) -> None:
+    """Check that a recipe's models and tasks exist and go together; :class:`UserError` says which does not."""
+    if isinstance(recipe, Recipe):
+        _check_run(recipe.name, recipe.settings)
+        return
+    for settings in recipe.found.values():
+        _check_run(recipe.name, settings)
+    model = next(iter(recipe.found.values())).model
+    for task in recipe.tasks:
+        _check_together(recipe.name, model, task)
+
+
+def _check_run(name: str, settings: RunSettings) -> None:
+    spec = _check_together(name, settings.model, settings.task)
+    check_model(parse(settings.protocol.pattern), spec.kind, spec.name)
+
+
+def _check_together(name: str, model: str, task: str) -> ModelSpec:
     from sparseticket.models import resolve
     from sparseticket.tasks import entry
 
-    spec, task = resolve(recipe.settings.model), entry(recipe.settings.task)
-    if spec.kind != task.kind:
-        raise UserError(f"recipe {recipe.name}: task {task.name!r} is for {task.kind} models, not {spec.name!r}.")
-    check_model(parse(recipe.settings.protocol.pattern), spec.kind, spec.name)
+    spec, found = resolve(model), entry(task)
+    if spec.kind != found.kind:
+        raise UserError(f"recipe {name}: task {found.name!r} is for {found.kind} models, not {spec.name!r}.")
+    return spec
 
 
 def _is_whole(value: object) -> bool:

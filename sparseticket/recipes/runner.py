@@ -9,6 +9,8 @@ from typing import Any
 from sparseticket.imp import find
 from sparseticket.progress import Screen
 from sparseticket.recipes import Recipe
+from sparseticket.recipes.study import Study
+from sparseticket.recipes.study_runner import run_study
 from sparseticket.runs import TICKET, RunFolder
 from sparseticket.show import show_find, show_transfer
 from sparseticket.transfer import transfer
@@ -16,15 +18,17 @@ from sparseticket.transfer_plan import plan
 
 
 def run_recipe(
-    recipe: Recipe, *, data: Path | None, weights: Path | None, out: Path | None, screen: Screen
+    recipe: Recipe | Study, *, data: Path | None, weights: Path | None, out: Path | None, screen: Screen
 ) -> dict[str, Any]:
-    """Run it into ``out`` (default ``runs/RECIPE``); returns both summaries."""
+    """Run it into ``out`` (default ``runs/RECIPE``); returns what each part summarised."""
+    folder = out or Path("runs") / recipe.name.removesuffix(".toml").replace("/", "-")
+    if isinstance(recipe, Study):
+        return run_study(recipe, folder, data=data, weights=weights, screen=screen)
     settings = replace(
         recipe.settings,
         data=str(data.resolve()) if data else recipe.settings.data,
         weights=str(weights.resolve()) if weights else recipe.settings.weights,
     )
-    folder = out or Path("runs") / recipe.name.removesuffix(".toml").replace("/", "-")
     screen.say(f"{recipe.title} ({recipe.name})")
     found = find(settings, folder, screen=screen)
     show_find(screen, found, folder)

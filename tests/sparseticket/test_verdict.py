@@ -1,6 +1,6 @@
 import pytest
 
-from sparseticket.verdict import Arm, judge
+from sparseticket.verdict import Arm, Highest, Verdict, highest_matching, judge, judge_universal
 
 
 def test_mean_and_sample_deviation_against_hand_computed_values():
@@ -24,3 +24,32 @@ def test_fewer_than_three_runs_give_no_verdict_and_the_reason(ticket, dense):
 
 def test_one_run_has_no_deviation():
     assert Arm([0.5]).table() == {"values": [0.5], "mean": 0.5, "std": None, "n": 1}
+
+
+def test_winning_is_matching_that_began_with_theta_p():
+    dense, ticket = Arm([0.80, 0.82, 0.84]), Arm([0.82] * 3)
+    assert judge(ticket, dense, at_theta_p=True).winning is True
+    assert judge(ticket, dense, at_theta_p=False).winning is False
+    assert judge(Arm([0.5] * 3), dense, at_theta_p=True).winning is False
+    assert judge(Arm([0.5]), dense, at_theta_p=True).winning is None and judge(ticket, dense).winning is None
+    assert str(judge(ticket, dense, at_theta_p=True)) == "winning, strictly"
+
+
+YES, NO, UNKNOWN = Verdict(True, True), Verdict(False, False), Verdict(None, None, "too few")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "universal"),
+    [([YES, YES], True), ([YES, NO], False), ([YES, UNKNOWN], None), ([NO, UNKNOWN], False), ([], None)],
+)
+def test_universal_is_matching_on_every_task_of_the_set(verdicts, universal):
+    found = judge_universal({f"task{i}": verdict for i, verdict in enumerate(verdicts)})
+    assert found.universal is universal
+    assert found.undecided == [f"task{i}" for i, verdict in enumerate(verdicts) if verdict is UNKNOWN]
+
+
+def test_the_highest_matching_sparsity_says_what_does_not_match_below_it_and_what_is_undecided():
+    almost = Verdict(True, False)
+    found = highest_matching([(0.3, YES), (0.5, NO), (0.6, almost), (0.7, NO), (0.9, UNKNOWN)])
+    assert found == Highest(matching=0.6, strict=0.3, gaps=[0.5], undecided=[0.9])
+    assert highest_matching([(0.5, NO)]) == Highest(None, None, [], [])

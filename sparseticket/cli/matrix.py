@@ -1,0 +1,47 @@
+"""``sparseticket matrix``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+
+def matrix(
+    tickets: Annotated[list[Path], Argument(help="Ticket files: the rows.")],
+    task: Annotated[list[str], Option(help="A column. May be given several times.")],
+    seeds: Annotated[int, Option(help="Runs of each arm: 3 is seeds 0, 1, 2.")] = 3,
+    control: Annotated[list[str] | None, Option(help="Another arm in every cell, as in transfer.")] = None,
+    round_length: Annotated[str | None, Option(help="Length of each training: 3ep or 500it.")] = None,
+    batch_size: Annotated[int | None, Option(help="Examples a step, over all processes.")] = None,
+    lr: Annotated[float | None, Option(help="Learning rate.")] = None,
+    max_length: Annotated[int | None, Option(help="Tokens of a text.")] = None,
+    precision: Annotated[str | None, Option(help="no, fp16 or bf16 (mixed precision).")] = None,
+    kernels: Annotated[str | None, Option(help="auto or off, as in transfer.")] = None,
+    data: Annotated[
+        list[str] | None, Option(help="Folder with a folder a task (SST-2, CoLA, squad, …), or TASK=PATH, repeated.")
+    ] = None,
+    out: Annotated[Path, Option(help="Folder. Cells that it has are not trained again.")] = Path("runs/matrix"),
+    checkpoint_every: Annotated[float, Option(help="Seconds between checkpoints inside a training.")] = 300.0,
+) -> None:
+    """Train every ticket on every task: table, heat map, both readings. Run again to continue, or to add some."""
+    from sparseticket.data_places import places
+    from sparseticket.matrix import Asked, name_rows
+    from sparseticket.matrix import matrix as train_cells
+    from sparseticket.options import given
+    from sparseticket.progress import Screen
+    from sparseticket.show import show_matrix
+
+    root, by_task = places(data or ())
+    training = {
+        "round_length": round_length,
+        "batch_size": batch_size,
+        "lr": lr,
+        "max_length": max_length,
+        "precision": precision,
+        "kernels": kernels,
+    }
+    asked = Asked(name_rows(tickets), task, seeds, tuple(control or ()), root, by_task, given(training))
+    screen = Screen()
+    show_matrix(screen, train_cells(asked, out, screen=screen, checkpoint_every=checkpoint_every), out)

@@ -1,0 +1,64 @@
+"""Where the data of several tasks are under one ``--data``: in the folders that they are published in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sparseticket.errors import UserError
+
+FOLDERS = {  # of each task, from the most likely
+    "mnli": ("MNLI",),
+    "qqp": ("QQP",),
+    "stsb": ("STS-B",),
+    "wnli": ("WNLI",),
+    "qnli": ("QNLI", "QNLIv2"),
+    "mrpc": ("MRPC",),
+    "rte": ("RTE",),
+    "sst2": ("SST-2",),
+    "cola": ("CoLA",),
+    "squad": ("squad", "SQuAD", "squad-v1.1"),
+    "mlm": ("wikitext-103-raw", "wikitext-103", "wikitext-2-raw", "wikitext-2", "mlm"),
+    "cifar10": ("cifar-10", "cifar-10-batches-bin"),
+}
+
+
+def data_of(task: str, root: Path | None, *, alone: bool) -> Path | None:
+    """The data of ``task`` under ``root``: in the task's own folder there, or in that inside ``root/glue``.
+
+    ``root`` itself is taken where it is the only task's (``alone``); without one, a task needs none or fetches its own.
+
+    Raises:
+        UserError: one of several tasks has no folder under ``root``; says which would be taken.
+    """
+    if root is None:
+        return None
+    names = FOLDERS.get(task, (task,))
+    for folder in (root, root / "glue"):
+        for name in names:
+            if (folder / name).exists():
+                return folder / name
+    if alone:
+        return root
+    raise UserError(
+        f"--data {root} has nothing for the task {task}: put its data there as {' or '.join(names)}, or name its place "
+        f"with --data {task}=PATH."
+    )
+
+
+def places(given: Iterable[str]) -> tuple[Path | None, dict[str, Path]]:
+    """What several ``--data`` say: ``DIR`` for all tasks, ``TASK=PATH`` for one.
+
+    Raises:
+        UserError: more than one for all.
+    """
+    root, own = None, {}
+    for text in given:
+        task, equals, path = text.partition("=")
+        if equals and not Path(text).exists():
+            own[task] = Path(path)
+        elif root is None:
+            root = Path(text)
+        else:
+            raise UserError(f"--data is given for all tasks twice, {root} and {text}: name the task, as sst2={text}.")
+    return root, own

@@ -1,0 +1,183 @@
+"""The transfer matrix: tickets (sources, rows) trained on tasks (targets, columns), as in figure 2 of the BERT paper.
+
+Every cell is a transfer's folder under ``OUT/cells``, named after the settings that decide it; so a larger matrix in
+the same folder takes what a smaller one has trained, and dense networks are trained once a target. All cells of a
+column are trained alike: as the ticket that was found on that task records, or as the task's recipe says.
+
+Two readings of a cell: against dense (matching: within one standard deviation), and against the ticket that was found
+on the target itself (the paper's dark cells: at least as good), where that is among the sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparseticket.data_places import data_of
+from sparseticket.errors import UserError
+from sparseticket.files import write_json
+from sparseticket.progress import Screen
+from sparseticket.runs import SETTINGS, read_settings
+from sparseticket.ticket import Ticket
+from sparseticket.transfer import transfer
+from sparseticket.transfer_plan import TransferSettings, plan
+from sparseticket.verdict import Verdict, judge_universal
+
+CELLS = "cells"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a matrix is made of.
+
+    Attributes:
+        sources: tickets by the name of their row.
+        tasks: the columns.
+        data: for all tasks; ``data_by_task`` for one.
+        training: settings that replace those of every cell.
+    """
+
+    sources: dict[str, Path]
+    tasks: list[str]
+    seeds: int = 3
+    controls: tuple[str, ...] = ()
+    data: Path | None = None
+    data_by_task: dict[str, Path] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def matrix(
+    asked: Asked, out: Path, *, screen: Screen, checkpoint_every: float = 300.0, others: Sequence[Path] = ()
+) -> dict[str, Any]:
+    """Train every cell that is not there yet; returns (and leaves) ``matrix.json``, with ``matrix.png`` beside it.
+
+    What transfers in the folders ``others`` have finished under the same settings is taken from there.
+
+    Raises:
+        UserError: tickets of different models, a task twice, or data that are not there. Said before any training.
+    """
+    tickets = {name: Ticket.load(path) for name, path in asked.sources.items()}
+    _check(tickets, asked.tasks)
+    planned = {(s, t): _plan(asked, tickets, s, t) for s in asked.sources for t in asked.tasks}
+    cells: dict[str, dict[str, Any]] = {name: {} for name in asked.sources}
+    for number, ((source, task), settings) in enumerate(planned.items(), 1):
+        folder = out / CELLS / _cell_name(source, settings)
+        screen.say(f"{source} on {task}: cell {number} of {len(planned)} ({folder.name})")
+        known = [*others, *sorted(path.parent for path in (out / CELLS).glob("*/transfer.toml"))]
+        done = transfer(
+            tickets[source], settings, folder, screen=screen, checkpoint_every=checkpoint_every, others=known
+        )
+        cells[source][task] = {**done, "folder": f"{CELLS}/{folder.name}"}
+    result = summarise(tickets, asked.tasks, cells)
+    write_json(out / "matrix.json", result)
+    from sparseticket.heat_map import draw
+
+    draw(result, out / "matrix.png")
+    return result
+
+
+def name_rows(paths: Sequence[Path]) -> dict[str, Path]:
+    """A row's name for each ticket: its task, the kind of a control, and its identity where that is not enough."""
+    rows: dict[str, Path] = {}
+    for path in paths:
+        ticket = Ticket.load(path)
+        name = str(ticket.task.get("name", ticket.identity[:8]))
+        if kind := _control(ticket):
+            name += f" {kind}"
+        rows[f"{name} {ticket.identity[:8]}" if name in rows else name] = path
+    return rows
+
+
+def summarise(
+    tickets: Mapping[str, Ticket], tasks: Sequence[str], cells: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """``matrix.json``: both readings of every cell, as fractions, and over its row."""
+    own = {task: _same_task(tickets, task) for task in tasks}
+    rows = {
+        source: {task: _cell(row[task], cells[own[task]][task] if own[task] else None) for task in tasks}
+        for source, row in cells.items()
+    }
+    first = next(iter(cells.values()))
+    return {
+        "model": next(iter(tickets.values())).model,
+        "tasks": list(tasks),
+        "sources": {
+            name: {
+                "ticket": ticket.identity,
+                "task": ticket.task.get("name"),
+                "sparsity": ticket.sparsity,
+                "control": _control(ticket),
+            }
+            for name, ticket in tickets.items()
+        },
+        "targets": {
+            task: {"metric": first[task]["metric"], "dense": first[task]["arms"]["dense"], "same_task": own[task]}
+            for task in tasks
+        },
+        "cells": rows,
+        "over_tasks": {
+            source: asdict(judge_universal({task: Verdict(**cell["verdict"]) for task, cell in row.items()}))
+            for source, row in rows.items()
+        },
+    }
+
+
+def _cell(done: Mapping[str, Any], same_task: Mapping[str, Any] | None) -> dict[str, Any]:
+    mean, dense = (done["arms"][arm]["mean"] for arm in ("ticket", "dense"))
+    to_same_task = mean - same_task["arms"]["ticket"]["mean"] if same_task else None
+    return {
+        "folder": done["folder"],
+        "sparsity": done["sparsity"],
+        "arms": done["arms"],
+        "to_dense": mean - dense,
+        "verdict": done["verdicts"]["ticket"],
+        "to_same_task": to_same_task,
+        "at_least_same_task": None if to_same_task is None else to_same_task >= 0,
+    }
+
+
+def _plan(asked: Asked, tickets: Mapping[str, Ticket], source: str, task: str) -> TransferSettings:
+    own = _same_task(tickets, task)
+    data = asked.data_by_task.get(task) or data_of(task, asked.data, alone=len(asked.tasks) == 1)
+    if data is None and own is not None:  # where the ticket of this task was found
+        run = asked.sources[own].resolve().parent.parent / SETTINGS
+        data = Path(read_settings(run).data) if run.is_file() and read_settings(run).data else None
+    return plan(
+        asked.sources[source],
+        task=task,
+        data=data,
+        seeds=asked.seeds,
+        controls=asked.controls,
+        training={**(tickets[own].training if own else {}), **asked.training},
+    )[1]
+
+
+def _same_task(tickets: Mapping[str, Ticket], task: str) -> str | None:
+    """The row of the ticket that was found on this task."""
+    return next((n for n, ticket in tickets.items() if ticket.task.get("name") == task and not _control(ticket)), None)
+
+
+def _control(ticket: Ticket) -> str | None:
+    control = ticket.metrics.get("control")
+    return str(control.get("kind")) if isinstance(control, dict) else None
+
+
+def _cell_name(source: str, settings: TransferSettings) -> str:
+    canonical = json.dumps(asdict(settings), sort_keys=True)
+    word = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in source)
+    return f"{word}--{settings.task}--{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
+
+
+def _check(tickets: Mapping[str, Ticket], tasks: Sequence[str]) -> None:
+    if not tickets or not tasks:
+        raise UserError("a matrix has at least one ticket and one --task.")
+    if len(set(tasks)) < len(tasks):
+        raise UserError("a --task is given twice: name each column once.")
+    models = {ticket.model: name for name, ticket in tickets.items()}
+    if len(models) > 1:
+        shown = ", ".join(f"{name} is of {model!r}" for model, name in models.items())
+        raise UserError(f"the tickets of a matrix are of one model: {shown}.")

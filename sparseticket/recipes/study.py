@@ -1,0 +1,166 @@
+"""A recipe of several steps: what a table or figure of a paper takes, in the order in which it is run.
+
+It has ``title`` and ``source``, optionally ``model`` and ``[training]`` (they replace those of every step), and steps,
+each a ``[[step]]`` with a ``name`` and one verb:
+
+- ``find = RECIPE``: a ticket by that recipe; ``protocol`` and ``training`` replace fields of it, ``seed`` its seed;
+- ``control = STEP``: a control of that step's ticket, of the ``kind`` that is named;
+- ``transfer = STEP``: its ticket beside dense and ``controls``, over ``seeds``, on its own or another ``task``;
+- ``sweep = STEP``: the tickets of all its rounds beside dense, and the highest sparsity that matches;
+- ``matrix = [STEP, …]``: their tickets on ``tasks``;
+- ``compare = [STEP, STEP]``: the overlap of two tickets.
+
+``paper`` holds what the paper prints, in its own units (percent, or points in a matrix), to be shown beside ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sparseticket.controls import check_control
+from sparseticket.errors import UserError
+from sparseticket.settings import Protocol, RunSettings, Training, from_table
+
+USES = {  # what may stand beside each verb
+    "find": {"protocol", "training", "seed"},
+    "control": {"kind", "seed", "round"},
+    "transfer": {"task", "seeds", "controls", "round", "training", "paper"},
+    "sweep": {"seeds", "training", "paper"},
+    "matrix": {"tasks", "seeds", "controls", "training", "paper"},
+    "compare": set(),
+}
+LISTS, TABLES = {"matrix", "compare", "tasks", "controls"}, {"protocol", "training", "paper"}
+LEAST = {"seed": 0, "seeds": 1, "round": -1000}  # whole numbers
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: ``of`` is what its verb names, a recipe, a step, or a list of steps. ``round`` -1 is the last."""
+
+    name: str
+    verb: str
+    of: list[str]
+    kind: str = ""
+    task: str = ""
+    tasks: list[str] = field(default_factory=list)
+    controls: list[str] = field(default_factory=list)
+    seed: int = 0
+    seeds: int = 3
+    round: int = -1
+    protocol: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    paper: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A validated recipe of several steps. ``found`` holds the settings of each ``find``."""
+
+    name: str
+    title: str
+    source: str
+    steps: list[Step]
+    found: dict[str, RunSettings]
+    training: dict[str, Any]
+
+    @property
+    def tasks(self) -> set[str]:
+        """Every task that a step needs data of."""
+        asked = (task for step in self.steps for task in (*step.tasks, step.task) if task)
+        return {*(settings.task for settings in self.found.values()), *asked}
+
+
+def read_study(name: str, table: dict[str, Any], load_settings: Callable[[str], RunSettings]) -> Study:
+    """The study in a recipe's table; ``load_settings`` gives those of a recipe by name.
+
+    Raises:
+        UserError: says which step is wrong, and how.
+    """
+    where = f"recipe {name}"
+    if unknown := sorted(table.keys() - {"title", "source", "model", "training", "step"}):
+        raise UserError(f"{where}: there is no table {unknown[0]!r} beside [[step]]; there are model and [training].")
+    if not (isinstance(table["step"], list) and table["step"] and all(isinstance(s, dict) for s in table["step"])):
+        raise UserError(f"{where}: each step is a [[step]].")
+    training, model = table.get("training", {}), table.get("model")
+    from_table(Training, training, where=f"{where} [training]")
+    steps: list[Step] = []
+    found: dict[str, RunSettings] = {}
+    for number, entry in enumerate(table["step"], 1):
+        try:
+            step = _step(entry)
+            _check_references(step, steps)
+            if step.verb == "find":
+                found[step.name] = _settings(load_settings(step.of[0]), step, model, training)
+            else:
+                from_table(Training, step.training, where="training")
+        except UserError as error:
+            raise UserError(f"{where}, step {number}: {error}") from error
+        steps.append(step)
+    return Study(name, table["title"], table["source"], steps, found, training)
+
+
+def _step(table: dict[str, Any]) -> Step:
+    verbs = [key for key in USES if key in table]
+    if len(verbs) != 1:
+        raise UserError(f"a step has one of {', '.join(USES)}, and this has {' and '.join(verbs) or 'none'}.")
+    verb = verbs[0]
+    if unknown := sorted(table.keys() - USES[verb] - {"name", verb}):
+        raise UserError(
+            f"{unknown[0]!r} means nothing beside {verb}: it takes {', '.join(sorted(USES[verb] | {'name'}))}."
+        )
+    for key, value in table.items():
+        _check_type(key, value)
+    name = table.get("name", "")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(f"name is that of the step's folder (letters, digits, - _ .), not {name!r}.")
+    for control in [*table.get("controls", []), *([table.get("kind", "")] if verb == "control" else [])]:
+        check_control(control)
+    of = table[verb] if verb in LISTS else [table[verb]]
+    return Step(verb=verb, of=of, **{key: value for key, value in table.items() if key != verb})
+
+
+def _check_type(key: str, value: Any) -> None:
+    if key in LISTS:
+        right, what = isinstance(value, list) and all(isinstance(word, str) for word in value), "a list of names"
+    elif key in TABLES:
+        right, what = isinstance(value, dict), "a table"
+    elif key in LEAST:
+        right = isinstance(value, int) and not isinstance(value, bool) and value >= LEAST[key]
+        what = f"a whole number from {LEAST[key]}"
+    else:
+        right, what = isinstance(value, str), "a text"
+    if not right:
+        raise UserError(f"{key} is {what}, not {value!r}.")
+
+
+def _check_references(step: Step, earlier: list[Step]) -> None:
+    if step.name in {other.name for other in earlier}:
+        raise UserError(f"there are two steps {step.name!r}.")
+    if step.verb == "compare" and len(step.of) != 2:
+        raise UserError("compare names two steps.")
+    if step.verb == "matrix" and not (step.of and step.tasks):
+        raise UserError("a matrix names steps and tasks.")
+    if step.verb == "find":
+        return
+    makers = ("find",) if step.verb in ("sweep", "control") else ("find", "control")
+    with_tickets = [other.name for other in earlier if other.verb in makers]
+    for name in step.of:
+        if name not in with_tickets:
+            raise UserError(f"{step.verb} names {name!r}, and the steps before it with a ticket are {with_tickets}.")
+
+
+def _settings(base: RunSettings, step: Step, model: str | None, training: dict[str, Any]) -> RunSettings:
+    """The recipe's settings with what the study and its step say instead."""
+    overridden = {"protocol": (Protocol, step.protocol), "training": (Training, training | step.training)}
+    for what, (kind, table) in overridden.items():
+        from_table(kind, {**vars(getattr(base, what)), **table}, where=what)
+    return replace(
+        base,
+        model=model or base.model,
+        seed=step.seed,
+        protocol=replace(base.protocol, **step.protocol),
+        training=replace(base.training, **(training | step.training)),
+    )

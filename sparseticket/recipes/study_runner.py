@@ -1,0 +1,147 @@
+"""Run a study: every step into its own folder, what is finished skipped, and the paper's figures beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sparseticket.compare import compare
+from sparseticket.control_ticket import make_control
+from sparseticket.data_places import data_of
+from sparseticket.files import write_json
+from sparseticket.imp import find
+from sparseticket.matrix import Asked, matrix
+from sparseticket.progress import Screen
+from sparseticket.recipes.study import USES, Step, Study
+from sparseticket.runs import TICKET, RunFolder, read_json
+from sparseticket.show import show_beside_paper, show_compared, show_find, show_matrix, show_sweep, show_transfer
+from sparseticket.ticket import Ticket
+from sparseticket.transfer import transfer
+from sparseticket.transfer_plan import plan
+from sparseticket.verdict import Verdict, highest_matching
+
+
+def run_study(study: Study, out: Path, *, data: Path | None, weights: Path | None, screen: Screen) -> dict[str, Any]:
+    """Run the steps in order; returns (and leaves) ``study.json``: by step, what it gave and what the paper prints."""
+    screen.say(f"{study.title} ({study.name}): {len(study.steps)} steps into {out}")
+    running = _Running(study, out, data, weights, screen)
+    results: dict[str, Any] = {}
+    for number, step in enumerate(study.steps, 1):
+        screen.say(f"\nStep {number} of {len(study.steps)}: {step.name} ({step.verb} {', '.join(step.of)})")
+        results[step.name] = {"verb": step.verb, "result": running.verbs[step.verb](step), "paper": step.paper or None}
+        write_json(out / "study.json", {"recipe": study.name, "title": study.title, "steps": results})
+    screen.say(f"\nAll steps: {out / 'study.json'}")
+    return results
+
+
+@dataclass
+class _Running:
+    study: Study
+    out: Path
+    data: Path | None
+    weights: Path | None
+    screen: Screen
+
+    @property
+    def verbs(self) -> dict[str, Callable[[Step], dict[str, Any]]]:
+        return {verb: getattr(self, f"_{verb}") for verb in USES}
+
+    def _find(self, step: Step) -> dict[str, Any]:
+        settings = self.study.found[step.name]
+        data = self._data(settings.task)
+        settings = replace(
+            settings,
+            data=str(data.resolve()) if data else settings.data,
+            weights=str(self.weights.resolve()) if self.weights else settings.weights,
+        )
+        found = find(settings, self.out / step.name, screen=self.screen)
+        show_find(self.screen, found, self.out / step.name)
+        return found
+
+    def _control(self, step: Step) -> dict[str, Any]:
+        ticket = self._ticket(step.name)
+        if not ticket.is_file():
+            make_control(self._ticket(step.of[0], step.round), step.kind, ticket, seed=step.seed, weights=None)
+        made = Ticket.load(ticket)
+        self.screen.say(f"Ticket: {ticket}, {made.sparsity:.2%} sparse")
+        return {**made.metrics["control"], "ticket": made.identity, "sparsity": made.sparsity}
+
+    def _transfer(self, step: Step) -> dict[str, Any]:
+        done = self._train(step, self._ticket(step.of[0], step.round), self.out / step.name, others=self._siblings())
+        show_transfer(self.screen, done, self.out / step.name)
+        if step.paper:
+            ours = {arm: entry["mean"] for arm, entry in done["arms"].items()}
+            show_beside_paper(self.screen, f"{done['metric']}, %", ours, step.paper)
+        return done
+
+    def _sweep(self, step: Step) -> dict[str, Any]:
+        points = []
+        for number, entry in enumerate(read_json(self.out / step.of[0] / "summary.json")["rounds"]):
+            if entry["sparsity"] > 0:
+                folder = self.out / step.name / f"round-{number:02d}"
+                done = self._train(step, self._ticket(step.of[0], number), folder, others=self._siblings())
+                points.append({"round": number, "sparsity": done["sparsity"], "arms": done["arms"]})
+                points[-1]["verdict"] = done["verdicts"]["ticket"]
+        highest = highest_matching([(point["sparsity"], Verdict(**point["verdict"])) for point in points])
+        result = {"metric": done["metric"], "points": points, "highest": asdict(highest)}
+        write_json(self.out / step.name / "sweep.json", result)
+        show_sweep(self.screen, result, self.out / step.name)
+        if step.paper:
+            show_beside_paper(
+                self.screen, "highest sparsity, %", {"matching": highest.matching, "strict": highest.strict}, step.paper
+            )
+        return result
+
+    def _matrix(self, step: Step) -> dict[str, Any]:
+        asked = Asked(
+            sources={name: self._ticket(name) for name in step.of},
+            tasks=step.tasks,
+            seeds=step.seeds,
+            controls=tuple(step.controls),
+            data_by_task={task: place for task in step.tasks if (place := self._data(task))},
+            training=self.study.training | step.training,
+        )
+        result = matrix(asked, self.out / step.name, screen=self.screen, others=self._siblings())
+        show_matrix(self.screen, result, self.out / step.name)
+        for source, row in step.paper.items():
+            ours = {task: cell["to_dense"] for task, cell in result["cells"][source].items()}
+            show_beside_paper(self.screen, f"{source}, difference to dense in points", ours, row)
+        return result
+
+    def _compare(self, step: Step) -> dict[str, Any]:
+        folder = self.out / step.name
+        first, second = (self._ticket(name) for name in step.of)
+        result = compare(first, second, out=folder / "compare.json")
+        show_compared(self.screen, result, folder / "compare.json")
+        return result
+
+    def _train(self, step: Step, path: Path, folder: Path, *, others: list[Path]) -> dict[str, Any]:
+        ticket = Ticket.load(path)
+        task = step.task or ticket.task["name"]
+        loaded, settings, _ = plan(
+            path,
+            task=task,
+            data=self._data(task),
+            seeds=step.seeds,
+            controls=tuple(step.controls),
+            training=self.study.training | step.training,
+        )
+        return transfer(loaded, settings, folder, screen=self.screen, others=others)
+
+    def _ticket(self, name: str, number: int = -1) -> Path:
+        """The ticket of a step: of a round, or the only one that a control has (beside its run, and its own θ)."""
+        step = next(step for step in self.study.steps if step.name == name)
+        if step.verb == "control":
+            return self.out / step.of[0] / step.name / f"{step.name}.ticket"
+        run = RunFolder(self.out / name)
+        rounds = len(read_json(run.path / "summary.json")["rounds"])
+        return run.round(range(rounds)[number]) / TICKET
+
+    def _data(self, task: str) -> Path | None:
+        return data_of(task, self.data, alone=len(self.study.tasks) == 1)
+
+    def _siblings(self) -> list[Path]:
+        """Every transfer of this study: what they finished under the same settings is not trained again."""
+        return sorted(path.parent for path in self.out.rglob("transfer.toml"))

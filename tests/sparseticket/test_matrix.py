@@ -1,0 +1,110 @@
+"""The transfer matrix: cells are transfers, nothing is trained twice, and both readings are what they say."""
+
+import json
+
+import pytest
+
+from sparseticket import transfer as transfers
+from sparseticket.data_places import data_of, places
+from sparseticket.errors import UserError
+from sparseticket.imp import find
+from sparseticket.options import find_settings
+from sparseticket.progress import Screen
+from sparseticket.ticket import Ticket
+
+SHORT = {"round_length": "2it", "batch_size": 8, "max_length": 16}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    lines = [f"the film {n} is {('good', 'bad')[n % 2]},{('good', 'bad')[n % 2]}" for n in range(40)]
+    (folder / "text.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    (folder / "mlm").mkdir()
+    for name in ("train.txt", "test.txt"):
+        (folder / "mlm" / name).write_text("the film is good and the plot is fine .\n" * 40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sources(tiny_bert, data, tmp_path_factory):
+    found = []
+    for task, place in (("text", data / "text.csv"), ("mlm", data / "mlm")):
+        run = tmp_path_factory.mktemp("run") / task
+        protocol = {"schedule": "one-round", "sparsity": 0.5}
+        settings = find_settings(str(tiny_bert), task=task, data=place, protocol=protocol, training=SHORT)
+        find(settings, run, screen=Screen(quiet=True))
+        found.append(run / "round-01" / "ticket.ticket")
+    return found
+
+
+def test_a_matrix_trains_each_cell_once_and_dense_once_a_column_and_reads_both_ways(
+    cli, sources, data, tmp_path, monkeypatch
+):
+    trained, original = [], transfers.train
+
+    def spy(network, task, *arguments, **options):
+        trained.append(task.name)
+        return original(network, task, *arguments, **options)
+
+    monkeypatch.setattr(transfers, "train", spy)
+    out = tmp_path / "matrix"
+    small = ["matrix", sources[0], "--task", "text", "--seeds", 1, "--out", out]
+    code, text = cli(*small)
+    assert code == 0 and "no verdicts: 1 runs are too few" in text, text
+    assert trained == ["text", "text"]  # dense, ticket; with the data of the run that the ticket was found in
+    whole = ["matrix", *sources, "--task", "text", "--task", "mlm", "--seeds", 1, "--out", out]
+    code, text = cli(*whole)
+    assert code == 0, text
+    assert sorted(trained[2:]) == ["mlm", "mlm", "mlm", "text"]  # the other ticket's cells, and dense of the new column
+    result = json.loads((out / "matrix.json").read_text())
+    assert (out / "matrix.png").read_bytes().startswith(b"\x89PNG")
+    assert list(result["cells"]) == ["text", "mlm"] and result["targets"]["mlm"]["same_task"] == "mlm"
+    for source in ("text", "mlm"):
+        for task in ("text", "mlm"):
+            cell, own = result["cells"][source][task], result["cells"][task][task]
+            done = json.loads((out / cell["folder"] / "transfer.json").read_text())
+            value = done["arms"]["ticket"]["mean"]
+            assert cell["to_dense"] == value - result["targets"][task]["dense"]["mean"]
+            assert cell["to_same_task"] == value - own["arms"]["ticket"]["mean"]
+            assert cell["at_least_same_task"] is (cell["to_same_task"] >= 0)
+    assert result["over_tasks"]["text"]["undecided"] == ["text", "mlm"]
+
+    before = len(trained)
+    assert cli(*whole)[0] == 0 and len(trained) == before
+    # one more seed trains that seed only
+    assert cli(*small, "--seeds", 2)[0] == 0 and trained[before:] == ["text", "text"]
+
+
+def test_all_cells_of_a_column_are_trained_as_the_ticket_of_that_task_was(cli, sources, tmp_path):
+    out = tmp_path / "matrix"
+    assert cli("matrix", *sources, "--task", "text", "--seeds", 1, "--out", out)[0] == 0
+    result = json.loads((out / "matrix.json").read_text())
+    settings = {(out / row["text"]["folder"] / "transfer.toml").read_text() for row in result["cells"].values()}
+    assert len(settings) == 2 and all('round_length = "2it"' in text for text in settings)  # the recipe says 3ep
+
+
+def test_a_matrix_that_cannot_be_is_refused_before_any_training(cli, sources, tmp_path):
+    other = tmp_path / "other.ticket"
+    ticket = Ticket.load(sources[0])
+    Ticket(ticket.masks, "another", {}, 0.5, task=ticket.task).save(other)
+    for arguments, says in (
+        ([sources[0], other, "--task", "text"], "are of one model"),
+        ([sources[0], "--task", "text", "--task", "text"], "given twice"),
+        ([sources[0], "--task", "text", "--task", "mlm", "--data", tmp_path], "--data text=PATH"),
+        ([sources[0], "--task", "text", "--data", "a", "--data", "b"], "for all tasks twice"),
+        ([sources[0], "--task", "text", "--control", "none"], "there is no control"),
+    ):
+        code, text = cli("matrix", *arguments, "--out", tmp_path / "m")
+        assert code == 2 and says in text, text
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_tasks_data_are_found_in_the_folder_that_it_is_published_in(tmp_path):
+    (tmp_path / "glue" / "SST-2").mkdir(parents=True)
+    assert data_of("sst2", tmp_path, alone=False) == tmp_path / "glue" / "SST-2"
+    assert data_of("sst2", tmp_path / "glue", alone=False) == tmp_path / "glue" / "SST-2"
+    assert data_of("cola", tmp_path, alone=True) == tmp_path and data_of("cola", None, alone=False) is None
+    with pytest.raises(UserError, match="put its data there as CoLA"):
+        data_of("cola", tmp_path, alone=False)
+    assert places(["all", "sst2=here"])[1].keys() == {"sst2"}

@@ -1,0 +1,175 @@
+"""Recipes of several steps: run whole, resume, train nothing twice, the paper beside ours, refuse what is wrong."""
+
+import json
+import re
+
+import pytest
+
+from sparseticket import imp
+from sparseticket import transfer as transfers
+from sparseticket.recipes import load_any, names
+from sparseticket.recipes.study import Study
+
+STUDY = """
+title = "Everything on digits"
+source = "mine"
+model = "resnet20-cifar"
+
+[training]
+round_length = "2it"
+batch_size = 16
+
+[[step]]
+name = "digits"
+find = "demo/digits"
+protocol = { schedule = "steps:0.3,0.5", sparsity = 0.5 }
+
+[[step]]
+name = "guess"
+control = "digits"
+kind = "random-weights"
+
+[[step]]
+name = "arms"
+transfer = "digits"
+seeds = 1
+controls = ["complement"]
+paper = { dense = "91.4 ± 0.3", ticket = 12.5 }
+
+[[step]]
+name = "curve"
+sweep = "digits"
+seeds = 1
+paper = { matching = 91.41 }
+
+[[step]]
+name = "table"
+matrix = ["digits", "guess"]
+tasks = ["digits"]
+seeds = 1
+
+[step.paper]
+digits = { digits = -0.25 }
+
+[[step]]
+name = "common"
+compare = ["digits", "guess"]
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.toml").write_text(STUDY)
+    return tmp_path / "mine.toml"
+
+
+def test_a_study_runs_whole_trains_nothing_twice_and_prints_the_papers_figures_beside_ours(
+    cli, mine, tmp_path, monkeypatch
+):
+    trained = []
+    for module in (imp, transfers):
+        original = module.train
+
+        def spy(*arguments, original=original, **options):
+            trained.append(1)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, "train", spy)
+    code, text = cli("run", mine, "--out", tmp_path / "out")
+    assert code == 0, text
+    for printed in ("91.4 ± 0.3", "12.5", "91.41", "-0.25", "the paper's"):
+        assert printed in text
+    # 3 rounds; dense, ticket, complement; the sweep's other ticket; of the matrix the control's arm and nothing else:
+    # its dense arm begins with the random weights that the control was made from, as all of this run
+    assert len(trained) == 3 + 3 + 1 + 1
+    steps = json.loads((tmp_path / "out" / "study.json").read_text())["steps"]
+    assert list(steps) == ["digits", "guess", "arms", "curve", "table", "common"]
+    assert [point["sparsity"] for point in steps["curve"]["result"]["points"]] == pytest.approx([0.3, 0.5], abs=1e-4)
+    assert steps["curve"]["result"]["highest"] == {
+        "matching": None,
+        "strict": None,
+        "gaps": [],
+        "undecided": [pytest.approx(0.3, abs=1e-4), pytest.approx(0.5, abs=1e-4)],
+    }
+    assert steps["common"]["result"]["all"]["overlap"] == 1 and not steps["common"]["result"]["same_theta"]
+    assert list(steps["table"]["result"]["cells"]) == ["digits", "guess"]
+
+    code, _ = cli("run", mine, "--out", tmp_path / "out")
+    assert code == 0 and len(trained) == 8
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('name = "guess"', 'name = "digits"', ["step 2", "two steps 'digits'"]),
+        ('control = "digits"', 'control = "digit"', "names 'digit'"),
+        ('kind = "random-weights"', 'kind = "random"', "there is no control 'random'"),
+        ('kind = "random-weights"', "", "there is no control ''"),
+        ('find = "demo/digits"', 'find = "demo/digit"', "Did you mean demo/digits"),
+        ('transfer = "digits"', 'transfer = "digits"\nfind = "demo/digits"', "this has find and transfer"),
+        ('sweep = "digits"', "", "this has none"),
+        ("[training]", "[trainings]", "no table 'trainings'"),
+        ("batch_size = 16", "batch = 16", "there is no setting 'batch'"),
+        ("sparsity = 0.5 }", "sparsity = 1.5 }", "above 0 and below 1"),
+        ("sparsity = 0.5 }", "sparse = 0.5 }", "there is no setting 'sparse'"),
+        ("seeds = 1", "seeds = 0", "seeds is a whole number from 1"),
+        ('tasks = ["digits"]', 'tasks = "digits"', "tasks is a list of names"),
+        ('tasks = ["digits"]', "", "a matrix names steps and tasks"),
+        ('compare = ["digits", "guess"]', 'compare = ["digits"]', "compare names two steps"),
+        ('compare = ["digits", "guess"]', 'compare = ["digits", "guess"]\nseeds = 3', "'seeds' means nothing beside"),
+        ('name = "arms"', 'name = "../arms"', "name is that of the step's folder"),
+        ('tasks = ["digits"]', 'tasks = ["sst2"]', "is for text models"),
+        ('model = "resnet20-cifar"', 'model = "resnet21-cifar"', "there is no model"),
+    ],
+)
+def test_what_is_wrong_in_a_study_is_found_before_it_runs(cli, mine, tmp_path, old, new, says):
+    assert STUDY.count(old)
+    mine.write_text(STUDY.replace(old, new, 1))
+    code, text = cli("recipes", "check", mine)
+    assert code == 2 and all(word in text for word in ([says] if isinstance(says, str) else says)), text
+
+
+def test_a_study_is_no_recipe_of_a_task(cli, mine, tmp_path):
+    mine.write_text(STUDY.replace("demo/digits", str(mine)))
+    code, text = cli("recipes", "check", mine)
+    assert code == 2 and "has several steps" in text
+
+
+def studies():
+    return [name for name in names() if isinstance(load_any(name), Study)]
+
+
+def test_the_papers_tables_and_figures_are_there():
+    wanted = {"table2", "figure2", "rewinding", "controls", "sparsities", "mlm-rewinding"}
+    assert {f"neurips20/{name}" for name in wanted} <= set(studies())
+
+
+def test_figure_2_is_every_task_on_every_task_at_70_percent_beside_the_papers_rows():
+    study = load_any("neurips20/figure2")
+    matrix = study.steps[-1]
+    assert len(study.found) == 11 and {s.protocol.sparsity for s in study.found.values()} == {0.7}
+    assert matrix.of == [*study.found, "one-shot"] and matrix.tasks == list(study.found)
+    assert all(list(row) == matrix.tasks for row in matrix.paper.values())
+    assert matrix.paper["mlm"]["mrpc"] == -3.65 and matrix.paper["one-shot"]["cola"] == -22.30
+
+
+def test_table_2_has_each_tasks_own_recipe_and_five_runs():
+    study = load_any("neurips20/table2")
+    assert len(study.found) == 11 and all(name == settings.task for name, settings in study.found.items())
+    transfers = [step for step in study.steps if step.verb == "transfer"]
+    assert [step.of for step in transfers] == [[name] for name in study.found]
+    for step in transfers:
+        assert step.seeds == 5 and step.paper.keys() == {"dense", "ticket", *step.controls} - {"shuffled-weights"}
+        dense = float(re.match(r"[\d.]+", step.paper["dense"])[0])
+        assert dense > step.paper["random-mask"] and abs(dense - step.paper["ticket"]) < 1
+
+
+@pytest.mark.parametrize("name", ["neurips20/mlm-rewinding", "minilm/mlm-rewinding"])
+def test_the_arm_that_is_pruned_once_trains_as_long_as_the_released_one_before_its_last_pruning(name):
+    found = load_any(name).found
+    rewound, released, once = (found[step] for step in ("rewound", "released", "pruned-once"))
+    steps = {step: int(found[step].training.round_length.removesuffix("it")) for step in found}
+    assert rewound.protocol.rewind == "theta_p" and released.protocol.rewind == once.protocol.rewind == "none"
+    before_last_pruning = len(released.protocol.sparsities()) - 1
+    assert released.protocol.prune_first and once.protocol.sparsities() == [0, released.protocol.sparsity]
+    assert steps["pruned-once"] == before_last_pruning * steps["released"]
