@@ -39,8 +39,8 @@ def markdown(result: dict[str, Any]) -> str:
     """The whole result as Markdown."""
     lines = [_machine(result)]
     for words, records in by_cell(result).items():
-        lines += ["", f"**{words}**", "", _line(HEADINGS), _line("---" for _ in HEADINGS)]
-        lines += [_line(_row(record)) for record in records]
+        lines += ["", f"**{words}**", "", table_line(HEADINGS), table_line("---" for _ in HEADINGS)]
+        lines += [table_line(_row(record)) for record in records]
     lines += ["", *(f"- {note}" for note in result["notes"]), *(f"- failed: {line}" for line in result["failures"])]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -103,5 +103,6 @@ def _machine(result: dict[str, Any]) -> str:
     return machine["cpu"] + (f", {machine['gpu']}" if machine["gpu"] else "")
 
 
-def _line(cells: Iterable[str]) -> str:
+def table_line(cells: Iterable[str]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"

@@ -80,7 +80,7 @@ def _use_kernels(module: nn.Module, ticket: Path, inputs: Mapping[str, np.ndarra
     from sparseticket.ticket import Ticket
 
     loaded = Ticket.load(ticket)
-    named = {own: loaded.masks[name] for name, own in parameters_of(module, loaded).items()}
+    named = {own: loaded.masks[name] for name, own in parameters_of(module, loaded.masks).items()}
     rows = [array.shape[0] * array.shape[1] for name, array in inputs.items() if name == "input_ids"]
     try:
         placed = use_kernels(module.eval(), named, "infer", measure_rows=rows)

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sparseticket.errors import RunFailure
-from sparseticket.export.loaded_model import LoadedModel
+from sparseticket.export.loaded_model import LoadedModel, by_name
 from sparseticket.export.verify import open_session, run
 from sparseticket.tasks import Task
 
@@ -75,12 +74,7 @@ def _random(model: LoadedModel) -> Iterator[Mapping[str, Tensor]]:
 def _of_task(model: LoadedModel, task: Task) -> Iterator[Mapping[str, Tensor]]:
     rows = 0
     for batch in task.batches("eval", seed=0, round=0, epoch=0):
-        if model.kind == "vision":
-            inputs = {"pixel_values": batch["pixels"]}
-        else:
-            inputs = {name: batch[name] for name in model.inputs if name in batch}
-            for name in set(model.inputs) - set(inputs):  # token types are 0 where they are left out
-                inputs[name] = torch.zeros_like(batch["input_ids"])
+        inputs = {"pixel_values": batch["pixels"]} if model.kind == "vision" else by_name(model.inputs, batch)
         yield inputs
         rows += len(next(iter(inputs.values())))
         if rows >= ROWS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from sparseticket.errors import UserError
 from sparseticket.seeds import generator
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ class LoadedModel:
         """Outputs by name."""
         result = self.module(**inputs) if self.kind == "text" else self.module(inputs["pixel_values"])
         return {"logits": result} if isinstance(result, Tensor) else {name: result[name] for name in self.outputs}
+
+
+def by_name(names: Sequence[str], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of ``given`` a model takes that takes ``names``; token types are 0 where they are left out."""
+    return {name: given[name] if name in given else torch.zeros_like(given["input_ids"]) for name in names}
 
 
 def load(folder: Path, *, attention: str | None = "eager") -> LoadedModel:

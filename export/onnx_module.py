@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from sparseticket.errors import RunFailure
-from sparseticket.export.loaded_model import LoadedModel
+from sparseticket.export.loaded_model import LoadedModel, by_name
 
 
 class OnnxModule(nn.Module):
@@ -34,8 +34,6 @@ class OnnxModule(nn.Module):
         """Outputs as PyTorch tensors: the logits alone for vision, by name for text."""
         inputs, outputs, kind = self._model
         given = dict(zip(inputs, arguments, strict=False)) | named
-        feeds = {name: given[name].contiguous().numpy() for name in inputs if name in given}
-        if missing := [name for name in inputs if name not in feeds]:  # token types are 0 where they are left out
-            feeds |= {name: torch.zeros_like(given["input_ids"]).numpy() for name in missing}
+        feeds = {name: tensor.contiguous().numpy() for name, tensor in by_name(inputs, given).items()}
         tensors = [torch.from_numpy(array) for array in self._session.run(list(outputs), feeds)]
         return tensors[0] if kind == "vision" else ModelOutput(dict(zip(outputs, tensors, strict=True)))

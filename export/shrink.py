@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparseticket.errors import UserError
+from sparseticket.export.against_ticket import parameters_of
 from sparseticket.masks import Masks
 from sparseticket.models.families import KINDS, Family, families
-from sparseticket.ticket import POOLER
 
 HEAD_COUNTS = ("num_attention_heads", "n_heads")
 
@@ -138,10 +138,6 @@ def _state_heads(attention: nn.Module, heads: int, size: int) -> None:
 
 @torch.no_grad()
 def _apply(backbone: nn.Module, masks: Masks) -> None:
-    parameters: dict[str, Tensor] = dict(backbone.named_parameters())
-    for name, alive in masks.items():
-        if name not in parameters and name.startswith(POOLER):
-            continue
-        if name not in parameters or parameters[name].shape != alive.shape:
-            raise UserError(f"the masks prune {name} {tuple(alive.shape)}, which this model does not have.")
-        parameters[name].masked_fill_(~alive.to(parameters[name].device), 0.0)
+    parameters = dict(backbone.named_parameters())
+    for name, own in parameters_of(backbone, masks).items():
+        parameters[own].masked_fill_(~masks[name].to(parameters[own].device), 0.0)

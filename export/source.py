@@ -9,8 +9,9 @@ from sparseticket.errors import UserError
 from sparseticket.runs import TICKET
 
 WHAT_A_SOURCE_IS = (
-    "A SOURCE is one of: a run folder that `sparseticket find` wrote, one of its round folders, the ticket inside a "
-    "round folder, or a model folder (config.json or model.json beside model.safetensors)."
+    "A SOURCE is one of: a run folder that `sparseticket find` wrote, one of its round folders, an arm of "
+    "a transfer (ticket-seed0), the ticket inside one of these, or a model folder (config.json or model.json beside "
+    "model.safetensors)."
 )
 
 

@@ -20,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 from sparseticket.errors import RunFailure, UserError
 from sparseticket.export.against_ticket import parameters_of
 from sparseticket.export.layers import Layer, torch_layers
-from sparseticket.export.loaded_model import LoadedModel
+from sparseticket.export.loaded_model import DTYPES, LoadedModel
 from sparseticket.export.quiet import quiet
 from sparseticket.export.verify import Asked, Tolerance, compare
 from sparseticket.masks import Masks
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 FILE, COMPILED = "model.pt2", "model.aoti.pt2"
 TRACED = (2, 8)  # batch and tokens; a batch of 1 would be burnt into the program as a constant
 TRACED_FOR_GPU = (32, 128)  # a compiled package has the tiles that suit these rows, whatever it is given
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def write_pt2(
@@ -114,7 +113,7 @@ def _block_masks(module: nn.Module, ticket: Ticket | None) -> Masks:
 
     if ticket is None:
         raise UserError("--format pt2 needs a ticket, which says where blocks are dead: export a run or a round.")
-    owners = parameters_of(module, ticket)
+    owners = parameters_of(module, ticket.masks)
     masks = {own: ticket.masks[name] for name, own in owners.items() if ticket.masks[name].ndim > 1}
     blocky = {name: mask for name, mask in masks.items() if not mask.all() and block_of(pattern_of(mask))}
     if not blocky:

@@ -13,14 +13,12 @@ from torch import Tensor, nn
 
 from sparseticket.errors import RunFailure
 from sparseticket.export.layers import Layer, torch_layers
-from sparseticket.export.loaded_model import LoadedModel
+from sparseticket.export.loaded_model import DTYPES, LoadedModel
 from sparseticket.export.shrink import Shrunk
 from sparseticket.export.shrunk_folder import load_shrunk, save_shrunk
 from sparseticket.export.source import Source
 from sparseticket.hub import quiet_transformers
 from sparseticket.models.vision import DESCRIPTION, WEIGHTS
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def write_safetensors(model: LoadedModel, folder: Path, dtype: str, metadata: Mapping[str, str]) -> list[Layer]:

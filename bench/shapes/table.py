@@ -8,10 +8,10 @@ from __future__ import annotations
 import statistics
 import sys
 import textwrap
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sparseticket.bench.report import table_line
 from sparseticket.bench.shapes.study import DENSE, PRECISIONS, SHAPES, THREADS
 from sparseticket.errors import SparseticketError, UserError
 from sparseticket.files import write_whole
@@ -99,9 +99,9 @@ def markdown(found: dict[Key, list[dict[str, Any]]]) -> str:
         "# Shapes of zeros: what they cost, what they gain",
         "",
         *(line for text in paragraphs for line in (textwrap.fill(text, 120, break_on_hyphens=False), "")),
-        _line(HEADINGS),
-        _line("---" for _ in HEADINGS),
-        *(_line(_row(found, *row)) for row in _rows(found)),
+        table_line(HEADINGS),
+        table_line("---" for _ in HEADINGS),
+        *(table_line(_row(found, *row)) for row in _rows(found)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -143,10 +143,6 @@ def _speed(records: list[dict[str, Any]]) -> str:
         return f"{_spread([record['speedup'] for record in records])}×, {times}"
     (only,) = records
     return f"{only['speedup']:.2f}× ({only['speedup_low']:.2f}–{only['speedup_high']:.2f}), {times}"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:

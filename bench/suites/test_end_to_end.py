@@ -3,7 +3,6 @@
 import itertools
 from pathlib import Path
 
-import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -52,5 +51,7 @@ def test_one_call(
     arrays = make_feeds({"model": found.needs}, batch=batch, length=length).for_onnx(found.needs)
     call = open_session(runtime, found.path, "cpu", arrays, threads=1).call
     benchmark.extra_info["rows a call"] = batch
-    benchmark(call)
-    assert np.isfinite(benchmark.stats.stats.median)
+    assert arrays["input_ids"].shape == (batch, length)
+    answer = benchmark(call)
+    if runtime == "pytorch":  # the file was compared with it when it was written, and gives nothing back here
+        assert answer.logits.shape == (batch, 2) and answer.logits.isfinite().all()

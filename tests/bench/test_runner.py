@@ -7,7 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from sparseticket.bench import timing
+from sparseticket.bench import candidates, timing
+from sparseticket.bench.alone import Alone
 from sparseticket.bench.candidates import find
 from sparseticket.bench.runner import _notes, bench, short_names
 from sparseticket.errors import UserError
@@ -30,6 +31,18 @@ KEYS = {"name", "provider", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "n", "throug
 def quick(*candidates, out, **options):
     options = {"threads": (1,), "seconds": 0.05, "min_rounds": 8, **options}
     return bench([str(one) for one in candidates], out, **options)
+
+
+@pytest.fixture
+def real_processes():
+    """Load time and memory are measured as for a user, in a process of its own: two seconds a model and cell."""
+
+
+@pytest.fixture(autouse=True)
+def no_processes(request, monkeypatch):
+    """Where a test is not about them; :func:`measured` is made before, in real ones."""
+    if "real_processes" not in request.fixturenames:
+        monkeypatch.setattr(candidates, "measure_alone", lambda *_, **__: Alone(load_ms=1.0, memory_bytes=1))
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +170,7 @@ def test_a_length_for_images_is_an_error(make_image_file, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory needs Linux")
-def test_memory_is_that_of_a_process_of_its_own_whatever_was_loaded_before(make_image_file, tmp_path):
+def test_memory_is_that_of_a_process_of_its_own_whatever_was_loaded_before(make_image_file, tmp_path, real_processes):
     heavy, light = make_image_file("heavy", 8, width=16384), make_image_file("light", 1)  # 67 MB, and 32 kB
     result = quick(heavy, light, out=tmp_path / "out", min_rounds=2)
     memory = {one["name"]: one["memory_bytes"] for one in result["records"] if one["provider"].endswith("cpu")}

@@ -278,7 +278,7 @@ def test_grouped_convolutions_have_no_channels_to_remove():
 def test_what_cannot_be_shrunk_is_a_clear_error():
     with pytest.raises(UserError, match="Linear cannot be shrunk"):
         shrink(nn.Linear(3, 3))
-    with pytest.raises(UserError, match="the masks prune layer9"):
+    with pytest.raises(UserError, match="the ticket prunes layer9"):
         shrink(bert(0), {"layer9.weight": torch.ones(2, 2, dtype=torch.bool)})
 
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from functools import cache
 
 import onnx
 import pytest
@@ -56,6 +57,16 @@ def minilm():
     return network, one_shot(network, "minilm")
 
 
+@pytest.fixture(scope="module")
+def refilled(tiny, minilm):
+    """The ticket of one of them by refilling, made once."""
+    return cache(
+        lambda model, pattern, wanted: shape(
+            *reversed({"tiny": tiny, "minilm": minilm}[model]), parse(pattern), "refill", wanted
+        )
+    )
+
+
 @pytest.mark.parametrize("by", ["score", "refill"])
 @pytest.mark.parametrize("pattern", ["block:8x8", "block:4x1", "block:1x4", "2:4", "heads", "neurons", "heads+neurons"])
 def test_a_shaped_ticket_is_of_whole_groups_and_as_sparse_as_asked(tiny, pattern, by):
@@ -89,9 +100,9 @@ def test_score_keeps_the_blocks_of_the_largest_living_magnitude_of_all_layers(ti
     assert len(kept) == round(0.3 * (len(kept) + len(dropped))) and kept.min() >= dropped.max()
 
 
-def test_refill_keeps_in_each_layer_the_share_of_groups_that_is_its_density(minilm):
-    network, ticket = minilm
-    made = shape(ticket, network, Block(64, 64), "refill", ticket.sparsity)
+def test_refill_keeps_in_each_layer_the_share_of_groups_that_is_its_density(minilm, refilled):
+    _, ticket = minilm
+    made = refilled("minilm", "block:64x64", ticket.sparsity)
     for name, layer in made.report["layers"].items():
         blocks = ticket.masks[name].numel() / 64**2
         assert abs(layer["sparsity"] - layer["sparsity_before"]) * blocks <= 0.51 + 0.02 * blocks, name
@@ -124,15 +135,18 @@ def test_two_of_four_keeps_the_largest_living_ones_and_revives_where_too_few_liv
 
 
 @pytest.mark.parametrize("pattern", ["block:64x64", "2:4"])
-def test_regrouped_blocks_hold_more_of_a_real_tickets_magnitude_than_unpermuted_ones(minilm, monkeypatch, pattern):
+def test_regrouped_blocks_hold_more_of_a_real_tickets_magnitude_than_unpermuted_ones(
+    minilm, refilled, monkeypatch, pattern
+):
     monkeypatch.setattr("sparseticket.pruning.arrange.ROUNDS", 8)
     monkeypatch.setattr("sparseticket.pruning.regroup.PASSES", 1)
     network, ticket = minilm
     weights = {name: tensor.detach().clone() for name, tensor in network.backbone().items()}
     wanted = 0.5 if pattern == "2:4" else ticket.sparsity
-    refilled, made = (shape(ticket, network, parse(pattern), by, wanted) for by in ("refill", "regroup"))
-    assert made.report["magnitude_kept_unpermuted"] == refilled.report["magnitude_kept"]
-    assert made.report["magnitude_kept"] > refilled.report["magnitude_kept"] + (0.003 if pattern == "2:4" else 0.08)
+    unpermuted = refilled("minilm", pattern, wanted).report["magnitude_kept"]
+    made = shape(ticket, network, parse(pattern), "regroup", wanted)
+    assert made.report["magnitude_kept_unpermuted"] == unpermuted
+    assert made.report["magnitude_kept"] > unpermuted + (0.003 if pattern == "2:4" else 0.08)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.backbone().items())
     # by hand: the share of the ticket's magnitude under the masks, all in permuted coordinates
     known, orders = axes(network.backbone_module), made.ticket.permutations
@@ -145,15 +159,13 @@ def test_regrouped_blocks_hold_more_of_a_real_tickets_magnitude_than_unpermuted_
 
 
 @pytest.mark.parametrize("pattern", ["block:8x8", "block:4x1", "block:4x4", "block:16x4", "2:4", "block:5x3"])
-def test_regrouping_never_keeps_less(tiny, pattern):
+def test_regrouping_keeps_more_of_what_the_network_absorbs_and_always_the_same(tiny, refilled, pattern):
     network, ticket = tiny
     made = shape(ticket, network, parse(pattern), "regroup", 0.5)
-    refilled = shape(ticket, network, parse(pattern), "refill", 0.5)
-    assert made.report["magnitude_kept"] >= refilled.report["magnitude_kept"]
-    assert made.ticket.sparsity == pytest.approx(refilled.ticket.sparsity, abs=16 / algebra.size(ticket.masks))
+    plain = refilled("tiny", pattern, 0.5)
+    assert made.ticket.permutations and made.report["magnitude_kept"] > plain.report["magnitude_kept"]
+    assert made.ticket.sparsity == pytest.approx(plain.ticket.sparsity, abs=16 / algebra.size(ticket.masks))
     assert made.ticket.identity == shape(ticket, network, parse(pattern), "regroup", 0.5).ticket.identity
-    if pattern in ("block:8x8", "block:4x1", "2:4"):
-        assert made.report["magnitude_kept"] > refilled.report["magnitude_kept"]
 
 
 @settings(max_examples=15, deadline=None)
@@ -288,7 +300,7 @@ def csv(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("pattern", ["block:4x4", "2:4", "heads+neurons"])
+@pytest.mark.parametrize("pattern", ["2:4", "heads+neurons"])  # by regroup, by refill
 def test_a_converted_ticket_trains_in_transfer_and_its_zeros_stay(cli, tiny, csv, tmp_path, pattern):
     network, ticket = tiny
     ticket.save(tmp_path / "a.ticket")

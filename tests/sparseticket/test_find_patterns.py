@@ -19,6 +19,8 @@ from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
 from sparseticket.transfer_plan import plan
 
+# weights of the largest group: a head of 16 of 32 dimensions, a block, a channel of the last stage
+GROUP = {"heads+neurons": 4 * 16 * 32, "block:8x4": 32, "2:4": 0, "channels": 2 * 9 * 64}
 ENCODER = {"round_length": "4it", "batch_size": 8, "max_length": 16, "lr": 3e-3}
 RESNET = {"round_length": "3it", "batch_size": 16}
 SHAPED = {
@@ -64,6 +66,11 @@ def ticket(run, k):
     return Ticket.load(run / f"round-{k:02d}" / "ticket.ticket")
 
 
+def a_group(pattern, found):
+    """The share of the prunable weights that the largest group is."""
+    return GROUP[pattern] / algebra.size(found.masks) + 1e-9
+
+
 @pytest.mark.parametrize("pattern", SHAPED)
 def test_every_round_is_of_the_pattern_as_sparse_as_scheduled_and_exactly_zero_where_it_is_dead(runs, pattern):
     run, prefix = runs(pattern), SHAPED[pattern][0]
@@ -73,7 +80,7 @@ def test_every_round_is_of_the_pattern_as_sparse_as_scheduled_and_exactly_zero_w
     for k, found in enumerate(rounds):
         weights = load_file(run / f"round-{k:02d}" / "model" / "model.safetensors")
         assert all(not weights[prefix + name][~mask].any() for name, mask in found.masks.items())
-        assert found.sparsity == pytest.approx(found.scheduled_sparsity, abs=0.07)  # a head is 1/8 of this encoder
+        assert found.sparsity == pytest.approx(found.scheduled_sparsity, abs=a_group(pattern, found))
     assert algebra.is_subset(rounds[2].masks, rounds[1].masks)
     summary = json.loads((run / "summary.json").read_text())
     assert [entry["sparsity"] for entry in summary["rounds"]] == [t.sparsity for t in rounds]
@@ -100,10 +107,8 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("pattern", ["heads+neurons", "2:4"])
-def test_a_run_that_is_killed_in_a_round_and_continued_gives_the_same_bits(
-    settings, runs, tmp_path, monkeypatch, pattern
-):
+def test_a_run_that_is_killed_in_a_round_and_continued_gives_the_same_bits(settings, runs, tmp_path, monkeypatch):
+    pattern = "heads+neurons"  # whose masks are of two kinds
     out, original = tmp_path / "killed", sys.modules["sparseticket.imp"].train
 
     def killed_in_round_1(network, task, masks, training, place, *, on_step, **rest):
@@ -123,7 +128,7 @@ def test_a_run_that_is_killed_in_a_round_and_continued_gives_the_same_bits(
         assert (out / file).read_bytes() == (runs(pattern) / file).read_bytes()
 
 
-@pytest.mark.parametrize("pattern", SHAPED)
+@pytest.mark.parametrize("pattern", ["heads+neurons", "2:4", "channels"])
 def test_a_ticket_transfers_beside_random_masks_of_its_own_pattern(runs, tmp_path, pattern):
     run, prefix = runs(pattern), SHAPED[pattern][0]
     loaded, planned, _ = plan(run / "round-02" / "ticket.ticket", seeds=1, controls=("random-mask",))
@@ -133,7 +138,7 @@ def test_a_ticket_transfers_beside_random_masks_of_its_own_pattern(runs, tmp_pat
         for arm in planned.arms
     }
     assert sparsities["dense"] == 0 and sparsities["ticket"] == loaded.sparsity
-    assert sparsities["random-mask"] == pytest.approx(loaded.sparsity, abs=0.07)
+    assert sparsities["random-mask"] == pytest.approx(loaded.sparsity, abs=a_group(pattern, loaded))
     drawn = load_file(tmp_path / "t" / "random-mask-seed0" / "model" / "model.safetensors")
     zeros = {name: drawn[prefix + name] != 0 for name, mask in loaded.masks.items() if mask.ndim > 1}
     assert algebra.sparsity(zeros) == pytest.approx(sparsities["random-mask"])
