@@ -22,9 +22,9 @@ from torch import Tensor
 
 from sparseticket.kernels.activation import activate, activate_reference, check_activation
 from sparseticket.kernels.launch import fp32_precision, launchable, runs_kernel
+from sparseticket.kernels.operands import FLOATS, check_linear
 from sparseticket.kernels.words import pack_words, popcount, unpack_words
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_ROWS = 64  # of x
 SIDE = tl.constexpr(64)  # of a tile of the weight: the bits of one row of it are an int64
 PROGRAMS = 528  # four for each multiprocessor of an H100: with fewer blocks of rows than that, K is split
@@ -56,7 +56,7 @@ class BitmapWeight:
         Raises:
             ValueError: they are not of one shape and device, or the weight is not fp16, bf16 or fp32, or empty.
         """
-        if weight.ndim != 2 or 0 in weight.shape or weight.dtype not in DTYPES:
+        if weight.ndim != 2 or 0 in weight.shape or weight.dtype not in FLOATS:
             raise ValueError(
                 f"a weight to pack is [N, K] of fp16, bf16 or fp32, not {weight.dtype} of {tuple(weight.shape)}"
             )
@@ -334,8 +334,8 @@ def bitmap_linear(
     check_activation(activation)
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         x = x.to(weight.values.dtype)
-    _check(x, weight, bias)
     n, k = weight.shape
+    check_linear(x, (n, k), bias, index=weight.bitmap, the_packed_weight=weight.values)
     rows = x.reshape(-1, k)
     if rows.shape[0] > MOST_ROWS:
         raise ValueError(
@@ -346,19 +346,6 @@ def bitmap_linear(
         rows, *(getattr(weight, name) for name in ARRAYS), bias, n, activation, list(launch or default_launch(n, k))
     )
     return y.reshape(*x.shape[:-1], n)
-
-
-def _check(x: Tensor, weight: BitmapWeight, bias: Tensor | None) -> None:
-    n, k = weight.shape
-    if x.ndim == 0 or x.shape[-1] != k:
-        raise ValueError(f"x has to end with {k} features for a weight of {(n, k)}, and is {tuple(x.shape)}")
-    if bias is not None and bias.shape != (n,):
-        raise ValueError(f"the bias has to be of {(n,)} for a weight of {(n, k)}, and is {tuple(bias.shape)}")
-    for name, other in (("the packed weight", weight.values), ("bias", bias)):
-        if other is not None and other.dtype != x.dtype:
-            raise ValueError(f"x is {x.dtype} and {name} {other.dtype}: cast one of them before packing")
-        if other is not None and other.device != x.device:
-            raise ValueError(f"x is on {x.device} and {name} on {other.device}")
 
 
 class BitmapLinear(torch.nn.Module):

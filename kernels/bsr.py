@@ -21,8 +21,8 @@ from torch import Tensor
 from sparseticket.kernels.activation import activate, activate_backward, activate_reference, check_activation
 from sparseticket.kernels.blocks import BlockLayout, expand_blocks
 from sparseticket.kernels.launch import as_autocast_would, fp32_precision, launchable, runs_kernel
+from sparseticket.kernels.operands import check_linear
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_SPLITS = 8
 WGRAD_PROGRAMS = 264  # two for each multiprocessor of an H100: with fewer live tiles than that, M is split
 
@@ -430,7 +430,9 @@ def bsr_linear(
     """
     check_activation(activation)
     x, weight, bias = as_autocast_would(x, weight, bias)
-    _check(x, weight, layout, bias)
+    if weight.shape != layout.shape:
+        raise ValueError(f"the layout is of a weight of {layout.shape}, and this weight is {tuple(weight.shape)}")
+    check_linear(x, layout.shape, bias, index=layout.col, weight=weight)
     rows = x.reshape(-1, x.shape[-1])
     forward, dgrad, wgrad = tiles or ([], [], [])  # chosen inside the operator: no guard on M where this is traced
     keep_pre = activation != "none" and torch.is_grad_enabled()
@@ -439,22 +441,3 @@ def bsr_linear(
         activation, keep_pre, forward, dgrad, wgrad,
     )  # fmt: skip
     return y.reshape(*x.shape[:-1], weight.shape[0])
-
-
-def _check(x: Tensor, weight: Tensor, layout: BlockLayout, bias: Tensor | None) -> None:
-    n, k = layout.shape
-    if weight.shape != (n, k):
-        raise ValueError(f"the layout is of a weight of {(n, k)}, and this weight is {tuple(weight.shape)}")
-    if x.ndim == 0 or x.shape[-1] != k:
-        raise ValueError(f"x has to end with {k} features for a weight of {(n, k)}, and is {tuple(x.shape)}")
-    if bias is not None and bias.shape != (n,):
-        raise ValueError(f"the bias has to be of {(n,)} for a weight of {(n, k)}, and is {tuple(bias.shape)}")
-    if x.dtype not in DTYPES:
-        raise ValueError(f"x is {x.dtype}; this runs fp16, bf16 and fp32")
-    for name, other in (("weight", weight), ("bias", bias)):
-        if other is not None and other.dtype != x.dtype:
-            raise ValueError(f"x is {x.dtype} and {name} {other.dtype}: cast one of them, or use autocast")
-        if other is not None and other.device != x.device:
-            raise ValueError(f"x is on {x.device} and {name} on {other.device}")
-    if layout.col.device != x.device:
-        raise ValueError(f"x is on {x.device} and the layout on {layout.col.device}: use layout.to({str(x.device)!r})")

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sparseticket.kernels.activation import activate_reference, check_activation
 from sparseticket.kernels.blocks import ARRAYS, BlockLayout
-from sparseticket.kernels.bsr import DTYPES, default_tiles, launch_product
+from sparseticket.kernels.bsr import default_tiles, launch_product
 from sparseticket.kernels.launch import as_autocast_would, runs_kernel
+from sparseticket.kernels.operands import check_linear
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,7 @@ def bsr_linear_packed(
     check_activation(activation)
     n, k = weight.layout.shape
     x, bias = as_autocast_would(x, bias)
-    if x.ndim == 0 or x.shape[-1] != k:
-        raise ValueError(f"x has to end with {k} features for a weight of {(n, k)}, and is {tuple(x.shape)}")
-    if bias is not None and bias.shape != (n,):
-        raise ValueError(f"the bias has to be of {(n,)} for a weight of {(n, k)}, and is {tuple(bias.shape)}")
-    if x.dtype not in DTYPES:
-        raise ValueError(f"x is {x.dtype}; this runs fp16, bf16 and fp32")
-    for name, other in (("the packed weight", weight.values), ("the bias", bias)):
-        if other is not None and (other.dtype != x.dtype or other.device != x.device):
-            raise ValueError(f"x is {x.dtype} on {x.device} and {name} {other.dtype} on {other.device}")
+    check_linear(x, (n, k), bias, index=weight.layout.col, the_packed_weight=weight.values)
     rows = x.reshape(-1, k)
     layout = weight.layout
     y = torch.ops.sparseticket.bsr_linear_packed(

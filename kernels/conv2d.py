@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from sparseticket.kernels.activation import activate, activate_reference, check_activation
 from sparseticket.kernels.blocks import check_block
-from sparseticket.kernels.bsr import DTYPES, Tiles
+from sparseticket.kernels.bsr import Tiles
 from sparseticket.kernels.bsr import candidate_tiles as linear_tiles
 from sparseticket.kernels.launch import as_autocast_would, fp32_precision, launchable, runs_kernel
+from sparseticket.kernels.operands import FLOATS
 
 KERNEL_SIZES = ((1, 1), (3, 3))
 TAP_SHIFT = 16  # an entry of `place` is tap << 16 | input block
@@ -349,7 +350,7 @@ def _check(
         raise ValueError(
             f"the residual has to be of {(x.shape[0], o, *size)} as the output, and is {tuple(residual.shape)}"
         )
-    if x.dtype not in DTYPES:
+    if x.dtype not in FLOATS:
         raise ValueError(f"x is {x.dtype}; this runs fp16, bf16 and fp32")
     for name, other in (("the packed weight", weight.values), ("the bias", bias), ("the residual", residual)):
         if other is not None and (other.dtype != x.dtype or other.device != x.device):

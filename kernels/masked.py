@@ -21,9 +21,8 @@ from torch import Tensor
 from sparseticket.kernels.activation import activate, activate_backward, activate_reference, check_activation
 from sparseticket.kernels.bsr import Tiles
 from sparseticket.kernels.launch import as_autocast_would, fp32_precision, launchable, runs_kernel
+from sparseticket.kernels.operands import check_linear
 from sparseticket.kernels.words import BITS, pack_words, unpack_words
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @triton.jit
@@ -297,19 +296,7 @@ def _check(x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None) -> Non
             f"the mask of a weight of {(n, k)} is int32 words {needed} (pack_words), not {words.dtype} of "
             f"{tuple(words.shape)}"
         )
-    if x.ndim == 0 or x.shape[-1] != k:
-        raise ValueError(f"x has to end with {k} features for a weight of {(n, k)}, and is {tuple(x.shape)}")
-    if bias is not None and bias.shape != (n,):
-        raise ValueError(f"the bias has to be of {(n,)} for a weight of {(n, k)}, and is {tuple(bias.shape)}")
-    if x.dtype not in DTYPES:
-        raise ValueError(f"x is {x.dtype}; this runs fp16, bf16 and fp32")
-    for name, other in (("weight", weight), ("bias", bias), ("words", words)):
-        if other is None:
-            continue
-        if other is not words and other.dtype != x.dtype:
-            raise ValueError(f"x is {x.dtype} and {name} {other.dtype}: cast one of them, or use autocast")
-        if other.device != x.device:
-            raise ValueError(f"x is on {x.device} and {name} on {other.device}")
+    check_linear(x, (n, k), bias, index=words, weight=weight)
 
 
 class MaskedLinear(torch.nn.Linear):

@@ -1,0 +1,34 @@
+"""What every linear's kernel asks of its operands before it is launched."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def check_linear(x: Tensor, size: tuple[int, int], bias: Tensor | None, *, index: Tensor, **weights: Tensor) -> None:
+    """Raise ValueError unless ``x [..., K]``, ``bias [N]`` and ``weights`` go together.
+
+    Args:
+        x: the input.
+        size: ``(N, K)`` of the weight.
+        bias: or None.
+        index: what says where the weight lives (words, a layout's indices), whatever its dtype.
+        weights: what holds the weight's values, by the word for it.
+    """
+    n, k = size
+    if x.ndim == 0 or x.shape[-1] != k:
+        raise ValueError(f"x has to end with {k} features for a weight of {(n, k)}, and is {tuple(x.shape)}")
+    if bias is not None and bias.shape != (n,):
+        raise ValueError(f"the bias has to be of {(n,)} for a weight of {(n, k)}, and is {tuple(bias.shape)}")
+    if x.dtype not in FLOATS:
+        raise ValueError(f"x is {x.dtype}; this runs fp16, bf16 and fp32")
+    operands = {name.replace("_", " "): tensor for name, tensor in weights.items()} | {"bias": bias}
+    for name, other in operands.items():
+        if other is not None and other.dtype != x.dtype:
+            raise ValueError(f"x is {x.dtype} and {name} {other.dtype}: cast one of them, or use autocast")
+    for name, other in (operands | {"the mask": index}).items():
+        if other is not None and other.device != x.device:
+            raise ValueError(f"x is on {x.device} and {name} on {other.device}: move one of them with .to()")
