@@ -175,7 +175,7 @@ def test_autocast_casts_as_a_plain_linear_does():
         (lambda x, w, m, b: (x, w, m, b[:-1]), "bias has to be"),
         (lambda x, w, m, b: (x, w.half(), m, b), "cast one of them"),
         (lambda x, w, m, b: (x.double(), w.double(), m, b.double()), "fp16, bf16 and fp32"),
-        (lambda x, w, m, b: (x, w, m.to("meta"), b), "words on meta"),
+        (lambda x, w, m, b: (x, w, m.to("meta"), b), "mask on meta"),
     ],
 )
 def test_what_does_not_go_together_is_refused(change, message):
