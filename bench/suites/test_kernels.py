@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from sparseticket import kernels
+import sparseticket.kernels as kernels
 from sparseticket.kernels.words import pack_words
 
 BLOCK, SPARSITY = (64, 64), 0.5

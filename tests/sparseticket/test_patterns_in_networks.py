@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +27,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         inner = nn.Module()
+        inner.attention_head_size = head_dim
         inner.query, inner.key, inner.value = (nn.Linear(width, heads * head_dim, bias=bias) for _ in range(3))
         if tied:
             inner.key.weight = inner.query.weight
@@ -56,7 +56,6 @@ class Layer(nn.Module):
 class Encoder(nn.Sequential):
     def __init__(self, width, heads, head_dim, layers, bias, tied):
         super().__init__(*(Layer(width, heads, head_dim, neurons, bias, tied) for neurons in layers))
-        self.config = SimpleNamespace(hidden_size=heads * head_dim, num_attention_heads=heads)
 
 
 class Residual(nn.Module):
