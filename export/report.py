@@ -40,7 +40,8 @@ def _what(report: dict[str, Any]) -> str:
 
 def _findings(report: dict[str, Any]) -> Iterator[str]:
     if report["format"] in ("safetensors", "hf"):
-        yield "Read back: every tensor is the model's, bit for bit."
+        rounded = "" if report["dtype"] == "fp32" else f", rounded to {report['dtype']}"
+        yield f"Read back: every tensor is the model's{rounded}, bit for bit."
     if allowed := report.get("tolerance"):
         yield (
             f"Agrees with PyTorch on {len(report['shapes'])} shapes: largest difference {report['max_abs_error']:.2g} "

@@ -14,7 +14,7 @@ from sparseticket import masks as mask_algebra
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.masks import Masks, overlap
-from sparseticket.permute import axes, permuted
+from sparseticket.permute import axes, check_fits, permuted
 from sparseticket.ticket import POOLER, Ticket
 from sparseticket.ticket_network import network_of
 
@@ -28,6 +28,8 @@ def compare(first: Path, second: Path, *, out: Path | None = None, weights: Path
     Raises:
         UserError: the tickets are of different models, or do not prune the same tensors.
     """
+    if out is not None:
+        _check_out(out)
     a, b = Ticket.load(first), Ticket.load(second)
     if a.model != b.model:
         raise UserError(f"{first} is of {a.model!r} and {second} of {b.model!r}: only tickets of one model compare.")
@@ -46,6 +48,13 @@ def compare(first: Path, second: Path, *, out: Path | None = None, weights: Path
     return result
 
 
+def _check_out(out: Path) -> None:
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a file in it.")
+    if out.exists() and out.suffix != ".json":
+        raise UserError(f"--out {out} is there already, and is no comparison: name another file.")
+
+
 def default_out(first: Path, second: Path) -> Path:
     """Beside the first ticket, named after both."""
     identities = [Ticket.load(path).identity[:8] for path in (first, second)]
@@ -56,10 +65,9 @@ def _unpermuted(ticket: Ticket, path: Path, weights: Path | None) -> Masks:
     masks = mask_algebra.counted(ticket.masks)
     if not ticket.permutations:
         return masks
-    known = axes(network_of(ticket, path, weights).backbone_module)
-    for name, order in ticket.permutations.items():
-        if name not in known or known[name].count != len(order):
-            raise UserError(f"{path} permutes {name}, which {ticket.model!r} does not have in this form.")
+    network = network_of(ticket, path, weights)
+    check_fits(network, ticket.permutations)
+    known = axes(network.backbone_module)
     return permuted(masks, {name: order.argsort().int() for name, order in ticket.permutations.items()}, known)
 
 

@@ -13,12 +13,12 @@ from sparseticket.controls import control_of
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.masks import counted, overlap
-from sparseticket.permute import permute
+from sparseticket.permute import check_fits, permute
 from sparseticket.pruning import Pruner
 from sparseticket.runs import SETTINGS, THETA
 from sparseticket.tensors import save_tensors
 from sparseticket.theta import file_hash, tensor_hashes
-from sparseticket.ticket import Ticket
+from sparseticket.ticket import Ticket, check_ticket_out
 from sparseticket.ticket_network import network_of
 from sparseticket.transfer_plan import own_theta
 
@@ -33,8 +33,7 @@ def make_control(path: Path, kind: str, out: Path, *, seed: int, weights: Path |
         UserError: there is no such control of this ticket; the weights are not its θ; or a file is in the way.
     """
     control, ticket = control_of(kind), Ticket.load(path)
-    if out.resolve() == path.resolve():
-        raise UserError(f"--out {out} is the ticket itself: name another file.")
+    check_ticket_out(out, path)
     if (out.parent / SETTINGS).is_file():
         raise UserError(f"{out.parent} is a run's folder, whose θ may lie there: write to {out.parent}/controls/FILE.")
     network = network_of(ticket, path, weights)
@@ -44,6 +43,7 @@ def make_control(path: Path, kind: str, out: Path, *, seed: int, weights: Path |
         ticket.pattern, network.backbone_module, {name: backbone[name] for name in counted(ticket.masks)}
     )
     control.check(ticket.masks, pruner, network)
+    check_fits(network, ticket.permutations)
     theta = control.weights(network, names, seed) if control.weights else {name: backbone[name] for name in names}
     if control.masks and ticket.permutations:
         permute(network, ticket.permutations)

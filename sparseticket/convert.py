@@ -39,7 +39,7 @@ from sparseticket.pruning.regroup import Regrouping
 from sparseticket.pruning.score import magnitude
 from sparseticket.pruning.select import global_groups
 from sparseticket.schedule import SNAP, check_sparsity
-from sparseticket.ticket import Ticket
+from sparseticket.ticket import Ticket, check_ticket_out
 from sparseticket.ticket_network import network_of
 
 WAYS = ("score", "refill", "regroup")
@@ -203,8 +203,7 @@ def _check_asked(ticket: Ticket, pattern: Pattern, by: str, path: Path, out: Pat
         )
     if by == "regroup" and isinstance(pattern, Whole):
         raise UserError(f"the order of {pattern} changes nothing: --by score or --by refill converts to {pattern}.")
-    if out.resolve() == path.resolve():
-        raise UserError(f"--out {out} is the ticket that is converted: name another file.")
+    check_ticket_out(out, path)
 
 
 def _sparsity(ticket: Ticket, pattern: Pattern, given: float | None) -> float:

@@ -23,16 +23,19 @@ FOLDERS = {  # of each task, from the most likely
 }
 
 
-def data_of(task: str, root: Path | None, *, alone: bool) -> Path | None:
+def data_of(task: str, root: Path | None, *, alone: bool, nameable: bool = False) -> Path | None:
     """The data of ``task`` under ``root``: in the task's own folder there, or in that inside ``root/glue``.
 
     ``root`` itself is taken where it is the only task's (``alone``); without one, a task needs none or fetches its own.
+    ``nameable`` says that the verb takes ``TASK=PATH`` too.
 
     Raises:
         UserError: one of several tasks has no folder under ``root``; says which would be taken.
     """
     if root is None:
         return None
+    if not root.exists():
+        raise UserError(f"there is no file or folder {root}: give the data's place with --data.")
     names = FOLDERS.get(task, (task,))
     for folder in (root, root / "glue"):
         for name in names:
@@ -40,9 +43,9 @@ def data_of(task: str, root: Path | None, *, alone: bool) -> Path | None:
                 return folder / name
     if alone:
         return root
+    named = f", or name its place with --data {task}=PATH" if nameable else " (a link will do)"
     raise UserError(
-        f"--data {root} has nothing for the task {task}: put its data there as {' or '.join(names)}, or name its place "
-        f"with --data {task}=PATH."
+        f"--data {root} has nothing for the task {task}: put its data there as {' or '.join(names)}{named}."
     )
 
 

@@ -142,7 +142,10 @@ def _cell(done: Mapping[str, Any], same_task: Mapping[str, Any] | None) -> dict[
 
 def _plan(asked: Asked, tickets: Mapping[str, Ticket], source: str, task: str) -> TransferSettings:
     own = _same_task(tickets, task)
-    data = asked.data_by_task.get(task) or data_of(task, asked.data, alone=len(asked.tasks) == 1)
+    data = asked.data_by_task.get(task)
+    if data is not None and not data.exists():
+        raise UserError(f"--data {task}={data}: there is no {data}.")
+    data = data or data_of(task, asked.data, alone=len(asked.tasks) == 1, nameable=True)
     if data is None and own is not None:  # where the ticket of this task was found
         run = asked.sources[own].resolve().parent.parent / SETTINGS
         data = Path(read_settings(run).data) if run.is_file() and read_settings(run).data else None

@@ -112,6 +112,13 @@ def _attention(family: Family) -> dict[str, Axis]:
     }
 
 
+def check_fits(network: Network, permutations: Mapping[str, Tensor]) -> None:
+    """Raise the :class:`UserError` of :func:`permute` where a network cannot be permuted so; changes nothing."""
+    known = axes(network.backbone_module)
+    for name, permutation in permutations.items():
+        _check(name, permutation, known, permutations, network)
+
+
 @torch.no_grad()
 def permute(network: Network, permutations: Mapping[str, Tensor]) -> None:
     """Permute a network in place, head included: its outputs stay what they were, but for rounding.
@@ -122,9 +129,8 @@ def permute(network: Network, permutations: Mapping[str, Tensor]) -> None:
     """
     if not permutations:
         return
+    check_fits(network, permutations)
     known = axes(network.backbone_module)
-    for name, permutation in permutations.items():
-        _check(name, permutation, known, permutations, network)
     live = network.backbone()
     for name, permutation in permutations.items():
         ends = {(id(live[end.name]), end.dim): live[end.name] for end in known[name].ends if end.name in live}

@@ -140,6 +140,27 @@ class Ticket:
         return lacking
 
 
+def check_ticket_out(out: Path, *inputs: Path) -> None:
+    """Refuse to write a ticket over what is read, over a round of a run, or over anything that is no ticket.
+
+    Raises:
+        UserError: says what ``--out`` is.
+    """
+    if any(out.resolve() == path.resolve() for path in inputs):
+        raise UserError(f"--out {out} is what is read: name another file.")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a file in it.")
+    if any(
+        parent.name.startswith("round-") and (parent / "metrics.json").is_file() for parent in out.absolute().parents
+    ):
+        raise UserError(f"--out {out} lies inside a finished round of a run: name a file outside of it.")
+    if out.exists():
+        try:
+            _read(out)
+        except UserError as error:
+            raise UserError(f"--out {out} is there already, and is no ticket: name another file.") from error
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise UserError(f"there is no ticket {path}. A run keeps its tickets as RUN/round-NN/ticket.ticket.")

@@ -16,6 +16,7 @@ from sparseticket.files import write_json
 from sparseticket.finished_arms import SETTINGS, part_of, take_finished
 from sparseticket.masks import Masks
 from sparseticket.on_kernels import say_where_not
+from sparseticket.permute import check_fits
 from sparseticket.progress import Screen
 from sparseticket.pruning import Pruner
 from sparseticket.runs import CHECKPOINT, TICKET, RunFolder
@@ -110,6 +111,7 @@ def fit(ticket: Ticket, work: Workbench, *, allow_other_weights: bool = False) -
             )
     pruner = Pruner.of(ticket.pattern, work.network.backbone_module, mask_algebra.counted(masks))
     pruner.check(masks)
+    check_fits(work.network, ticket.permutations)
     if allow_other_weights:
         work.screen.note("the weights are not checked against the ticket's (--allow-other-weights).")
         return masks, pruner

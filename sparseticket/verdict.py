@@ -59,7 +59,8 @@ def judge(ticket: Arm, dense: Arm, *, at_theta_p: bool | None = None) -> Verdict
     """The verdict on a ticket, beside dense networks that share its seeds; ``at_theta_p``: it began with θ_p."""
     fewest = min(len(ticket.values), len(dense.values))
     if fewest < ENOUGH:
-        return Verdict(None, None, f"{fewest} runs are too few to say; a verdict takes {ENOUGH} (--seeds {ENOUGH})")
+        runs = "1 run is" if fewest == 1 else f"{fewest} runs are"
+        return Verdict(None, None, f"{runs} too few to say; a verdict takes {ENOUGH} (--seeds {ENOUGH})")
     matching = ticket.mean >= dense.mean - dense.std
     winning = None if at_theta_p is None else matching and at_theta_p
     return Verdict(matching, ticket.mean >= dense.mean, winning=winning)

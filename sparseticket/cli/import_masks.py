@@ -18,8 +18,10 @@ def import_masks(
     from sparseticket.progress import Screen
     from sparseticket.released import import_released
     from sparseticket.show import show_ticket
+    from sparseticket.ticket import check_ticket_out
 
     screen = Screen()
+    check_ticket_out(out, file)
     ticket = import_released(file, model=model, weights=weights, screen=screen)
     ticket.save(out)
     show_ticket(screen, ticket)

@@ -27,6 +27,8 @@ def run_study(study: Study, out: Path, *, data: Path | None, weights: Path | Non
     """Run the steps in order; returns (and leaves) ``study.json``: by step, what it gave and what the paper prints."""
     screen.say(f"{study.title} ({study.name}): {len(study.steps)} steps into {out}")
     running = _Running(study, out, data, weights, screen)
+    for task in study.tasks:
+        running._data(task)  # what is missing is said before anything is trained
     results: dict[str, Any] = {}
     for number, step in enumerate(study.steps, 1):
         screen.say(f"\nStep {number} of {len(study.steps)}: {step.name} ({step.verb} {', '.join(step.of)})")

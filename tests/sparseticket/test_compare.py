@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sparseticket import masks as algebra
+from sparseticket.errors import UserError
 from sparseticket.models import Head, resolve
 from sparseticket.pruning import magnitude_prune
 from sparseticket.rewind import Origin
@@ -66,3 +67,13 @@ def test_a_permuted_ticket_is_compared_in_its_models_own_order(cli, tmp_path):
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["all"]["overlap"] == 1 and found["layers"]["layer1.0.conv2.weight"]["overlap"] == 1
     assert found["same_theta"] is True
+
+
+def test_a_comparison_is_written_over_no_ticket(tmp_path):
+    from sparseticket.compare import compare
+
+    ticket = tmp_path / "a.ticket"
+    ticket.write_bytes(b"a ticket")
+    with pytest.raises(UserError, match="no comparison"):
+        compare(ticket, ticket, out=ticket)
+    assert ticket.read_bytes() == b"a ticket"

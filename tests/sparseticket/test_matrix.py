@@ -51,7 +51,7 @@ def test_a_matrix_trains_each_cell_once_and_dense_once_a_column_and_reads_both_w
     out = tmp_path / "matrix"
     small = ["matrix", sources[0], "--task", "text", "--seeds", 1, "--out", out]
     code, text = cli(*small)
-    assert code == 0 and "no verdicts: 1 runs are too few" in text, text
+    assert code == 0 and "no verdicts: 1 run is too few" in text, text
     assert trained == ["text", "text"]  # dense, ticket; with the data of the run that the ticket was found in
     whole = ["matrix", *sources, "--task", "text", "--task", "mlm", "--seeds", 1, "--out", out]
     code, text = cli(*whole)

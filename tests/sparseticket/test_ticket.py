@@ -201,3 +201,25 @@ def test_a_hash_tells_name_dtype_shape_and_bytes_apart():
     assert len({tensor_hash("a", weight), *others}) == 6
     assert tensor_hash("a", weight.t().contiguous().t()) == tensor_hash("a", weight)  # not the strides
     assert tensor_hash("n", torch.tensor(5)) != tensor_hash("n", torch.tensor([5]))
+
+
+def test_a_ticket_is_written_over_nothing_but_another_ticket_outside_of_rounds(tmp_path):
+    from sparseticket.ticket import check_ticket_out
+
+    weights, ticket = tmp_path / "model.safetensors", tmp_path / "a.ticket"
+    weights.write_bytes(b"trained for days")
+    name = "layer.weight"
+    Ticket({name: torch.ones(4, 4, dtype=torch.bool)}, "tiny", {name: "0" * 64}, 0.0).save(ticket)
+    (tmp_path / "round-01").mkdir()
+    (tmp_path / "round-01" / "metrics.json").write_text("{}")
+    check_ticket_out(ticket, tmp_path / "input.ticket")
+    check_ticket_out(tmp_path / "new.ticket", ticket)
+    for out, words in (
+        (weights, "no ticket"),
+        (ticket, "what is read"),
+        (tmp_path, "a folder"),
+        (tmp_path / "round-01" / "x.ticket", "finished round"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_ticket_out(out, ticket)
+    assert weights.read_bytes() == b"trained for days"
