@@ -1,9 +1,7 @@
 #include "weight.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <limits>
 
 namespace sparseticket {
 namespace {
@@ -13,7 +11,7 @@ constexpr int64_t kLargest = 65536;  // inputs or outputs: positions are uint16
 // One block of a file's lines: `block` adjacent outputs of one input.
 struct Entry {
   int input;
-  const char* values;  // `block` of them, `stride` elements apart
+  const char* values;  // `block` of them
 };
 
 std::string shape_text(const std::vector<int64_t>& shape) {
@@ -58,6 +56,15 @@ std::string check(const Stored& s) {
   return "";
 }
 
+bool is_padding(const char* values, int64_t block, bool is_int8) {
+  for (int64_t b = 0; b < block; ++b) {
+    float value = values[b];
+    if (!is_int8) std::memcpy(&value, values + b * sizeof(float), sizeof(float));
+    if (value != 0) return false;  // -0 is padding too
+  }
+  return true;
+}
+
 // The blocks of outputs, each with its live entries by rising input.
 std::vector<std::vector<Entry>> by_output(const Stored& s) {
   const size_t size = s.is_int8 ? sizeof(int8_t) : sizeof(float);
@@ -68,9 +75,7 @@ std::vector<std::vector<Entry>> by_output(const Stored& s) {
     for (int64_t column = 0; column < columns; ++column) {
       const int64_t at = s.index[row * columns + column];
       const char* own = values + (row * columns + column) * s.block * size;
-      bool padding = true;
-      for (size_t byte = 0; byte < s.block * size; ++byte) padding &= own[byte] == 0;
-      if (padding) continue;
+      if (is_padding(own, s.block, s.is_int8)) continue;
       if (s.axis == 1)
         live[at / s.block].push_back({static_cast<int>(row), own});
       else
