@@ -8,7 +8,7 @@ export SPARSETICKET_DATA ?= $(if $(SHARED_DATA),$(abspath $(SHARED_DATA)))
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/.dependencies
 
-.PHONY: venv demo test lint proof masking-cost shrunk-speed benchmarks aot
+.PHONY: venv native demo test lint proof masking-cost shrunk-speed benchmarks aot
 
 # Dependencies are reused while pyproject.toml and the constraints are unchanged; the project itself is always installed
 # anew, as a copy built from this checkout, so that the right code is tested whichever checkout made the environment.
@@ -25,6 +25,10 @@ venv:
 	rm -rf build sparseticket.egg-info; \
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-cache-dir .; \
 	rm -rf build sparseticket.egg-info
+
+# The sparse operator's library in this checkout, uninstalled; installing compiles it too (make venv).
+native:
+	PYTHONPATH=$(CURDIR) $(PYTHON) -m sparseticket.export.native.build
 
 demo: venv
 	$(BIN)/sparseticket --version
