@@ -48,16 +48,19 @@ def session(
         path: the file.
         providers: as ONNX Runtime takes them.
         session_options: yours; the library is registered in it.
-        isa: force an instruction set: "avx512-vnni", "avx512", "avx2" or "portable". None is the best of this CPU.
+        isa: force an instruction set: "avx512-vnni", "avx512", "avx2" or "portable". None is the best of this CPU. A
+            process stays with the first that a session of it was made with.
 
     Raises:
-        UserError: ONNX Runtime refuses the library (it is too old for it, or the CPU lacks ``isa``).
+        UserError: ONNX Runtime refuses the library (it is too old for it, or the CPU lacks ``isa``), or another
+            ``isa`` is in use.
     """
     options = session_options or onnxruntime.SessionOptions()
     library = native.find_library()
     with _forced(isa):
         if list(providers) == [CPU] and library is not None:
             _register(options, library)
+            _check_forced(isa)
         elif list(providers) == [CPU] and _has_sparse_operators(path):
             warnings.warn(
                 f"the library of the sparse operator is {native.MISSING}. The file runs at about dense speed.",
@@ -76,9 +79,15 @@ def _register(options: onnxruntime.SessionOptions, library: Path) -> None:
         ) from error
 
 
+def _check_forced(isa: str | None) -> None:
+    found = native.isa()
+    if isa is not None and found != isa:
+        raise UserError(f"this process runs the sparse operator on {found} already: ask for {isa} in a new one.")
+
+
 @contextmanager
 def _forced(isa: str | None) -> Iterator[None]:
-    """The library reads the variable when it is registered."""
+    """The library reads the variable once, when it is first registered."""
     before = os.environ.get(native.ISA_VARIABLE)
     if isa is not None:
         os.environ[native.ISA_VARIABLE] = isa

@@ -139,11 +139,18 @@ def decode(node: NodeProto, weights: dict[str, TensorProto]) -> Encoded:
     return Encoded(tuple(attributes["shape"]), block, attributes["axis"], index, values, scale)
 
 
+def declare(model: onnx.ModelProto) -> None:
+    """Say in ``model`` that it uses this domain, without which it cannot be read."""
+    if all(entry.domain != DOMAIN for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+
+
 def add_functions(model: onnx.ModelProto) -> None:
     """Give ``model`` the bodies of the operators that it uses, so that it runs where the library is not.
 
     Last of all: ONNX Runtime's quantizer does nothing at all to a file with functions.
     """
+    declare(model)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     model.functions.extend(make_function(name, opset) for name in sorted({n.op_type for n in sparse_nodes(model)}))
 

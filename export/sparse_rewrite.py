@@ -73,7 +73,7 @@ def rewrite(model: onnx.ModelProto, known: Mapping[str, Figures], *, int8: bool)
         if choice.wins:
             writer.replace(linear, choice)
     writer.finish()
-    model.opset_import.append(helper.make_opsetid(sparse_op.DOMAIN, sparse_op.VERSION))
+    sparse_op.declare(model)
     return decisions
 
 
