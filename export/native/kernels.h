@@ -1,0 +1,44 @@
+// The arithmetic, once for each instruction set; what is called is chosen when the library is first used.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "weight.h"
+
+namespace sparseticket {
+
+enum class Activation { kNone, kRelu, kGelu };
+
+// x as DynamicQuantizeLinear has it: x ~ (q - zero) * scale.
+struct Quantized {
+  float scale = 1;
+  int32_t zero = 0;
+};
+
+// A panel is up to 64 rows of x, turned: [input][row]. `width` is its rows rounded up to 16; floats lie [input][width],
+// bytes [input][64] in an order of rows that only the instruction set itself knows. All panels begin at 64 bytes.
+struct Kernels {
+  const char* name;
+  void (*turn)(const float* x, int rows, int inputs, int first, int last, int width, float* panel);  // inputs first ... last
+  // Writes outputs chunk*128 ... of act(x W^T + bias) for the panel's rows; y is its first row, `weight.outputs` long.
+  void (*multiply)(const Weight& weight, int chunk, const float* panel, int width, int rows, Activation activation,
+                   float* y);
+  void (*extremes)(const float* x, size_t count, float* least, float* greatest);
+  void (*turn_int8)(const float* x, int rows, int inputs, int first, int last, Quantized quantized, uint8_t* panel);
+  void (*multiply_int8)(const Weight& weight, int chunk, const uint8_t* panel, int width, int rows, Quantized quantized,
+                        Activation activation, float* y);
+};
+
+// The fastest that this CPU has, or what SPARSETICKET_ISA names: portable, avx2, avx512, avx512-vnni.
+// Null where that is unknown or more than the CPU has.
+const Kernels* chosen_kernels();
+
+const Kernels* portable_kernels();
+#if defined(__x86_64__)
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* avx512_vnni_kernels();
+#endif
+
+}  // namespace sparseticket

@@ -1,0 +1,212 @@
+// The algorithm, in vectors of LANES floats. Each instruction set's file includes this inside its own namespace, after
+// it has defined LANES and SUMS (how many vectors of sums its registers hold beside what a step loads).
+//
+// A panel of x is [input][row]: one weight, broadcast, meets a vector of rows. The sums of a chunk's outputs are kept
+// [output][64] in the nearest cache, and turned back, with bias and activation, when all inputs have been added.
+
+typedef float Floats __attribute__((vector_size(LANES * 4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4), may_alias));
+typedef float Loose __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+inline Floats broadcast(float value) { return value - Floats{}; }  // value + 0 would turn -0 into 0
+inline Floats pick(Ints where, Floats yes, Floats no) { return (Floats)(((Ints)yes & where) | ((Ints)no & ~where)); }
+inline Floats at_least(Floats a, Floats least) { return pick(a > least, a, least); }  // NaN becomes `least`
+inline Floats at_most(Floats a, Floats most) { return pick(a < most, a, most); }
+
+template <int distance, int... lane>
+inline void trade(Floats& a, Floats& b, std::integer_sequence<int, lane...>) {
+#if defined(__clang__)
+  const Floats first = __builtin_shufflevector(a, b, ((lane & distance) ? LANES + lane - distance : lane)...);
+  const Floats second = __builtin_shufflevector(a, b, ((lane & distance) ? LANES + lane : lane + distance)...);
+#else
+  const Floats first = __builtin_shuffle(a, b, Ints{((lane & distance) ? LANES + lane - distance : lane)...});
+  const Floats second = __builtin_shuffle(a, b, Ints{((lane & distance) ? LANES + lane : lane + distance)...});
+#endif
+  a = first;
+  b = second;
+}
+
+template <int distance>
+inline void transpose_from(Floats* rows) {
+  for (int i = 0; i < LANES; ++i)
+    if (!(i & distance)) trade<distance>(rows[i], rows[i + distance], std::make_integer_sequence<int, LANES>());
+  if constexpr (distance > 1) transpose_from<distance / 2>(rows);
+}
+
+inline void transpose(Floats* rows) { transpose_from<LANES / 2>(rows); }
+
+// Loads LANES x LANES of x from row `row` and input `input`, 0 beyond `rows` and `inputs`, and turns them.
+inline void load_turned(const float* x, int rows, int inputs, int row, int input, Floats* out) {
+  const int rows_left = std::min(LANES, rows - row), inputs_left = std::min(LANES, inputs - input);
+  for (int i = 0; i < LANES; ++i) {
+    out[i] = Floats{};
+    if (i >= rows_left) continue;
+    const float* own = x + (size_t)(row + i) * inputs + input;
+    if (inputs_left == LANES)
+      out[i] = *(const Loose*)own;
+    else
+      std::memcpy(&out[i], own, inputs_left * sizeof(float));
+  }
+  transpose(out);
+}
+
+void turn(const float* x, int rows, int inputs, int first, int last, int width, float* panel) {
+  for (int input = first; input < last; input += LANES)
+    for (int row = 0; row < width; row += LANES) {
+      Floats tile[LANES];
+      load_turned(x, rows, inputs, row, input, tile);
+      for (int i = 0; i < std::min(LANES, last - input); ++i)
+        *(Floats*)(panel + (size_t)(input + i) * width + row) = tile[i];
+    }
+}
+
+// erf as x P(x^2)/Q(x^2) on [-4, 4], outside of which it is 1 in float: largest error 3e-7.
+inline Floats gelu(Floats x) {
+  const Floats a = at_most(at_least(x * 0.70710678118654752f, broadcast(-4.f)), broadcast(4.f)), b = a * a;
+  const Floats p = ((((((-2.72614225801306e-10f * b + 2.77068142495902e-08f) * b - 2.10102402082508e-06f) * b -
+                       5.69250639462346e-05f) * b - 7.34990630326855e-04f) * b - 2.95459980854025e-03f) * b -
+                    1.60960333262415e-02f);
+  const Floats q = ((((-1.45660718464996e-05f * b - 2.13374055278905e-04f) * b - 1.68282697438203e-03f) * b -
+                     7.37332916720468e-03f) * b - 1.42647390514189e-02f);
+  return 0.5f * x + 0.5f * x * (a * p / q);
+}
+
+inline Floats activate(Floats value, Activation activation) {
+  if (activation == Activation::kRelu) return pick(value < 0.f, Floats{}, value);  // NaN stays
+  return activation == Activation::kGelu ? gelu(value) : value;
+}
+
+// Turns the sums of `outputs` outputs back, adds the bias, and writes them at y.
+void finish(const float* sums, int outputs, int width, int rows, const float* bias, Activation activation, int y_step,
+            float* y) {
+  for (int output = 0; output < outputs; output += LANES) {
+    const int left = std::min(LANES, outputs - output);
+    Floats added{};
+    std::memcpy(&added, bias + output, left * sizeof(float));
+    for (int row = 0; row < width && row < rows; row += LANES) {
+      Floats tile[LANES];
+      for (int i = 0; i < LANES; ++i) tile[i] = *(const Floats*)(sums + (output + i) * kPanel + row);
+      transpose(tile);
+      for (int i = 0; i < std::min(LANES, rows - row); ++i) {
+        const Floats value = activate(tile[i] + added, activation);
+        float* own = y + (size_t)(row + i) * y_step + output;
+        if (left == LANES)
+          *(Loose*)own = value;
+        else
+          std::memcpy(own, &value, left * sizeof(float));
+      }
+    }
+  }
+}
+
+// Adds a tile's products to the sums of `vectors` vectors of rows.
+template <int block, int vectors>
+void add_tile(const Tile& tile, const float* panel, int width, float* sums) {
+  const uint16_t* input = tile.inputs.data();
+  const float* weights = tile.values.data();
+  for (const Visit visit : tile.visits) {
+    float* own = sums + visit.block * block * kPanel;
+    Floats sum[block][vectors];
+    for (int b = 0; b < block; ++b)
+      for (int v = 0; v < vectors; ++v) sum[b][v] = *(const Floats*)(own + b * kPanel + v * LANES);
+    for (int left = visit.count; left > 0; --left, ++input, weights += block) {
+      const float* x = panel + (size_t)*input * width;
+      for (int b = 0; b < block; ++b)
+        for (int v = 0; v < vectors; ++v) sum[b][v] += broadcast(weights[b]) * *(const Floats*)(x + v * LANES);
+    }
+    for (int b = 0; b < block; ++b)
+      for (int v = 0; v < vectors; ++v) *(Floats*)(own + b * kPanel + v * LANES) = sum[b][v];
+  }
+}
+
+// Takes the panel's rows in as wide steps as the registers allow: 64 rows, or 32 and 16, ...
+template <int block, int vectors>
+void add_rows(const Tile& tile, const float* panel, int width, int row, float* sums) {
+  for (; width - row >= vectors * LANES; row += vectors * LANES)
+    add_tile<block, vectors>(tile, panel + row, width, sums + row);
+  if constexpr (vectors > 1)
+    if (row < width) add_rows<block, vectors / 2>(tile, panel, width, row, sums);
+}
+
+template <int block>
+void add(const Tile& tile, const float* panel, int width, float* sums) {
+  add_rows<block, std::min(kPanel / LANES, SUMS / block)>(tile, panel, width, 0, sums);
+}
+
+void multiply(const Weight& weight, int chunk, const float* panel, int width, int rows, Activation activation, float* y) {
+  alignas(64) float sums[kChunk * kPanel];
+  std::memset(sums, 0, sizeof sums);
+  for (size_t range = 0; range < weight.chunks[chunk].size(); ++range) {
+    const Tile& tile = weight.chunks[chunk][range];
+    const float* own = panel + range * weight.range * width;
+    switch (weight.block) {
+      case 1: add<1>(tile, own, width, sums); break;
+      case 2: add<2>(tile, own, width, sums); break;
+      case 4: add<4>(tile, own, width, sums); break;
+      case 8: add<8>(tile, own, width, sums); break;
+    }
+  }
+  const int first = chunk * kChunk;
+  finish(sums, std::min(kChunk, weight.outputs - first), width, rows, weight.bias.data() + first, activation,
+         weight.outputs, y + first);
+}
+
+// ---- int8 ----
+
+void extremes(const float* x, size_t count, float* least, float* greatest) {
+  Floats low{}, high{};  // 0 is always within, as DynamicQuantizeLinear has it
+  size_t i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    const Floats value = *(const Loose*)(x + i);
+    low = pick(value < low, value, low);
+    high = pick(value > high, value, high);
+  }
+  for (int lane = 0; lane < LANES; ++lane) {
+    *least = std::min(*least, low[lane]);
+    *greatest = std::max(*greatest, high[lane]);
+  }
+  for (; i < count; ++i) {
+    *least = std::min(*least, x[i]);
+    *greatest = std::max(*greatest, x[i]);
+  }
+}
+
+// round(x / scale) + zero, within 0 and 255. The quotient is corrected once, which gives the division's own result at a
+// third of its time.
+inline Ints quantize(Floats x, float scale, float inverse, int32_t zero) {
+  const Floats first = x * inverse;
+  Floats quotient = first + (x - first * scale) * inverse;
+  quotient = at_most(at_least(quotient, broadcast(-(float)zero)), broadcast(255.f - zero));
+  const float to_even = 12582912.f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
+  return __builtin_convertvector((quotient + to_even) - to_even, Ints) + zero;
+}
+
+void turn_int8(const float* x, int rows, int inputs, int first, int last, Quantized quantized, uint8_t* panel) {
+  const float inverse = 1.f / quantized.scale;
+  for (int input = first; input < last; input += LANES)
+    for (int row = 0; row < rows; row += LANES) {
+      Floats tile[LANES];
+      load_turned(x, rows, inputs, row, input, tile);
+      for (int i = 0; i < std::min(LANES, last - input); ++i)
+        store_bytes(quantize(tile[i], quantized.scale, inverse, quantized.zero), row, panel + (size_t)(input + i) * kPanel);
+    }
+}
+
+void multiply_int8(const Weight& weight, int chunk, const uint8_t* panel, int width, int rows, Quantized quantized,
+                   Activation activation, float* y) {
+  alignas(64) float sums[kChunk * kPanel];
+  const int first = chunk * kChunk, outputs = std::min(kChunk, weight.outputs - first);
+  for (int output = 0; output < outputs; output += 4) {
+    const std::vector<Quad>& quads = weight.quads[(first + output) / 4];
+    alignas(64) int32_t dots[4][kPanel];
+    dot_quads(quads.data(), quads.size(), panel, width, dots);
+    for (int b = 0; b < 4; ++b) {
+      const int32_t offset = quantized.zero * weight.sums[first + output + b];
+      const float scale = quantized.scale * weight.scale[first + output + b];
+      for (int row = 0; row < width; row += LANES)
+        *(Floats*)(sums + (output + b) * kPanel + row) =
+            __builtin_convertvector(*(const Ints*)(dots[b] + row) - offset, Floats) * scale;
+    }
+  }
+  finish(sums, outputs, width, rows, weight.bias.data() + first, activation, weight.outputs, y + first);
+}
