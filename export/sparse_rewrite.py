@@ -109,11 +109,11 @@ class _Writer:
     ) -> Iterator[NodeProto]:
         padded = encoded.shape[1] > outputs
         output = f"{linear.output}_padded" if padded else linear.output
-        yield sparse_op.make_node(encoded, inputs, output, linear.activation, f"{linear.nodes[0].name}_sparse")
+        yield sparse_op.make_node(encoded, inputs, output, linear.activation, f"{linear.output}_sparse")
         if padded:
             cut = [f"{name}{sparse_op.SUFFIX}{part}" for part in ("first_output", "outputs", "last_axis")]
             self._added |= dict(zip(cut, (np.array([value]) for value in (0, outputs, -1)), strict=True))
-            yield helper.make_node("Slice", [output, *cut], [linear.output], name=f"{linear.nodes[0].name}_cut")
+            yield helper.make_node("Slice", [output, *cut], [linear.output], name=f"{linear.output}_cut")
 
     def _add_weight(self, name: str, encoded: sparse_op.Encoded) -> list[str]:
         parts = {"values": encoded.values, "index": encoded.index, "scale": encoded.scale}
