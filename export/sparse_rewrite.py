@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +58,19 @@ def check_wins(module: nn.Module, known: Mapping[str, Figures], target: str) -> 
     )
 
 
-def rewrite(model: onnx.ModelProto, known: Mapping[str, Figures], *, int8: bool) -> list[Decision]:
+def rewrite(
+    model: onnx.ModelProto, known: Mapping[str, Figures], *, int8: bool, only: Collection[str] | None = None
+) -> list[Decision]:
     """Replace, in place, each linear layer that is faster so; ``known`` are the figures of the target by pattern.
+
+    ``only`` are the weights that may be; None is all.
 
     The nodes have no bodies yet (:func:`sparse_op.add_functions`), so that what is left dense can still be quantized.
     """
     writer, decisions = _Writer(model, int8), []
     for linear in list(find_linears(model)):
+        if only is not None and linear.weight not in only:
+            continue
         choice = choose(writer.weight(linear), known)
         if choice is None:
             decisions.append(Decision(linear.weight, DENSE, f"more than {sparse_op.LARGEST:,} inputs or outputs"))
