@@ -147,10 +147,13 @@ class Node {
   void compute(OrtKernelContext* context) const {
     const OrtValue* input = nullptr;
     must(api_.KernelContext_GetInput(context, 0, &input));
+    if (!input) throw std::invalid_argument("x is missing");
     Tensor x = read(api_, input);
     if (x.type != kFloat) throw std::invalid_argument("x must be float");
     if (x.shape.empty() || x.shape.back() != weight_.inputs)
       throw std::invalid_argument("the last dimension of x must be " + std::to_string(weight_.inputs));
+    if (reinterpret_cast<uintptr_t>(x.data) % alignof(float))
+      throw std::invalid_argument("x must lie at a multiple of 4 bytes");
     int64_t rows = 1;
     for (size_t i = 0; i + 1 < x.shape.size(); ++i) rows *= x.shape[i];
     x.shape.back() = weight_.outputs;
