@@ -158,7 +158,8 @@ void sum_chunk(const Weight& weight, int chunk, const float* panel, int width, f
   }
 }
 
-void multiply(const Weight& weight, int chunk, const float* panel, int width, int rows, Activation activation, float* y) {
+void multiply(const Weight& weight, int chunk, const float* panel, int width, int rows, Activation activation,
+              float* y) {
   alignas(64) float sums[kChunk * kPanel];
   sum_chunk(weight, chunk, panel, width, sums);
   const int first = chunk * kChunk;
@@ -246,7 +247,8 @@ void turn_int8(const float* x, int rows, int inputs, int first, int last, Quanti
       Floats tile[LANES];
       load_turned(x, rows, inputs, row, input, tile);
       for (int i = 0; i < std::min(LANES, last - input); ++i)
-        store_bytes(quantize(tile[i], quantized.scale, inverse, quantized.zero), row, panel + (size_t)(input + i) * kPanel);
+        store_bytes(quantize(tile[i], quantized.scale, inverse, quantized.zero), row,
+                    panel + (size_t)(input + i) * kPanel);
     }
 }
 

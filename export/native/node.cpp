@@ -72,8 +72,11 @@ Node::Node(const OrtApi& api, const Operator& op, const OrtKernelInfo* info)
 Tensor Node::input(OrtKernelContext* context) const {
   const OrtValue* value = nullptr;
   must(api_.KernelContext_GetInput(context, 0, &value));
+  if (!value) throw std::invalid_argument("x is missing");
   Tensor x = read(api_, value);
   if (x.type != kFloat) throw std::invalid_argument("x must be float");
+  if (reinterpret_cast<uintptr_t>(x.data) % alignof(float))
+    throw std::invalid_argument("x must lie at a multiple of 4 bytes");
   return x;
 }
 
