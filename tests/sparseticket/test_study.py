@@ -2,12 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from sparseticket import imp
 from sparseticket import transfer as transfers
-from sparseticket.recipes import load_any, names
+from sparseticket.recipes import load_any, names, task_defaults
 from sparseticket.recipes.study import Study
 
 STUDY = """
@@ -141,11 +142,13 @@ def studies():
 
 def test_the_papers_tables_and_figures_are_there():
     wanted = {"table2", "figure2", "rewinding", "controls", "sparsities", "mlm-rewinding"}
+    wanted |= {"table2-released", "figure2-released"}
     assert {f"neurips20/{name}" for name in wanted} <= set(studies())
 
 
-def test_figure_2_is_every_task_on_every_task_at_70_percent_beside_the_papers_rows():
-    study = load_any("neurips20/figure2")
+@pytest.mark.parametrize("name", ["neurips20/figure2", "neurips20/figure2-released"])
+def test_figure_2_is_every_task_on_every_task_at_70_percent_beside_the_papers_rows(name):
+    study = load_any(name)
     matrix = study.steps[-1]
     assert len(study.found) == 11 and {s.protocol.sparsity for s in study.found.values()} == {0.7}
     assert matrix.of == [*study.found, "one-shot"] and matrix.tasks == list(study.found)
@@ -153,8 +156,9 @@ def test_figure_2_is_every_task_on_every_task_at_70_percent_beside_the_papers_ro
     assert matrix.paper["mlm"]["mrpc"] == -3.65 and matrix.paper["one-shot"]["cola"] == -22.30
 
 
-def test_table_2_has_each_tasks_own_recipe_and_five_runs():
-    study = load_any("neurips20/table2")
+@pytest.mark.parametrize("name", ["neurips20/table2", "neurips20/table2-released"])
+def test_table_2_has_each_tasks_own_recipe_and_five_runs(name):
+    study = load_any(name)
     assert len(study.found) == 11 and all(name == settings.task for name, settings in study.found.items())
     transfers = [step for step in study.steps if step.verb == "transfer"]
     assert [step.of for step in transfers] == [[name] for name in study.found]
@@ -162,6 +166,22 @@ def test_table_2_has_each_tasks_own_recipe_and_five_runs():
         assert step.seeds == 5 and step.paper.keys() == {"dense", "ticket", *step.controls} - {"shuffled-weights"}
         dense = float(re.match(r"[\d.]+", step.paper["dense"])[0])
         assert dense > step.paper["random-mask"] and abs(dense - step.paper["ticket"]) < 1
+
+
+@pytest.mark.parametrize("name", ["neurips20/table2", "neurips20/figure2"])
+def test_as_released_every_ticket_is_found_by_the_released_recipe_of_its_task_and_compared_alike(name):
+    paper, released = load_any(name), load_any(f"{name}-released")
+    for step, settings in released.found.items():
+        recipe = task_defaults(settings.task, "released")
+        sparsity = paper.found[step].protocol.sparsity
+        assert settings == replace(recipe, protocol=replace(recipe.protocol, sparsity=sparsity))
+        assert settings.protocol.name == "released" and paper.found[step].protocol.name == "paper"
+    shuffled = {"shuffled-weights"} & {control for step in paper.steps for control in step.controls}
+    assert not any(shuffled & set(step.controls) for step in released.steps)  # the code shuffled whole layers
+    for ours, theirs in zip(paper.steps, released.steps, strict=True):
+        assert (ours.name, ours.verb, ours.seeds, ours.paper) == (theirs.name, theirs.verb, theirs.seeds, theirs.paper)
+        assert [control for control in ours.controls if control not in shuffled] == theirs.controls
+        assert ours.verb == "find" or ours.of == theirs.of
 
 
 @pytest.mark.parametrize("name", ["neurips20/mlm-rewinding", "minilm/mlm-rewinding"])
