@@ -19,6 +19,10 @@ def matrix(
     max_length: Annotated[int | None, Option(help="Tokens of a text.")] = None,
     precision: Annotated[str | None, Option(help="no, fp16 or bf16 (mixed precision).")] = None,
     kernels: Annotated[str | None, Option(help="auto or off, as in transfer.")] = None,
+    weights: Annotated[
+        Path | None,
+        Option(help="File of the pre-trained weights. Default: that of the tickets' runs, or the model's."),
+    ] = None,
     data: Annotated[
         list[str] | None, Option(help="Folder with a folder a task (SST-2, CoLA, squad, …), or TASK=PATH, repeated.")
     ] = None,
@@ -42,6 +46,6 @@ def matrix(
         "precision": precision,
         "kernels": kernels,
     }
-    asked = Asked(name_rows(tickets), task, seeds, tuple(control or ()), root, by_task, given(training))
+    asked = Asked(name_rows(tickets), task, seeds, tuple(control or ()), root, by_task, weights, given(training))
     screen = Screen()
     show_matrix(screen, train_cells(asked, out, screen=screen, checkpoint_every=checkpoint_every), out)

@@ -116,6 +116,7 @@ def test_a_study_runs_whole_trains_nothing_twice_and_prints_the_papers_figures_b
         ("seeds = 1", "seeds = 0", "seeds is a whole number from 1"),
         ('tasks = ["digits"]', 'tasks = "digits"', "tasks is a list of names"),
         ('tasks = ["digits"]', "", "a matrix names steps and tasks"),
+        ('matrix = ["digits", "guess"]', 'matrix = ["digits", "digits"]', "names each row and column once"),
         ('compare = ["digits", "guess"]', 'compare = ["digits"]', "compare names two steps"),
         ('compare = ["digits", "guess"]', 'compare = ["digits", "guess"]\nseeds = 3', "'seeds' means nothing beside"),
         ('name = "arms"', 'name = "../arms"', "name is that of the step's folder"),
