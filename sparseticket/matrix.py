@@ -22,6 +22,7 @@ from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.progress import Screen
 from sparseticket.runs import SETTINGS, read_settings
+from sparseticket.team import ALONE, Team
 from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
 from sparseticket.transfer_plan import TransferSettings, own_theta, plan
@@ -53,11 +54,18 @@ class Asked:
 
 
 def matrix(
-    asked: Asked, out: Path, *, screen: Screen, checkpoint_every: float = 300.0, others: Sequence[Path] = ()
+    asked: Asked,
+    out: Path,
+    *,
+    screen: Screen,
+    checkpoint_every: float = 300.0,
+    others: Sequence[Path] = (),
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Train every cell that is not there yet; returns (and leaves) ``matrix.json``, with ``matrix.png`` beside it.
 
-    What transfers in the folders ``others`` have finished under the same settings is taken from there.
+    What transfers in the folders ``others`` have finished under the same settings is taken from there. The processes of
+    a ``team`` share the trainings of each cell.
 
     Raises:
         UserError: tickets of different models, a task twice, or data that are not there. Said before any training.
@@ -71,7 +79,7 @@ def matrix(
         screen.say(f"{source} on {task}: cell {number} of {len(planned)} ({folder.name})")
         known = [*others, *sorted(path.parent for path in (out / CELLS).glob("*/transfer.toml"))]
         done = transfer(
-            tickets[source], settings, folder, screen=screen, checkpoint_every=checkpoint_every, others=known
+            tickets[source], settings, folder, screen=screen, checkpoint_every=checkpoint_every, others=known, team=team
         )
         cells[source][task] = {**done, "folder": f"{CELLS}/{folder.name}"}
     result = summarise(tickets, asked.tasks, cells)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from sparseticket.cli.transfer import SIDE_BY_SIDE
+
 
 def matrix(
     tickets: Annotated[list[Path], Argument(help="Ticket files: the rows.")],
@@ -27,6 +29,7 @@ def matrix(
         list[str] | None, Option(help="Folder with a folder a task (SST-2, CoLA, squad, …), or TASK=PATH, repeated.")
     ] = None,
     out: Annotated[Path, Option(help="Folder. Cells that it has are not trained again.")] = Path("runs/matrix"),
+    side_by_side: Annotated[bool, Option("--side-by-side", help=SIDE_BY_SIDE)] = False,
     checkpoint_every: Annotated[float, Option(help="Seconds between checkpoints inside a training.")] = 300.0,
 ) -> None:
     """Train every ticket on every task: table, heat map, both readings. Run again to continue, or to add some."""
@@ -36,7 +39,9 @@ def matrix(
     from sparseticket.options import given
     from sparseticket.progress import Screen
     from sparseticket.show import show_matrix
+    from sparseticket.team import team_of
 
+    team = team_of(side_by_side)
     root, by_task = places(data or ())
     training = {
         "round_length": round_length,
@@ -47,5 +52,5 @@ def matrix(
         "kernels": kernels,
     }
     asked = Asked(name_rows(tickets), task, seeds, tuple(control or ()), root, by_task, weights, given(training))
-    screen = Screen()
-    show_matrix(screen, train_cells(asked, out, screen=screen, checkpoint_every=checkpoint_every), out)
+    screen = Screen(quiet=not team.main)
+    show_matrix(screen, train_cells(asked, out, screen=screen, checkpoint_every=checkpoint_every, team=team), out)

@@ -13,23 +13,31 @@ from sparseticket.recipes.study import Study
 from sparseticket.recipes.study_runner import run_study
 from sparseticket.runs import TICKET, RunFolder
 from sparseticket.show import show_find, show_transfer
+from sparseticket.team import ALONE, Team
 from sparseticket.transfer import transfer
 from sparseticket.transfer_plan import plan
 
 
 def run_recipe(
-    recipe: Recipe | Study, *, data: Path | None, weights: Path | None, out: Path | None, screen: Screen
+    recipe: Recipe | Study,
+    *,
+    data: Path | None,
+    weights: Path | None,
+    out: Path | None,
+    screen: Screen,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
-    """Run it into ``out`` (default ``runs/RECIPE``); returns what each part summarised."""
+    """Run it into ``out`` (default ``runs/RECIPE``), shared by a ``team``; returns what each part summarised."""
     folder = out or Path("runs") / recipe.name.removesuffix(".toml").replace("/", "-")
     if isinstance(recipe, Study):
-        return run_study(recipe, folder, data=data, weights=weights, screen=screen)
+        return run_study(recipe, folder, data=data, weights=weights, screen=screen, team=team)
     settings = replace(
         recipe.settings,
         data=str(data.resolve()) if data else recipe.settings.data,
         weights=str(weights.resolve()) if weights else recipe.settings.weights,
     )
     screen.say(f"{recipe.title} ({recipe.name})")
+    team.once("find", lambda: find(settings, folder, screen=screen))
     found = find(settings, folder, screen=screen)
     show_find(screen, found, folder)
     if recipe.transfer is None:
@@ -37,6 +45,6 @@ def run_recipe(
     number = range(len(found["rounds"]))[recipe.transfer.round]
     ticket = RunFolder(folder).round(number) / TICKET
     loaded, settings, beside = plan(ticket, seeds=recipe.transfer.seeds, controls=tuple(recipe.transfer.controls))
-    transferred = transfer(loaded, settings, beside, screen=screen)
+    transferred = transfer(loaded, settings, beside, screen=screen, team=team)
     show_transfer(screen, transferred, beside)
     return {"find": found, "transfer": transferred}

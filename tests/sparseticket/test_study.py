@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sparseticket import imp
+from sparseticket import files, imp, ticket
 from sparseticket import transfer as transfers
 from sparseticket.recipes import load_any, names, task_defaults
 from sparseticket.recipes.study import Study
@@ -97,6 +97,109 @@ def test_a_study_runs_whole_trains_nothing_twice_and_prints_the_papers_figures_b
 
     code, _ = cli("run", mine, "--out", tmp_path / "out")
     assert code == 0 and len(trained) == 8
+
+
+TEXTS = """
+title = "A step of every kind"
+source = "mine"
+model = "{model}"
+
+[training]
+round_length = "2it"
+batch_size = 8
+max_length = 16
+
+[[step]]
+name = "found"
+find = "neurips20/text"
+protocol = {{ schedule = "steps:0.3,0.5", sparsity = 0.5 }}
+
+[[step]]
+name = "guess"
+control = "found"
+kind = "shuffled-weights"
+
+[[step]]
+name = "arms"
+transfer = "found"
+seeds = 1
+controls = ["random-mask"]
+
+[[step]]
+name = "curve"
+sweep = "found"
+seeds = 1
+
+[[step]]
+name = "table"
+matrix = ["found", "guess"]
+tasks = ["text"]
+seeds = 1
+
+[[step]]
+name = "common"
+compare = ["found", "guess"]
+"""
+STOPS = {  # where each step is stopped once: in a training, or while a file is written
+    "found": "found/round-01/checkpoint",
+    "guess": "guess/guess.ticket",
+    "arms": "arms/random-mask-seed0/checkpoint",
+    "curve": "curve/round-01/ticket-seed0/checkpoint",
+    "table": "table/cells/guess.*/ticket-seed0/checkpoint",
+    "common": "common/compare.json",
+}
+
+
+def without_times(value):
+    """Nor folders of cells: a cell's name depends on the path of a control's own weights."""
+    if isinstance(value, dict):
+        return {key: without_times(entry) for key, entry in value.items() if key not in ("seconds", "folder")}
+    return [without_times(entry) for entry in value] if isinstance(value, list) else value
+
+
+def test_a_study_stopped_in_a_step_of_every_kind_continues_and_gives_what_an_undisturbed_one_gives(
+    cli, tiny_bert, tmp_path, monkeypatch
+):
+    recipe, data = tmp_path / "mine.toml", tmp_path / "text.csv"
+    recipe.write_text(TEXTS.format(model=tiny_bert))
+    rows = [f"the film {n} is {('good', 'bad')[n % 2]},{('good', 'bad')[n % 2]}" for n in range(40)]
+    data.write_text("\n".join(["text,label", *rows]) + "\n")
+    stopped, trained, out = [], [], tmp_path / "stopped"
+
+    def stop_at(path):
+        for step, place in STOPS.items():
+            if path.is_relative_to(out) and re.search(place, path.as_posix()) and step not in stopped:
+                stopped.append(step)
+                raise KeyboardInterrupt
+
+    for module in (imp, transfers):
+
+        def training(*arguments, original=module.train, **options):
+            if (path := options["checkpoint"].path).is_relative_to(out):
+                trained.append(path.parent)
+            options["on_step"] = lambda *_: stop_at(path)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, "train", training)
+    write = files.write_whole
+
+    def writing(path, content):
+        if path.suffix in (".ticket", ".json"):
+            stop_at(path)
+        write(path, content)
+
+    for module in (files, ticket):
+        monkeypatch.setattr(module, "write_whole", writing)
+    for _ in STOPS:
+        assert cli("run", recipe, "--data", data, "--out", out)[0] == 130, stopped
+    code, text = cli("run", recipe, "--data", data, "--out", out)
+    assert code == 0 and stopped == list(STOPS), text
+    # 3 rounds, 3 arms, the sweep's other ticket, the control in the matrix: the four that were stopped began twice
+    again = sorted({path for path in trained if trained.count(path) == 2})
+    assert len(trained) == 3 + 3 + 1 + 1 + len(again) and len(again) == 4
+    assert cli("run", recipe, "--data", data, "--out", tmp_path / "whole")[0] == 0
+    first, second = (json.loads((folder / "study.json").read_text()) for folder in (out, tmp_path / "whole"))
+    assert without_times(first) == without_times(second)
 
 
 @pytest.mark.parametrize(
