@@ -10,11 +10,12 @@ from typing import Any
 from sparseticket.compare import compare
 from sparseticket.control_ticket import make_control
 from sparseticket.data_places import data_of
-from sparseticket.files import write_json
+from sparseticket.files import write_json, write_whole
 from sparseticket.imp import find
 from sparseticket.matrix import Asked, matrix
 from sparseticket.progress import Screen
 from sparseticket.recipes.study import USES, Step, Study
+from sparseticket.recipes.study_report import markdown
 from sparseticket.runs import TICKET, RunFolder, read_json
 from sparseticket.show import show_beside_paper, show_compared, show_find, show_matrix, show_sweep, show_transfer
 from sparseticket.team import ALONE, Team
@@ -29,7 +30,8 @@ def run_study(
 ) -> dict[str, Any]:
     """Run the steps in order; returns (and leaves) ``study.json``: by step, what it gave and what the paper prints.
 
-    The processes of a ``team`` first share the tickets that are to be found, then the trainings of each other step.
+    ``study.md`` has its tables. The processes of a ``team`` first share the tickets that are to be found, then the
+    trainings of each other step.
     """
     screen.say(f"{study.title} ({study.name}): {len(study.steps)} steps into {out}")
     running = _Running(study, out, data, weights, screen, team)
@@ -43,8 +45,10 @@ def run_study(
     for number, step in enumerate(study.steps, 1):
         screen.say(f"\nStep {number} of {len(study.steps)}: {step.name} ({step.verb} {', '.join(step.of)})")
         results[step.name] = {"verb": step.verb, "result": running.verbs[step.verb](step), "paper": step.paper or None}
-        write_json(out / "study.json", {"recipe": study.name, "title": study.title, "steps": results})
-    screen.say(f"\nAll steps: {out / 'study.json'}")
+        said = {"recipe": study.name, "title": study.title, "steps": results}
+        write_json(out / "study.json", said)
+        write_whole(out / "study.md", markdown(said))
+    screen.say(f"\nAll steps: {out / 'study.json'}\nTables: {out / 'study.md'}")
     return results
 
 

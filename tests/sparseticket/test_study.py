@@ -58,6 +58,29 @@ compare = ["digits", "guess"]
 """
 
 
+def check_tables(text, steps):
+    """Every step has its section; means, differences and the paper's figures stand in the row that they belong to."""
+    sections = {part.split("\n", 1)[0]: part for part in text.split("\n## ")[1:]}
+    assert list(sections) == list(steps)
+
+    def row(section, *first):
+        (found,) = [line for line in sections[section].split("\n") if line.startswith(f"| {' | '.join(first)} |")]
+        return [cell.strip() for cell in found.strip("|").split("|")]
+
+    arms = steps["arms"]["result"]["arms"]
+    for arm, of_paper in (("dense", "91.4 ± 0.3"), ("ticket", "12.5"), ("complement", "–")):
+        mean = f"{100 * arms[arm]['mean']:.2f}"
+        said = "–" if arm == "dense" else "too few runs"
+        assert row("arms", arm) == [arm, mean, mean, "–", "1", said, of_paper]
+    cell = steps["table"]["result"]["cells"]["guess"]["digits"]
+    differences = [f"{100 * cell[key]:+.2f}" for key in ("to_dense", "to_same_task")]
+    assert row("table", "guess")[5:] == [*differences, "too few runs", "–"] and row("table", "digits")[-1] == "-0.25"
+    last = steps["digits"]["result"]["rounds"][-1]
+    assert row("digits", "2") == ["2", f"{last['sparsity']:.2%}", f"{last['value']:.2%}"]
+    assert row("common", "all")[3] == "1.0000" and "random-weights (seed 0)" in sections["guess"]
+    assert "Highest matching: –" in sections["curve"] and "matching 91.41" in sections["curve"]
+
+
 @pytest.fixture
 def mine(tmp_path):
     (tmp_path / "mine.toml").write_text(STUDY)
@@ -94,6 +117,7 @@ def test_a_study_runs_whole_trains_nothing_twice_and_prints_the_papers_figures_b
     }
     assert steps["common"]["result"]["all"]["overlap"] == 1 and not steps["common"]["result"]["same_theta"]
     assert list(steps["table"]["result"]["cells"]) == ["digits", "guess"]
+    check_tables((tmp_path / "out" / "study.md").read_text(), steps)
 
     code, _ = cli("run", mine, "--out", tmp_path / "out")
     assert code == 0 and len(trained) == 8
