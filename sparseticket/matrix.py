@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sparseticket.data_places import data_of
+from sparseticket.data_places import data_of, is_there
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.progress import Screen
@@ -161,7 +161,7 @@ def _cell(done: Mapping[str, Any], same_task: Mapping[str, Any] | None) -> dict[
 def _plan(asked: Asked, tickets: Mapping[str, Ticket], source: str, task: str) -> TransferSettings:
     own = _same_task(tickets, task)
     data = asked.data_by_task.get(task)
-    if data is not None and not data.exists():
+    if data is not None and not is_there(data):
         raise UserError(f"--data {task}={data}: there is no {data}.")
     data = data or data_of(task, asked.data, alone=len(asked.tasks) == 1, nameable=True)
     if data is None and own is not None:  # where the ticket of this task was found

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparseticket.data_places import recorded
 from sparseticket.imp import find
 from sparseticket.progress import Screen
 from sparseticket.recipes import Recipe
@@ -33,7 +34,7 @@ def run_recipe(
         return run_study(recipe, folder, data=data, weights=weights, screen=screen, team=team)
     settings = replace(
         recipe.settings,
-        data=str(data.resolve()) if data else recipe.settings.data,
+        data=recorded(data) if data else recipe.settings.data,
         weights=str(weights.resolve()) if weights else recipe.settings.weights,
     )
     screen.say(f"{recipe.title} ({recipe.name})")

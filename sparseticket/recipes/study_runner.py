@@ -9,7 +9,7 @@ from typing import Any
 
 from sparseticket.compare import compare
 from sparseticket.control_ticket import make_control
-from sparseticket.data_places import data_of
+from sparseticket.data_places import data_of, recorded
 from sparseticket.files import write_json, write_whole
 from sparseticket.imp import find
 from sparseticket.matrix import Asked, matrix
@@ -75,7 +75,7 @@ class _Running:
         data = self._data(settings.task)
         settings = replace(
             settings,
-            data=str(data.resolve()) if data else settings.data,
+            data=recorded(data) if data else settings.data,
             weights=str(self.weights.resolve()) if self.weights else settings.weights,
         )
         return find(settings, self.out / step.name, screen=self.screen)
