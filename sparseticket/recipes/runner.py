@@ -13,7 +13,7 @@ from sparseticket.recipes import Recipe
 from sparseticket.recipes.study import Study
 from sparseticket.recipes.study_runner import run_study
 from sparseticket.runs import TICKET, RunFolder
-from sparseticket.show import show_find, show_transfer
+from sparseticket.show import show_beside_paper, show_find, show_transfer
 from sparseticket.team import ALONE, Team
 from sparseticket.transfer import transfer
 from sparseticket.transfer_plan import plan
@@ -48,4 +48,7 @@ def run_recipe(
     loaded, settings, beside = plan(ticket, seeds=recipe.transfer.seeds, controls=tuple(recipe.transfer.controls))
     transferred = transfer(loaded, settings, beside, screen=screen, team=team)
     show_transfer(screen, transferred, beside)
+    if recipe.transfer.paper:
+        ours = {arm: entry["mean"] for arm, entry in transferred["arms"].items()}
+        show_beside_paper(screen, f"{transferred['metric']}, %", ours, recipe.transfer.paper)
     return {"find": found, "transfer": transferred}
