@@ -16,14 +16,23 @@ struct Quantized {
   int32_t zero = 0;
 };
 
-// A panel is up to 64 rows of x, turned: [input][row]. `width` is its rows rounded up to 16; floats lie [input][width],
-// bytes [input][64] in an order of rows that only the instruction set itself knows. All panels begin at 64 bytes.
+// A panel is up to 64 rows of x, turned: [input][row]. `width` is its rows rounded up to whole vectors; floats lie
+// [input][width], bytes [input][64] in an order of rows that only the instruction set itself knows. Panels begin at
+// multiples of 64 bytes.
 struct Kernels {
   const char* name;
-  void (*turn)(const float* x, int rows, int inputs, int first, int last, int width, float* panel);  // inputs first ... last
+  int lanes;              // floats of a vector
+  const Kernels* narrow;  // with half as wide vectors, for fp32 and so few rows that they fill; or null
+  // Turns inputs first ... last - 1 of a panel's rows; x is its first row.
+  void (*turn)(const float* x, int rows, int inputs, int first, int last, int width, float* panel);
   // Writes outputs chunk*128 ... of act(x W^T + bias) for the panel's rows; y is its first row, `weight.outputs` long.
   void (*multiply)(const Weight& weight, int chunk, const float* panel, int width, int rows, Activation activation,
                    float* y);
+  // The same, left turned: y[output][64], for convolutions, whose rows of x are positions of an image.
+  void (*multiply_turned)(const Weight& weight, int chunk, const float* panel, int width, Activation activation,
+                          float* y);
+  // The same as `multiply` for one or two rows and blocks of 4 or 8, from x as it lies: a panel would be mostly empty.
+  void (*multiply_rows)(const Weight& weight, int chunk, const float* x, int rows, Activation activation, float* y);
   void (*extremes)(const float* x, size_t count, float* least, float* greatest);
   void (*turn_int8)(const float* x, int rows, int inputs, int first, int last, Quantized quantized, uint8_t* panel);
   void (*multiply_int8)(const Weight& weight, int chunk, const uint8_t* panel, int width, int rows, Quantized quantized,

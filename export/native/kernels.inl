@@ -99,23 +99,34 @@ void finish(const float* sums, int outputs, int width, int rows, const float* bi
   }
 }
 
-// Adds a tile's products to the sums of `vectors` vectors of rows.
+// Adds a tile's products to the sums of `vectors` vectors of rows. A sum waits four cycles for itself, so there are at
+// least eight: where a block needs fewer, neighbouring entries add to sums of their own.
 template <int block, int vectors>
 void add_tile(const Tile& tile, const float* panel, int width, float* sums) {
+  constexpr int sets = std::max(1, 8 / (block * vectors));
   const uint16_t* input = tile.inputs.data();
   const float* weights = tile.values.data();
   for (const Visit visit : tile.visits) {
     float* own = sums + visit.block * block * kPanel;
-    Floats sum[block][vectors];
+    Floats sum[sets][block][vectors] = {};
     for (int b = 0; b < block; ++b)
-      for (int v = 0; v < vectors; ++v) sum[b][v] = *(const Floats*)(own + b * kPanel + v * LANES);
-    for (int left = visit.count; left > 0; --left, ++input, weights += block) {
-      const float* x = panel + (size_t)*input * width;
+      for (int v = 0; v < vectors; ++v) sum[0][b][v] = *(const Floats*)(own + b * kPanel + v * LANES);
+    const auto step = [&](Floats(&to)[block][vectors], int entry) {
+      const float* x = panel + (size_t)input[entry] * width;
       for (int b = 0; b < block; ++b)
-        for (int v = 0; v < vectors; ++v) sum[b][v] += broadcast(weights[b]) * *(const Floats*)(x + v * LANES);
-    }
+        for (int v = 0; v < vectors; ++v)
+          to[b][v] += broadcast(weights[entry * block + b]) * *(const Floats*)(x + v * LANES);
+    };
+    int left = visit.count;
+    for (; left >= sets; left -= sets, input += sets, weights += sets * block)
+      for (int set = 0; set < sets; ++set) step(sum[set], set);
+    for (; sets > 1 && left > 0; --left, ++input, weights += block) step(sum[0], 0);
     for (int b = 0; b < block; ++b)
-      for (int v = 0; v < vectors; ++v) *(Floats*)(own + b * kPanel + v * LANES) = sum[b][v];
+      for (int v = 0; v < vectors; ++v) {
+        Floats total = sum[0][b][v];
+        for (int set = 1; set < sets; ++set) total += sum[set][b][v];
+        *(Floats*)(own + b * kPanel + v * LANES) = total;
+      }
   }
 }
 
@@ -133,9 +144,8 @@ void add(const Tile& tile, const float* panel, int width, float* sums) {
   add_rows<block, std::min(kPanel / LANES, SUMS / block)>(tile, panel, width, 0, sums);
 }
 
-void multiply(const Weight& weight, int chunk, const float* panel, int width, int rows, Activation activation, float* y) {
-  alignas(64) float sums[kChunk * kPanel];
-  std::memset(sums, 0, sizeof sums);
+void sum_chunk(const Weight& weight, int chunk, const float* panel, int width, float* sums) {
+  std::memset(sums, 0, kChunk * kPanel * sizeof(float));
   for (size_t range = 0; range < weight.chunks[chunk].size(); ++range) {
     const Tile& tile = weight.chunks[chunk][range];
     const float* own = panel + range * weight.range * width;
@@ -146,9 +156,58 @@ void multiply(const Weight& weight, int chunk, const float* panel, int width, in
       case 8: add<8>(tile, own, width, sums); break;
     }
   }
+}
+
+void multiply(const Weight& weight, int chunk, const float* panel, int width, int rows, Activation activation,
+              float* y) {
+  alignas(64) float sums[kChunk * kPanel];
+  sum_chunk(weight, chunk, panel, width, sums);
   const int first = chunk * kChunk;
   finish(sums, std::min(kChunk, weight.outputs - first), width, rows, weight.bias.data() + first, activation,
          weight.outputs, y + first);
+}
+
+void multiply_turned(const Weight& weight, int chunk, const float* panel, int width, Activation activation, float* y) {
+  sum_chunk(weight, chunk, panel, width, y);
+  const int first = chunk * kChunk;
+  for (int output = 0; output < std::min(kChunk, weight.outputs - first); ++output)
+    for (int position = 0; position < width; position += LANES) {
+      Floats* own = (Floats*)(y + output * kPanel + position);
+      *own = activate(*own + weight.bias[first + output], activation);
+    }
+}
+
+// One row of x: here the outputs of a block, which lie side by side, make the vector. Four sums, because each must wait
+// four cycles for itself.
+template <int block>
+void add_tile_to_row(const Tile& tile, const float* x, float* sums) {
+  typedef float Block __attribute__((vector_size(block * 4), aligned(4), may_alias));
+  const uint16_t* input = tile.inputs.data();
+  const float* weights = tile.values.data();
+  for (const Visit visit : tile.visits) {
+    Block sum[4] = {*(const Block*)(sums + visit.block * block)};
+    int left = visit.count;
+    for (; left >= 4; left -= 4, input += 4, weights += 4 * block)
+      for (int i = 0; i < 4; ++i) sum[i] += *(const Block*)(weights + i * block) * x[input[i]];
+    for (; left > 0; --left, ++input, weights += block) sum[0] += *(const Block*)weights * x[*input];
+    *(Block*)(sums + visit.block * block) = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
+}
+
+void multiply_rows(const Weight& weight, int chunk, const float* x, int rows, Activation activation, float* y) {
+  const int first = chunk * kChunk, outputs = std::min(kChunk, weight.outputs - first);
+  for (int row = 0; row < rows; ++row) {
+    alignas(64) float sums[kChunk] = {};
+    std::memcpy(sums, weight.bias.data() + first, outputs * sizeof(float));
+    for (size_t range = 0; range < weight.chunks[chunk].size(); ++range) {
+      const Tile& tile = weight.chunks[chunk][range];
+      const float* own = x + (size_t)row * weight.inputs + range * weight.range;
+      weight.block == 4 ? add_tile_to_row<4>(tile, own, sums) : add_tile_to_row<8>(tile, own, sums);
+    }
+    for (int output = 0; output < kChunk; output += LANES)
+      *(Floats*)(sums + output) = activate(*(const Floats*)(sums + output), activation);
+    std::memcpy(y + (size_t)row * weight.outputs + first, sums, outputs * sizeof(float));
+  }
 }
 
 // ---- int8 ----
@@ -188,7 +247,8 @@ void turn_int8(const float* x, int rows, int inputs, int first, int last, Quanti
       Floats tile[LANES];
       load_turned(x, rows, inputs, row, input, tile);
       for (int i = 0; i < std::min(LANES, last - input); ++i)
-        store_bytes(quantize(tile[i], quantized.scale, inverse, quantized.zero), row, panel + (size_t)(input + i) * kPanel);
+        store_bytes(quantize(tile[i], quantized.scale, inverse, quantized.zero), row,
+                    panel + (size_t)(input + i) * kPanel);
     }
 }
 

@@ -27,7 +27,7 @@ enum OrtErrorCode { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
 enum ElementType { kFloat = 1, kInt8 = 3, kUint16 = 4 };
 
 struct OrtApi {
-  const void* slots[279];
+  void* slots[279];
 
   template <int slot, class Result, class... Arguments>
   Result call(Arguments... arguments) const {

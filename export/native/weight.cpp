@@ -14,6 +14,21 @@ struct Entry {
   const char* values;  // `block` of them
 };
 
+// An element of a file's tensor, whose data may begin at any byte.
+template <class T>
+T element(const T* data, int64_t i) {
+  T value;
+  std::memcpy(&value, reinterpret_cast<const char*>(data) + i * sizeof value, sizeof value);
+  return value;
+}
+
+template <class T>
+std::vector<T> elements(const T* data, int64_t count) {
+  std::vector<T> copy(count);
+  std::memcpy(copy.data(), data, count * sizeof(T));
+  return copy;
+}
+
 std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
@@ -47,7 +62,7 @@ std::string check(const Stored& s) {
   for (int64_t line = 0; line < lines; ++line) {
     int64_t last = -1;
     for (int64_t i = 0; i < length; ++i) {
-      const int64_t at = s.index[line * between_lines + i * along];
+      const int64_t at = element(s.index, line * between_lines + i * along);
       if (at >= longest * step || at % step) return "an index points outside of the weight or into a block";
       if (at <= last) return "the indices of a line must rise";
       last = at;
@@ -58,8 +73,7 @@ std::string check(const Stored& s) {
 
 bool is_padding(const char* values, int64_t block, bool is_int8) {
   for (int64_t b = 0; b < block; ++b) {
-    float value = values[b];
-    if (!is_int8) std::memcpy(&value, values + b * sizeof(float), sizeof(float));
+    const float value = is_int8 ? values[b] : element(reinterpret_cast<const float*>(values), b);
     if (value != 0) return false;  // -0 is padding too
   }
   return true;
@@ -73,7 +87,7 @@ std::vector<std::vector<Entry>> by_output(const Stored& s) {
   std::vector<std::vector<Entry>> live(blocks);
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t column = 0; column < columns; ++column) {
-      const int64_t at = s.index[row * columns + column];
+      const int64_t at = element(s.index, row * columns + column);
       const char* own = values + (row * columns + column) * s.block * size;
       if (is_padding(own, s.block, s.is_int8)) continue;
       if (s.axis == 1)
@@ -103,7 +117,8 @@ void pack_tiles(const std::vector<std::vector<Entry>>& live, Weight& w) {
         size_t& at = next[block - first];
         while (at < entries.size() && entries[at].input < (range + 1) * w.range) ++at;
         if (at > begin[block - first])
-          tile.visits.push_back({static_cast<uint16_t>(block - first), static_cast<uint16_t>(at - begin[block - first])});
+          tile.visits.push_back(
+              {static_cast<uint16_t>(block - first), static_cast<uint16_t>(at - begin[block - first])});
       }
       std::stable_sort(tile.visits.begin(), tile.visits.end(),
                        [](const Visit& a, const Visit& b) { return a.count > b.count; });
@@ -115,11 +130,8 @@ void pack_tiles(const std::vector<std::vector<Entry>>& live, Weight& w) {
         for (size_t i = begin[visit.block], end = i + visit.count; i < end; ++i) {
           const Entry& entry = live[first + visit.block][i];
           tile.inputs.push_back(static_cast<uint16_t>(entry.input - range * w.range));
-          for (int b = 0; b < w.block; ++b) {
-            float value;
-            std::memcpy(&value, entry.values + b * sizeof(float), sizeof(float));
-            tile.values.push_back(value);
-          }
+          for (int b = 0; b < w.block; ++b)
+            tile.values.push_back(element(reinterpret_cast<const float*>(entry.values), b));
         }
     }
   }
@@ -150,10 +162,10 @@ std::string pack(const Stored& stored, Weight& weight) {
   weight.inputs = static_cast<int>(stored.inputs);
   weight.outputs = static_cast<int>(stored.outputs);
   weight.block = static_cast<int>(stored.block);
-  weight.bias.assign(stored.bias, stored.bias + stored.outputs);
+  weight.bias = elements(stored.bias, stored.outputs);
   const auto live = by_output(stored);
   if (stored.is_int8) {
-    weight.scale.assign(stored.scale, stored.scale + stored.outputs);
+    weight.scale = elements(stored.scale, stored.outputs);
     pack_quads(live, weight);
   } else {
     pack_tiles(live, weight);

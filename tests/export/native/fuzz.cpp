@@ -1,0 +1,233 @@
+// A mutation test of the operators: random nodes, most of them broken, are offered to the library as ONNX Runtime
+// offers those of a file, on every instruction set of this CPU. A broken one must be refused with a message; what is
+// accepted must compute what it says. Built with AddressSanitizer and UBSan (`make fuzz-native`), which end the program
+// at the first access out of bounds.
+//
+//   fuzz FIRST_SEED MINUTES     all seeds from the first until the time is over
+//   fuzz SEED                   one again
+
+#include <sanitizer/common_interface_defs.h>
+
+#include <chrono>
+#include <cinttypes>
+#include <cstdio>
+#include <map>
+#include <thread>
+
+#include "kernels.h"
+#include "reference.h"
+
+extern "C" OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base);
+
+namespace {
+
+const sparseticket::Kernels* in_use = nullptr;
+uint64_t seed = 0;
+
+struct Counts {
+  int64_t nodes = 0, valid = 0, accepted = 0, calls = 0, refused_calls = 0, injected = 0, compared = 0, not_finite = 0;
+  std::map<std::string, int64_t> refused, calls_of;
+} counts;
+
+void say_where() {
+  std::fprintf(stderr, "FAILED at seed %" PRIu64 ", %s\n", seed, in_use ? in_use->name : "no kernels");
+}
+
+[[noreturn]] void fail(const std::string& why) {
+  say_where();
+  std::fprintf(stderr, "%s\n", why.c_str());
+  std::exit(1);
+}
+
+std::vector<const sparseticket::Kernels*> all_kernels() {
+  std::vector<const sparseticket::Kernels*> all = {sparseticket::portable_kernels()};
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(sparseticket::avx2_kernels());
+  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    all.push_back(sparseticket::avx512_kernels());
+    if (__builtin_cpu_supports("avx512vnni")) all.push_back(sparseticket::avx512_vnni_kernels());
+  }
+#endif
+  return all;
+}
+
+std::vector<Kind> operators() {
+  OrtSessionOptions options;
+  in_use = nullptr;
+  OrtStatus* status = RegisterCustomOps(&options, &fake::base);
+  if (!status || status->message.find("SPARSETICKET_ISA") == std::string::npos) fail("registered without kernels");
+  delete status;
+  in_use = sparseticket::portable_kernels();
+  fake::is_too_old = true;
+  status = RegisterCustomOps(&options, &fake::base);
+  if (!status || status->message.find("1.16.3") == std::string::npos) fail("registered with too old an ONNX Runtime");
+  delete status;
+  fake::is_too_old = false;
+  status = RegisterCustomOps(&options, &fake::base);
+  if (status || !options.domain) fail("does not register");
+  return {options.domain->operators.begin(), options.domain->operators.end()};
+}
+
+// The message of a refusal, "" where there is none. It must name the operator and say something.
+std::string message_of(OrtStatus* status, const Kind& kind) {
+  if (fake::infos_held) fail("a tensor's description was not released");
+  if (!status) return "";
+  const std::string message = status->message, name = kind.op->GetName(kind.op);
+  delete status;
+  if (message == "injected failure" || message == "no such attribute" || message.rfind("the attribute is", 0) == 0) return message;
+  if (message.rfind(name + ": ", 0) != 0 || message.size() < name.size() + 10) fail("not a message: '" + message + "'");
+  return message.substr(name.size() + 2);
+}
+
+OrtValue random_x(Draw& draw, int64_t rows, int64_t inputs) {
+  std::vector<int64_t> shape = {rows, inputs};
+  if (rows == 1 && draw.one_in(2)) shape = {inputs};
+  if (rows % 2 == 0 && draw.one_in(2)) shape = {2, rows / 2, inputs};
+  if (draw.one_in(4)) shape.insert(shape.begin(), 1);
+  OrtValue x(kFloat, shape);
+  float* values = x.as<float>();
+  const float size = draw.of({1.f, 1.f, 30.f, 1e-3f, 1e15f});
+  const bool halves = draw.one_in(4);  // quotients that lie between two integers
+  for (int64_t i = 0; i < x.count(); ++i) values[i] = (halves ? draw.below(255 * 2 + 1) - 255.f : draw.uniform()) * size;
+  if (draw.one_in(3) && x.count())
+    for (int64_t n = draw.of<int64_t>({1, 1, 3, 100}); n > 0; --n) values[draw.below(x.count())] = draw.odd();
+  return x;
+}
+
+void mutate_x(Draw& draw, OrtValue& x) {
+  switch (draw.below(4)) {
+    case 0: mutate_shape(draw, x.shape); break;
+    case 1: x.type = draw.of<int>({3, 4, 6, 11}); break;
+    case 2: x.aligned = false; break;
+    case 3: x.shape = {}; break;
+  }
+  double count = 1;
+  for (int64_t dimension : x.shape) count *= dimension;
+  if (count > (1 << 22)) x.shape.back() = 0;
+  x.resize();
+}
+
+struct Call {
+  OrtValue x;
+  bool is_whole, threads;  // is_whole: x fits the node
+  Expected expected;
+};
+
+void compare(const Call& call, const Reference& reference, const OrtKernelContext& context) {
+  std::vector<int64_t> shape = call.x.shape;
+  shape.back() = reference.outputs;
+  if (context.y.size() != 1 || context.y[0].shape != shape) fail("y has another shape than x asks for");
+  const float* y = context.y[0].as<float>();
+  for (size_t i = 0; i < call.expected.y.size(); ++i) {
+    if (std::isnan(call.expected.allowed[i])) {
+      ++counts.not_finite;
+      continue;
+    }
+    ++counts.compared;
+    if (!(std::abs(y[i] - call.expected.y[i]) <= call.expected.allowed[i]))
+      fail("output " + std::to_string(i % reference.outputs) + " of row " + std::to_string(i / reference.outputs) + " is " +
+           std::to_string(y[i]) + ", not " + std::to_string(call.expected.y[i]) + ", K " + std::to_string(reference.inputs) +
+           ", N " + std::to_string(reference.outputs) + ", block " + std::to_string(reference.block));
+  }
+}
+
+void make_call(const Kind& kind, void* kernel, const Reference& reference, const Call& call, int failing) {
+  OrtKernelContext context{&call.x, {}, call.threads};
+  fake::calls_until_failure = failing;
+  OrtStatus* status = nullptr;
+  // in a thread of its own, so that the memory it keeps between calls is never larger than this call needs
+  std::thread([&] { status = kind.op->KernelComputeV2(kernel, &context); }).join();
+  const bool was_injected = failing >= 0 && fake::calls_until_failure < 0;
+  fake::calls_until_failure = -1;
+  const std::string wrong = message_of(status, kind);
+  ++counts.calls;
+  ++counts.calls_of[in_use->name];
+  if (was_injected) {
+    ++counts.injected;
+    if (wrong != "injected failure") fail("a failure of ONNX Runtime was lost");
+  } else if (call.is_whole) {
+    if (!wrong.empty()) fail("refused a good x: " + wrong);
+    compare(call, reference, context);
+  } else {
+    ++counts.refused_calls;
+    if (wrong.empty()) fail("took an x that does not fit");
+  }
+}
+
+std::vector<Call> random_calls(Draw& draw, const Kind& kind, const Reference& reference) {
+  std::vector<Call> calls;
+  const int64_t work = reference.inputs * reference.outputs;
+  for (int i = 0; i < 3; ++i) {
+    const int64_t rows = work > 100000 ? draw.of<int64_t>({0, 1, 2, 3, 5, 9, 17}) : draw.one_in(3) ? draw.below(140)
+        : draw.of<int64_t>({0, 1, 1, 2, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 129});
+    Call call{random_x(draw, rows, reference.inputs), true, draw.one_in(8), {}};
+    if (draw.one_in(4)) mutate_x(draw, call.x);
+    call.is_whole = call.x.type == kFloat && call.x.aligned && !call.x.shape.empty() && call.x.shape.back() == reference.inputs;
+    if (call.is_whole) call.expected = reference.product(kind, call.x.as<float>(), call.x.count() / reference.inputs);
+    calls.push_back(std::move(call));
+  }
+  return calls;
+}
+
+void run_seed(const std::vector<Kind>& kinds, const std::vector<const sparseticket::Kernels*>& kernel_sets) {
+  Draw draw{std::mt19937_64(seed)};
+  const Kind& kind = kinds[draw.below(kinds.size())];
+  OrtKernelInfo node = valid_node(draw, kind);
+  const int64_t mutations = draw.below(4);
+  for (int64_t i = 0; i < mutations; ++i) mutate(draw, kind, node);
+  const Reference reference(kind, node);
+  const int failing = draw.one_in(8) ? static_cast<int>(draw.below(35)) : -1;
+  ++counts.nodes;
+  counts.valid += mutations == 0;
+  std::vector<Call> calls;
+  for (const auto* kernels : kernel_sets) {
+    in_use = kernels;
+    void* kernel = nullptr;
+    fake::calls_until_failure = failing;
+    OrtStatus* status = kind.op->CreateKernelV2(kind.op, fake::api(), &node, &kernel);
+    const bool was_injected = failing >= 0 && fake::calls_until_failure < 0;
+    fake::calls_until_failure = -1;
+    const std::string wrong = message_of(status, kind);
+    if (wrong.empty() == (kernel == nullptr)) fail("a kernel that was refused, or none and no message");
+    if (!wrong.empty()) {
+      if (mutations == 0 && !was_injected) fail("refused a good node: " + wrong);
+      if (kernels == kernel_sets[0]) ++counts.refused[wrong.substr(0, wrong.find('['))];
+      continue;
+    }
+    if (!reference.makes_sense) fail("accepted a node that means nothing");
+    if (kernels == kernel_sets[0]) ++counts.accepted;
+    if (calls.empty()) calls = random_calls(draw, kind, reference);
+    for (const Call& call : calls) make_call(kind, kernel, reference, call, draw.one_in(20) ? draw.below(9) : -1);
+    kind.op->KernelDestroy(kernel);
+  }
+}
+
+}  // namespace
+
+// In place of isa.cpp, which chooses once for a process.
+const sparseticket::Kernels* sparseticket::chosen_kernels() { return in_use; }
+
+int main(int count, char** arguments) {
+  if (count != 2 && count != 3) return std::fprintf(stderr, "fuzz FIRST_SEED MINUTES, or fuzz SEED\n"), 2;
+  __sanitizer_set_death_callback(say_where);
+  const auto kernel_sets = all_kernels();
+  const auto kinds = operators();
+  const uint64_t first = std::strtoull(arguments[1], nullptr, 10);
+  const double minutes = count == 3 ? std::atof(arguments[2]) : 0;
+  const auto begin = std::chrono::steady_clock::now();
+  const auto passed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / 60; };
+  seed = first;
+  do run_seed(kinds, kernel_sets);
+  while (passed() < minutes && ++seed);
+
+  std::printf("compiler          %s\n", __VERSION__);
+  std::printf("seeds             %" PRIu64 " ... %" PRIu64 ", %.1f minutes\n", first, seed, passed());
+  std::printf("nodes             %" PRId64 ", of which unchanged %" PRId64 "\n", counts.nodes, counts.valid);
+  std::printf("accepted          %" PRId64 "\n", counts.accepted);
+  for (const auto& [why, times] : counts.refused) std::printf("refused %9" PRId64 " %s\n", times, why.c_str());
+  for (const auto& [name, times] : counts.calls_of) std::printf("calls %11" PRId64 " on %s\n", times, name.c_str());
+  std::printf("calls refused     %" PRId64 "\n", counts.refused_calls);
+  std::printf("failures injected %" PRId64 " in calls\n", counts.injected);
+  std::printf("outputs compared  %" PRId64 ", without a finite answer %" PRId64 "\n", counts.compared, counts.not_finite);
+}
