@@ -8,7 +8,7 @@ export SPARSETICKET_DATA ?= $(if $(SHARED_DATA),$(abspath $(SHARED_DATA)))
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/.dependencies
 
-.PHONY: venv demo test lint proof masking-cost shrunk-speed benchmarks aot
+.PHONY: venv native demo test lint proof masking-cost shrunk-speed sparse-cpu benchmarks aot
 
 # Dependencies are reused while pyproject.toml and the constraints are unchanged; the project itself is always installed
 # anew, as a copy built from this checkout, so that the right code is tested whichever checkout made the environment.
@@ -25,6 +25,10 @@ venv:
 	rm -rf build sparseticket.egg-info; \
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-cache-dir .; \
 	rm -rf build sparseticket.egg-info
+
+# The sparse operator's library in this checkout, uninstalled; installing compiles it too (make venv).
+native:
+	PYTHONPATH=$(CURDIR) $(PYTHON) -m sparseticket.export.native.build
 
 demo: venv
 	$(BIN)/sparseticket --version
@@ -49,6 +53,11 @@ masking-cost: venv
 # BERT-base and ResNet-50 without half of their heads, neurons, channels, in fp32 and INT8: about ten minutes.
 shrunk-speed: venv
 	$(BIN)/python -m sparseticket.bench.shrunk_speed
+
+# Pruned layers and a pruned BERT-base in ONNX Runtime: dense, INT8, the sparse operator; an hour and a half. DeepSparse
+# takes turns where DEEPSPARSE names a Python that has it.
+sparse-cpu: venv
+	$(BIN)/python -m sparseticket.bench.sparse_cpu $(if $(DEEPSPARSE),--deepsparse $(DEEPSPARSE))
 
 # Every kernel in every configuration that a table lists, or that is a default or worth measuring, for sm_80, sm_90 and
 # sm_120, without a GPU: about two seconds each on one core.

@@ -95,7 +95,7 @@ def main() -> None:
 
 def _load_runtime(runtime: str, device: str, threads: int) -> None:
     """Import it and wake the GPU: neither is the model's doing."""
-    if runtime == "onnxruntime":
+    if runtime != "pytorch":
         import onnxruntime
 
         onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), device, 0)

@@ -18,6 +18,7 @@ from sparseticket.errors import UserError
 from sparseticket.export.layers import Layer, file_layers, torch_layers
 from sparseticket.export.loaded_model import load
 from sparseticket.export.source import resolve
+from sparseticket.export.sparse_op import sparse_nodes
 
 WHAT_A_CANDIDATE_IS = (
     "bench takes .onnx files, folders that `sparseticket export` wrote, runs, rounds, and model folders."
@@ -35,6 +36,7 @@ class Candidate:
         needs: what its inputs look like.
         bytes: size of its weights on disk, external data included.
         sparsity: share of exact zeros in the weights of its matrix products and convolutions.
+        sparse_operators: how many linear layers of an ONNX file run on the sparse operator, where its library is.
         ticket: of a model for PyTorch, the ticket beside it, by which its layers may run on sparse kernels.
     """
 
@@ -46,6 +48,7 @@ class Candidate:
     bytes: int
     sparsity: float
     ticket: Path | None = None
+    sparse_operators: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ def _onnx_candidate(name: str, file: Path) -> Candidate:
         raise UserError(f"{file} is not an ONNX file, or it is damaged: export it again.") from error
     available = onnxruntime.get_available_providers()
     devices = tuple(device for device, provider in PROVIDERS.items() if provider in available)
-    return Candidate(name, file, "onnxruntime", devices, needs, _size(file), _sparsity(layers))
+    sparse = len(sparse_nodes(onnx.load(file, load_external_data=False)))
+    return Candidate(name, file, "onnxruntime", devices, needs, _size(file), _sparsity(layers), sparse_operators=sparse)
 
 
 def _torch_candidate(name: str, folder: Path) -> Candidate:

@@ -18,6 +18,7 @@ from sparseticket.bench.limits import Limit
 from sparseticket.bench.machine import describe
 from sparseticket.bench.report import csv_text, markdown
 from sparseticket.errors import UserError
+from sparseticket.export import native
 from sparseticket.files import write_json, write_whole
 
 DEFAULT_OUT = Path("runs/bench")
@@ -157,7 +158,12 @@ def _notes(found: list[Candidate], records: list[dict[str, Any]]) -> list[str]:
         f"{one.name} is {100 * one.sparsity:.0f} % zeros; {RUNTIMES[one.runtime]} multiplies by zeros as by any other "
         "number: from its zeros alone expect 1.0x."
         for one in found
-        if one.sparsity >= SPARSE_FROM and one.name not in on_kernels
+        if one.sparsity >= SPARSE_FROM and one.name not in on_kernels and not one.sparse_operators
+    ]
+    notes += [
+        f"{one.name} has {one.sparse_operators} sparse operators; their library: {native.report()}."
+        for one in found
+        if one.sparse_operators
     ]
     notes += [
         f"{record['name']} ({record['provider']}) is not faster than {record['against']} at {record['cell']}: "

@@ -11,6 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import nn
 
+WITHOUT_LIBRARY = "onnxruntime, no library"  # sparse operators run in their bodies, as where only ONNX Runtime is
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -32,22 +33,28 @@ def open_session(
 ) -> Session:
     """Load ``path`` and bind its ``inputs`` (by the model's own names) on ``device``.
 
-    ``runtime`` is "onnxruntime" or "pytorch"; PyTorch's number of threads is the caller's to set. With a ``ticket``,
-    PyTorch's layers run on sparse kernels where they were measured to be faster, on a GPU.
+    ``runtime`` is "onnxruntime", "onnxruntime, no library" or "pytorch"; PyTorch's number of threads is the caller's to
+    set. With a ``ticket``, PyTorch's layers run on sparse kernels where they were measured to be faster, on a GPU.
     """
-    if runtime == "onnxruntime":
-        return _onnx(path, device, inputs, threads)
+    if runtime != "pytorch":
+        return _onnx(path, device, inputs, threads, library=runtime != WITHOUT_LIBRARY)
     return _torch(path, device, inputs, ticket)
 
 
-def _onnx(path: Path, device: str, inputs: Mapping[str, np.ndarray], threads: int) -> Session:
+def _onnx(path: Path, device: str, inputs: Mapping[str, np.ndarray], threads: int, *, library: bool) -> Session:
     import onnxruntime
+
+    from sparseticket.export import runtime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # or the idle threads of one session would burn the cores that the next candidate is timed on
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS[device]])
+    providers = [PROVIDERS[device]]
+    if library:
+        session = runtime.session(path, providers, options)
+    else:
+        session = onnxruntime.InferenceSession(path, options, providers)
     binding = session.io_binding()
     for name, array in inputs.items():
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))

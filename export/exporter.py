@@ -25,6 +25,11 @@ ZEROS_NOTE = (
     "Zeros alone do not make ONNX Runtime faster: it multiplies by them (measured 1.01x at 90 % zeros on a CPU). "
     "A smaller model (whole heads or channels removed) or INT8 would."
 )
+SPARSE_OP_NOTE = (
+    "Sparse operators run fast where their library is registered: sparseticket.export.runtime.session(path), or for "
+    "your own session options.register_custom_ops_library(sparseticket.export.runtime.library_path()). Elsewhere the "
+    "file runs at about dense speed. Quantizers and converters would undo them: export again instead."
+)
 STORAGE_NOTE = "Sparse storage makes the file smaller, not the model faster; it takes more memory while it loads."
 
 
@@ -65,6 +70,7 @@ def export_model(
     if options.format != "onnx" and is_shrunk(found.model):
         raise UserError("this model is shrunk already, and its folder is how it is kept: use it, or --format onnx.")
     prepared = prepare(load(found.model), origin.ticket, options.layout, options.dtype)
+    _check_wins(prepared, options)
     with replace_folder(out) as folder:
         folder.mkdir()
         report = {
@@ -74,6 +80,16 @@ def export_model(
         }
         write_json(folder / REPORT, report)
     return report
+
+
+def _check_wins(prepared: Prepared, options: Options) -> None:
+    """Refuse, before any tracing, a model that would have no sparse operator."""
+    if options.layout == "sparse-op":
+        from sparseticket.export import break_even, native, sparse_rewrite
+
+        target = native.target(options.target)
+        known = break_even.figures(target, int8=options.quantize == "dynamic")
+        sparse_rewrite.check_wins(prepared.model.module, known, target)
 
 
 def default_out(source: Source, format: str) -> Path:
@@ -166,7 +182,9 @@ def _kept(shrunk: Shrunk) -> list[dict[str, Any]]:
 
 def _notes(options: Options, sparsity: float) -> list[str]:
     notes = []
-    if options.format == "onnx" and options.quantize == "none" and sparsity >= 0.01:
+    if options.layout == "sparse-op":
+        notes.append(SPARSE_OP_NOTE)
+    elif options.format == "onnx" and options.quantize == "none" and sparsity >= 0.01:
         notes.append(ZEROS_NOTE)
     if options.layout == "sparse-storage":
         notes.append(STORAGE_NOTE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 
 from sparseticket.export.quiet import quiet
+from sparseticket.export.sparse_op import refuse
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -13,6 +14,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     Zeros stay zeros and no others appear: values too small for fp16 become 1e-7. Constants beyond 1e4 (the -3e38 of
     hidden positions) become 1e4.
     """
+    refuse(model, "fp16")
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 

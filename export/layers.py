@@ -1,18 +1,19 @@
-"""The zeros in the weights of a written ONNX file, however they are stored: dense, as positions, or in INT8."""
+"""The zeros in the weights of a written ONNX file, however stored: dense, as positions, in INT8, or for sparse_op."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import NodeProto, numpy_helper
 from torch import Tensor, nn
 
 from sparseticket.errors import RunFailure
+from sparseticket.export import sparse_op
 
 if TYPE_CHECKING:
     from sparseticket.export.places import Place
@@ -47,12 +48,19 @@ class StoredWeights:
             for node in self.graph.node
             if node.op_type == "DequantizeLinear"
         }
+        self._encoded = {
+            node.input[1].removesuffix(f"{sparse_op.SUFFIX}values"): node
+            for node in self.graph.node
+            if sparse_op.is_sparse(node)
+        }
 
     def __contains__(self, name: str) -> bool:
-        return name in self._dense or name in self._sparse
+        return name in self._dense or name in self._sparse or name in self._encoded
 
     def is_zero(self, name: str) -> np.ndarray:
-        """Where the initializer ``name`` is 0, bool in its shape; for INT8, where it is its zero point."""
+        """Where the weight ``name`` is 0, bool in its shape; for INT8, where it is its zero point."""
+        if name in self._encoded:
+            return self._encoded_is_zero(name)
         if name in self._sparse:
             sparse = self._sparse[name]
             zero, positions = np.ones(tuple(sparse.dims), bool), numpy_helper.to_array(sparse.indices)
@@ -68,6 +76,12 @@ class StoredWeights:
             points = np.expand_dims(points, [axis for axis in range(array.ndim) if axis != self._channels(name, array)])
         return array == points
 
+    def _encoded_is_zero(self, name: str) -> np.ndarray:
+        """Of a weight of the sparse operator, without the outputs that were added to fill its last block."""
+        zero = sparse_op.decode(self._encoded[name], self._dense).dense() == 0
+        outputs = self._dense.get(f"{name}{sparse_op.SUFFIX}outputs")
+        return zero if outputs is None else zero[:, : int(numpy_helper.to_array(outputs)[0])]
+
     def _channels(self, name: str, array: np.ndarray) -> int:
         return self._axis.get(name, -1) % array.ndim
 
@@ -77,11 +91,22 @@ class StoredWeights:
         Raises:
             RunFailure: the file has no such weight.
         """
+        stored = self._stored(place)
+        zero = self.is_zero(stored)
+        turned = stored.removesuffix(QUANTIZED).removeprefix(place.initializer) == TRANSPOSED
+        return place.to_torch(zero.T if turned else zero)
+
+    def is_rounded(self, place: Place) -> bool:
+        """Whether a layer's weight is in INT8, where more of it may be 0."""
+        stored = self._stored(place)
+        node = self._encoded.get(stored)
+        return stored.endswith(QUANTIZED) or (node is not None and "Int8" in node.op_type)
+
+    def _stored(self, place: Place) -> str:
         name = place.initializer
-        for stored, turned in ((name, False), (name + QUANTIZED, False), (name + TRANSPOSED + QUANTIZED, True)):
+        for stored in (name, name + TRANSPOSED, name + QUANTIZED, name + TRANSPOSED + QUANTIZED):
             if stored in self:
-                zero = self.is_zero(stored)
-                return place.to_torch(zero.T if turned else zero)
+                return stored
         raise RunFailure(f"the weight {name} is not in the written file, so its zeros cannot be recounted.")
 
     def read_by_operators(self) -> Iterator[str]:
@@ -89,15 +114,21 @@ class StoredWeights:
         before = {node.output[0]: node.input[0] for node in self.graph.node if node.op_type in PASSED_ON_BY}
         seen = set()
         for node in self.graph.node:
-            for name in node.input[:2] if node.op_type in WEIGHT_OPERATORS else ():
+            for name in self._weights_of(node):
                 while name in before:
                     name = before[name]
                 if name in self and name not in seen and self._dimensions(name) >= 2:
                     seen.add(name)
                     yield name
 
+    @staticmethod
+    def _weights_of(node: NodeProto) -> Sequence[str]:
+        if sparse_op.is_sparse(node):
+            return (node.input[1].removesuffix(f"{sparse_op.SUFFIX}values"),)
+        return node.input[:2] if node.op_type in WEIGHT_OPERATORS else ()
+
     def _dimensions(self, name: str) -> int:
-        return len((self._sparse.get(name) or self._dense[name]).dims)
+        return 2 if name in self._encoded else len((self._sparse.get(name) or self._dense[name]).dims)
 
 
 def torch_layers(module: nn.Module) -> dict[str, Tensor]:
@@ -120,7 +151,7 @@ def recount(file: Path, places: Mapping[str, Place], expected: Mapping[str, np.n
     counted = []
     for name, place in places.items():
         zero = weights.layer_is_zero(place)
-        quantized = place.initializer not in weights
+        quantized = weights.is_rounded(place)
         revived = int((expected[name] & ~zero).sum())
         if revived or (zero.sum() != expected[name].sum() and not quantized):
             raise RunFailure(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from sparseticket.errors import RunFailure
 from sparseticket.export.loaded_model import LoadedModel, by_name
+from sparseticket.export.verify import open_session
 
 
 class OnnxModule(nn.Module):
@@ -18,10 +17,7 @@ class OnnxModule(nn.Module):
 
     def __init__(self, model: LoadedModel, file: Path) -> None:
         super().__init__()
-        try:
-            self._session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise RunFailure(f"ONNX Runtime {onnxruntime.__version__} does not load the file: {error}") from error
+        self._session = open_session(file)
         self._model = (model.inputs, model.outputs, model.kind)
         self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells a task which device it is on
 

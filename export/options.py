@@ -19,7 +19,10 @@ class Options:
     """What is written, and how far it may be from PyTorch.
 
     Attributes:
-        layout: how the weights lie in the file: zeros included, without what is dead, or as values and positions.
+        layout: how the weights lie in the file: zeros included, without what is dead, as values and positions, or with
+            the sparse operator where it is faster; "auto" is the fastest of dense, shrunk, sparse-op and INT8.
+        target: the CPU that sparse-op and auto are for: this machine's (auto then measures), or one with these
+            instructions, by the committed table.
         quantize: INT8 weights; activations measured at run time ("dynamic") or on data beforehand ("static").
         optimize: "ort" fuses attention, GELU and layer norms into ONNX Runtime's own operators.
         opset: version of ONNX's operators, 17 to 25.
@@ -28,12 +31,15 @@ class Options:
         rtol: largest relative difference on top of it; None is 0 (fp32 text), 1e-4 (fp32 vision: logits of an
             untrained ResNet-50 reach 390, and fp32 has no more digits) or 2e-2 (fp16).
         agreement: with INT8, the smallest share of decisions (largest logit, ...) that are PyTorch's; None is 0.9.
+        metric_drop: what the task's metric may lose, as a fraction; None is 0.01, with INT8 0.03, or 1 - a lower
+            ``agreement``. Layout "auto" considers INT8 only where it is given.
         task: the task to measure on; None is the one that the source was trained on, where ``data`` is given.
         data: its data, in the layout that `find --data` takes.
     """
 
     format: Literal["onnx", "pt2", "safetensors", "hf"] = "onnx"
-    layout: Literal["dense", "shrunk", "sparse-storage"] = "dense"
+    layout: Literal["dense", "shrunk", "sparse-storage", "sparse-op", "auto"] = "dense"
+    target: Literal["this", "avx2", "avx512", "vnni"] = "this"
     quantize: Literal["none", "dynamic", "static"] = "none"
     dtype: Literal["fp32", "fp16"] = "fp32"
     optimize: Literal["none", "ort"] = "none"
@@ -42,6 +48,7 @@ class Options:
     atol: float | None = None
     rtol: float | None = None
     agreement: float | None = None
+    metric_drop: float | None = None
     task: str | None = None
     data: Path | None = None
 
@@ -60,6 +67,8 @@ class Options:
                 raise UserError(f"--{name} {value} is no tolerance: give a number that is 0 or more.")
         if self.agreement is not None and not 0 <= self.agreement <= 1:
             raise UserError(f"--agreement {self.agreement} is no share of decisions: give a number from 0 to 1.")
+        if self.metric_drop is not None and not 0 <= self.metric_drop <= 1:
+            raise UserError(f"--metric-drop {self.metric_drop} is no loss of a metric: give a fraction from 0 to 1.")
         self._check_together()
 
     @property
@@ -90,6 +99,31 @@ class Options:
                 "dense ones only above 89 % zeros: leave out --quantize or --layout sparse-storage.",
             ),
             (
+                self.layout in ("sparse-op", "auto") and self.dtype == "fp16",
+                f"--layout {self.layout} is for CPUs, and the sparse operator takes fp32: leave out --dtype fp16.",
+            ),
+            (
+                self.layout in ("sparse-op", "auto") and self.optimize == "ort",
+                "fusing hides the linear layers that the sparse operator would take: leave out --optimize ort.",
+            ),
+            (
+                self.target != "this" and self.layout not in ("sparse-op", "auto"),
+                "--target is for --layout sparse-op and auto: leave it out.",
+            ),
+            (
+                self.quantize == "static" and self.layout == "sparse-op",
+                "the sparse operator measures activations when it runs: use --quantize dynamic.",
+            ),
+            (
+                self.layout == "auto" and self.quantize != "none",
+                "--layout auto chooses INT8 by itself, where --data and --metric-drop say how much the task's metric "
+                "may lose: leave out --quantize.",
+            ),
+            (
+                self.metric_drop is not None and not self.measures,
+                "--metric-drop is how much the task's metric may lose: give the task's data with --data DIR.",
+            ),
+            (
                 self.quantize != "none" and self.dtype == "fp16",
                 "INT8 operators take fp32 (ONNX Runtime rejects fp16 there): leave out --dtype fp16 or --quantize.",
             ),
@@ -107,7 +141,7 @@ class Options:
                 "--atol and --rtol are for floats; an INT8 file is judged by its decisions: --agreement.",
             ),
             (
-                self.quantize == "none" and self.agreement is not None,
+                self.quantize == "none" and self.layout != "auto" and self.agreement is not None,
                 "--agreement is for INT8 files; floats are judged by --atol and --rtol.",
             ),
             (self.data is not None and not self.data.exists(), f"there is no {self.data}: give the data's place."),

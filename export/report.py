@@ -57,9 +57,25 @@ def _findings(report: dict[str, Any]) -> Iterator[str]:
         yield "Fused: " + ", ".join(f"{count} x {pattern}" for pattern, count in fused.items()) + "."
     if task := report.get("task"):
         yield f"{task['metric']} on {task['name']}: {task['onnx']:.2%}, PyTorch {task['pytorch']:.2%}."
+    if sparse := report.get("sparse_op"):
+        yield from _sparse_layers(sparse, report["library"])
     if kernels := report.get("kernels"):
         sparse = [layer for layer in kernels if layer["runs"] != "dense"]
         yield (
             f"{len(sparse)} layers and groups of layers run block-sparse on a GPU (here it was run on: "
             f"{report['device']}); load it with sparseticket.export.load_pt2."
         )
+
+
+def _sparse_layers(sparse: dict[str, Any], library: dict[str, Any]) -> Iterator[str]:
+    running = [layer for layer in sparse["layers"] if layer["runs"] != "dense"]
+    yield f"{len(running)} of {len(sparse['layers'])} linear layers run sparse on {sparse['target']}:"
+    for layer in sparse["layers"]:
+        yield f"  {layer['layer']}: {layer['runs']} ({layer['why']})"
+    if library["verified_with"]:
+        yield (
+            f"Verified with the library ({library['verified_with']}) and without it (largest difference "
+            f"{library['max_abs_error_without']:.2g})."
+        )
+    else:
+        yield f"Verified without the library: {library['missing']}."

@@ -8,6 +8,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from sparseticket.errors import UserError
+from sparseticket.export.sparse_op import refuse
 
 POSITION_BYTES = 8  # ONNX asks for int64
 VALUE_BYTES = {"fp32": 4, "fp16": 2}
@@ -41,6 +42,7 @@ def store_sparse(model: onnx.ModelProto) -> list[str]:
     Raises:
         UserError: none would become smaller (fp32: at least two thirds must be zeros, fp16: 80 %).
     """
+    refuse(model, "sparse storage")
     dense, sparse = [], []
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)

@@ -13,7 +13,21 @@ import torch
 from google.protobuf.message import EncodeError
 
 from sparseticket.errors import RunFailure, UserError
-from sparseticket.export import decisions, graph, half, layers, on_task, places, quantize, sparse_storage, verify
+from sparseticket.export import (
+    break_even,
+    decisions,
+    graph,
+    half,
+    layers,
+    native,
+    on_task,
+    places,
+    quantize,
+    sparse_op,
+    sparse_rewrite,
+    sparse_storage,
+    verify,
+)
 from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.export.options import Options
 from sparseticket.export.prepare import Prepared
@@ -42,6 +56,7 @@ def write_onnx(
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         traced = Path(scratch) / "traced.onnx"
         held, expected, fused = _trace(model, options, traced)
+        traced, rewritten = _rewrite(traced, options)
         changed = _change(traced, options, task, model)
         stored = _store(changed, file, options, metadata)
     _check_file(file, options)
@@ -50,6 +65,7 @@ def write_onnx(
         "opset": options.opset,
         **({"fused": fused} if fused else {}),
         **({"stored_sparse": stored} if stored else {}),
+        **({"sparse_op": _rewritten(rewritten, held, options)} if rewritten else {}),
         **_compare(prepared.whole, file, options, task),
         "layers": [{**asdict(layer), "sparsity": layer.sparsity} for layer in counted],
     }
@@ -60,7 +76,7 @@ def _trace(
 ) -> tuple[dict[str, places.Place], dict[str, Any], dict[str, int]]:
     """Write the traced, perhaps fused graph; where each layer's weight is, which of it is 0, and what was fused."""
     program = graph.trace(model, options.opset)
-    if options.quantize != "none":
+    if options.quantize != "none" or options.layout == "sparse-op":
         graph.fold_transposed_weights(program)
     held = places.find_weights(program, model.module)
     expected = places.expected_zeros(program, model.module, held)
@@ -77,8 +93,31 @@ def _trace(
     return held, expected, fused
 
 
+def _rewrite(traced: Path, options: Options) -> tuple[Path, list[sparse_rewrite.Decision]]:
+    """Linear layers on the sparse operator, if asked for; what is left dense may still be quantized."""
+    if options.layout != "sparse-op":
+        return traced, []
+    model, int8 = onnx.load(traced), options.quantize == "dynamic"
+    figures = break_even.figures(native.target(options.target), int8=int8)
+    decisions = sparse_rewrite.rewrite(model, figures, int8=int8)
+    rewritten = traced.with_name("rewritten.onnx")
+    _save(model, rewritten, external=_is_large(model))
+    return rewritten, decisions
+
+
+def _rewritten(
+    decisions: list[sparse_rewrite.Decision], held: Mapping[str, places.Place], options: Options
+) -> dict[str, Any]:
+    names = {place.initializer: name for name, place in held.items()}
+    return {
+        "target": native.target(options.target),
+        "figures": break_even.table()["measured"],
+        "layers": [decision.report(names) for decision in decisions],
+    }
+
+
 def _change(traced: Path, options: Options, task: Task | None, model: LoadedModel) -> Path:
-    large = sum(file.stat().st_size for file in traced.parent.iterdir()) > LARGEST_FILE
+    large = sum(file.stat().st_size for file in traced.parent.glob(f"{traced.name}*")) > LARGEST_FILE
     changed = traced.with_name("changed.onnx")
     if options.quantize == "dynamic":
         quantize.dynamic(traced, changed, large=large)
@@ -93,16 +132,25 @@ def _change(traced: Path, options: Options, task: Task | None, model: LoadedMode
 
 
 def _store(source: Path, file: Path, options: Options, metadata: Mapping[str, str]) -> list[str]:
-    """The last step: sparse storage, metadata, external data; returns which weights were stored sparse."""
+    """The last step: sparse storage or the sparse operator's bodies, metadata, external data.
+
+    Returns which weights were stored sparse.
+    """
     model = onnx.load(source)
     stored = sparse_storage.store_sparse(model) if options.layout == "sparse-storage" else []
+    if options.layout == "sparse-op":
+        sparse_op.add_functions(model)
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, dict(metadata))
-    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_FILE
+    large = _is_large(model)
     if large and stored:
         raise UserError(f"this model exceeds {LARGEST_FILE / 1e9:g} GB even in sparse storage: leave --layout dense.")
     _save(model, file, external=options.external_data or large)
     return stored
+
+
+def _is_large(model: onnx.ModelProto) -> bool:
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGEST_FILE
 
 
 def _save(model: onnx.ModelProto, file: Path, *, external: bool) -> None:
@@ -135,6 +183,8 @@ def _compare(model: LoadedModel, file: Path, options: Options, task: Task | None
         "tolerance": None if quantized else asdict(tolerance),
         "shapes": [asdict(one) for one in asked],
     }
+    if options.layout == "sparse-op":
+        report["library"] = verify.both_worlds(model, file, None if quantized else tolerance)
     if quantized:
         report["agreement"] = {
             "least": least,
@@ -149,6 +199,8 @@ def _compare(model: LoadedModel, file: Path, options: Options, task: Task | None
 
 def _allowed_drop(options: Options) -> float:
     """How much of the task's metric the file may lose, as a fraction: a lower --agreement allows INT8 more."""
+    if options.metric_drop is not None:
+        return options.metric_drop
     if options.quantize == "none":
         return ALLOWED_DROP
     return ALLOWED_INT8_DROP if options.agreement is None else max(ALLOWED_INT8_DROP, 1 - options.agreement)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from torch import Tensor
 
-from sparseticket.errors import RunFailure
+from sparseticket.errors import RunFailure, UserError
+from sparseticket.export import native, runtime
 from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.export.options import Options
 
@@ -62,15 +64,22 @@ def shapes(model: LoadedModel) -> list[Shape]:
     return [(batch, min(length, model.max_length), padded) for batch, length, padded in wanted]
 
 
-def open_session(file: Path) -> onnxruntime.InferenceSession:
-    """``file`` in ONNX Runtime on the CPU; :class:`RunFailure` where it does not load."""
+def open_session(file: Path, *, library: bool = True) -> onnxruntime.InferenceSession:
+    """``file`` in ONNX Runtime on the CPU; :class:`RunFailure` where it does not load.
+
+    Sparse operators run in the library where it is built, or, without ``library``, in their bodies.
+    """
     try:
-        return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        if library and native.find_library() is not None:
+            return runtime.session(file)
+        return onnxruntime.InferenceSession(file, providers=[runtime.CPU])
+    except UserError:
+        raise
     except Exception as error:
         raise RunFailure(f"ONNX Runtime {onnxruntime.__version__} does not load the exported file: {error}") from error
 
 
-def verify(model: LoadedModel, file: Path, tolerance: Tolerance | None) -> list[Asked]:
+def verify(model: LoadedModel, file: Path, tolerance: Tolerance | None, *, library: bool = True) -> list[Asked]:
     """Ask both the same, and return the largest difference for each shape.
 
     ``tolerance`` None (INT8) asks only that every shape runs, and that the answers are finite and of the right shape.
@@ -78,9 +87,23 @@ def verify(model: LoadedModel, file: Path, tolerance: Tolerance | None) -> list[
     Raises:
         RunFailure: ONNX Runtime refuses the file or a shape, or an answer differs by more than the tolerance.
     """
-    session = open_session(file)
+    session = open_session(file, library=library)
     names = list(model.outputs)
     return compare(model, lambda inputs, words: run(session, inputs, names, words), tolerance)
+
+
+def both_worlds(model: LoadedModel, file: Path, tolerance: Tolerance | None) -> dict[str, Any]:
+    """What the report says of a file with sparse operators, which :func:`verify` has asked as this machine runs it.
+
+    Where that was with the library, it is asked again without, as a machine runs it that does not have it.
+
+    Raises:
+        RunFailure: as :func:`verify`.
+    """
+    if native.find_library() is None:
+        return {"verified_with": None, "missing": native.MISSING}
+    asked = verify(model, file, tolerance, library=False)
+    return {"verified_with": native.isa(), "max_abs_error_without": max(one.max_abs_error for one in asked)}
 
 
 def compare(

@@ -58,7 +58,8 @@ inline void dot_quads(const Quad* quads, size_t count, const uint8_t* panel, int
 }  // namespace
 
 const Kernels* avx2_kernels() {
-  static const Kernels kernels = {"avx2", LANES, nullptr, turn, multiply, multiply_rows, extremes, turn_int8, multiply_int8};
+  static const Kernels kernels = {"avx2", LANES, nullptr, turn, multiply, multiply_turned, multiply_rows,
+                                  extremes, turn_int8, multiply_int8};
   return &kernels;
 }
 

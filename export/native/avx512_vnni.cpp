@@ -20,7 +20,8 @@ inline __m512i dot4(__m512i sum, __m512i x, __m512i weights) { return _mm512_dpb
 }  // namespace
 
 const Kernels* avx512_vnni_kernels() {
-  static const Kernels kernels = {"avx512-vnni", LANES, avx2_kernels(), turn, multiply, multiply_rows, extremes, turn_int8, multiply_int8};
+  static const Kernels kernels = {"avx512-vnni", LANES, avx2_kernels(), turn, multiply, multiply_turned, multiply_rows,
+                                  extremes, turn_int8, multiply_int8};
   return &kernels;
 }
 

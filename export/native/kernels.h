@@ -27,7 +27,10 @@ struct Kernels {
   // Writes outputs chunk*128 ... of act(x W^T + bias) for the panel's rows; y is its first row, `weight.outputs` long.
   void (*multiply)(const Weight& weight, int chunk, const float* panel, int width, int rows, Activation activation,
                    float* y);
-  // The same for one or two rows and blocks of 4 or 8, from x as it lies: a panel would be mostly empty.
+  // The same, left turned: y[output][64], for convolutions, whose rows of x are positions of an image.
+  void (*multiply_turned)(const Weight& weight, int chunk, const float* panel, int width, Activation activation,
+                          float* y);
+  // The same as `multiply` for one or two rows and blocks of 4 or 8, from x as it lies: a panel would be mostly empty.
   void (*multiply_rows)(const Weight& weight, int chunk, const float* x, int rows, Activation activation, float* y);
   void (*extremes)(const float* x, size_t count, float* least, float* greatest);
   void (*turn_int8)(const float* x, int rows, int inputs, int first, int last, Quantized quantized, uint8_t* panel);

@@ -144,9 +144,8 @@ void add(const Tile& tile, const float* panel, int width, float* sums) {
   add_rows<block, std::min(kPanel / LANES, SUMS / block)>(tile, panel, width, 0, sums);
 }
 
-void multiply(const Weight& weight, int chunk, const float* panel, int width, int rows, Activation activation, float* y) {
-  alignas(64) float sums[kChunk * kPanel];
-  std::memset(sums, 0, sizeof sums);
+void sum_chunk(const Weight& weight, int chunk, const float* panel, int width, float* sums) {
+  std::memset(sums, 0, kChunk * kPanel * sizeof(float));
   for (size_t range = 0; range < weight.chunks[chunk].size(); ++range) {
     const Tile& tile = weight.chunks[chunk][range];
     const float* own = panel + range * weight.range * width;
@@ -157,9 +156,24 @@ void multiply(const Weight& weight, int chunk, const float* panel, int width, in
       case 8: add<8>(tile, own, width, sums); break;
     }
   }
+}
+
+void multiply(const Weight& weight, int chunk, const float* panel, int width, int rows, Activation activation, float* y) {
+  alignas(64) float sums[kChunk * kPanel];
+  sum_chunk(weight, chunk, panel, width, sums);
   const int first = chunk * kChunk;
   finish(sums, std::min(kChunk, weight.outputs - first), width, rows, weight.bias.data() + first, activation,
          weight.outputs, y + first);
+}
+
+void multiply_turned(const Weight& weight, int chunk, const float* panel, int width, Activation activation, float* y) {
+  sum_chunk(weight, chunk, panel, width, y);
+  const int first = chunk * kChunk;
+  for (int output = 0; output < std::min(kChunk, weight.outputs - first); ++output)
+    for (int position = 0; position < width; position += LANES) {
+      Floats* own = (Floats*)(y + output * kPanel + position);
+      *own = activate(*own + weight.bias[first + output], activation);
+    }
 }
 
 // One row of x: here the outputs of a block, which lie side by side, make the vector. Four sums, because each must wait

@@ -17,8 +17,15 @@ def export(
     ] = "onnx",
     ticket: Annotated[Path | None, Option(help="The ticket it was trained under. Default: the one beside it.")] = None,
     layout: Annotated[
-        str, Option(help="dense, shrunk (dead heads, neurons, channels removed), or sparse-storage.")
+        str,
+        Option(
+            help="dense, shrunk (dead heads, neurons, channels removed), sparse-storage, sparse-op (fast on a CPU with "
+            "the package's library), or auto: the fastest."
+        ),
     ] = "dense",
+    target: Annotated[
+        str, Option(help="For sparse-op and auto: this (machine; auto measures), avx2, avx512 or vnni.")
+    ] = "this",
     quantize: Annotated[str, Option(help="INT8: none, dynamic (text), static (vision; needs --data).")] = "none",
     dtype: Annotated[str, Option(help="fp32 or fp16.")] = "fp32",
     optimize: Annotated[str, Option(help="none, or ort: fuse attention for ONNX Runtime alone.")] = "none",
@@ -30,6 +37,9 @@ def export(
     ] = None,
     agreement: Annotated[
         float | None, Option(help="INT8: smallest share of decisions equal to PyTorch's. Default: 0.9.")
+    ] = None,
+    metric_drop: Annotated[
+        float | None, Option(help="What the task's metric may lose, as a fraction. Default: 0.01; INT8 0.03.")
     ] = None,
     data: Annotated[Path | None, Option(help="The task's data: to measure its metric, and to calibrate.")] = None,
     task: Annotated[str | None, Option(help="The task to measure. Default: the source's own, with --data.")] = None,
@@ -45,6 +55,7 @@ def export(
     asked = {
         "format": format,
         "layout": layout,
+        "target": target,
         "quantize": quantize,
         "dtype": dtype,
         "optimize": optimize,
@@ -53,6 +64,7 @@ def export(
         "atol": atol,
         "rtol": rtol,
         "agreement": agreement,
+        "metric_drop": metric_drop,
         "data": data,
         "task": task,
     }

@@ -1,0 +1,105 @@
+"""The ONNX files that are measured: random weights, zeros where magnitudes are smallest, as many in every layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+import transformers
+from onnx import TensorProto, helper, numpy_helper
+
+from sparseticket.export import graph, quantize, sparse_op, sparse_rewrite
+from sparseticket.export.break_even import BLOCKS, Figures
+from sparseticket.export.linears import find_linears
+from sparseticket.export.loaded_model import load
+from sparseticket.hub import quiet_transformers
+
+LAYERS = ((768, 768), (768, 3072), (3072, 768))  # inputs, outputs: those of BERT-base
+OPSET = 20
+ALWAYS = Figures(1.0, {1.0: 1.0})  # rewrite, whatever the table says: that is what is measured
+
+
+class Files:
+    """The files of one network with one pattern of zeros, made in ``folder`` when they are first asked for."""
+
+    def __init__(self, whole: Path, folder: Path, pattern: str, sparsity: float) -> None:
+        self._whole, self._folder, self._pattern, self._sparsity = whole, folder, pattern, sparsity
+
+    def dense(self) -> Path:
+        """The zeros among the other weights."""
+        file = self._folder / "dense.onnx"
+        if not file.exists():
+            model = onnx.load(self._whole)
+            prune(model, self._pattern, self._sparsity)
+            onnx.save(model, file)
+        return file
+
+    def dense_int8(self) -> Path:
+        """The same, by ONNX Runtime's dynamic quantization."""
+        file = self._folder / "dense-int8.onnx"
+        if not file.exists():
+            quantize.dynamic(self.dense(), file, large=False)
+        return file
+
+    def sparse(self, *, int8: bool = False) -> Path:
+        """Pruned layers on the sparse operator; with ``int8`` its values and all other layers are INT8."""
+        file = self._folder / ("sparse-int8.onnx" if int8 else "sparse.onnx")
+        if not file.exists():
+            model = onnx.load(self.dense())
+            sparse_rewrite.rewrite(model, {self._pattern: ALWAYS}, int8=int8, only=_pruned(model))
+            onnx.save(model, file)
+            if int8:
+                quantize.dynamic(file, file, large=False)
+                model = onnx.load(file)
+            sparse_op.add_functions(model)
+            onnx.save(model, file)
+        return file
+
+
+def write_layer(file: Path, inputs: int, outputs: int) -> None:
+    """One linear layer with a bias: x [batch, rows, inputs]."""
+    draw = np.random.default_rng(0)
+    weight = 0.02 * draw.standard_normal((inputs, outputs), dtype=np.float32)
+    bias = 0.02 * draw.standard_normal(outputs, dtype=np.float32)
+    made = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["p"], "product"), helper.make_node("Add", ["p", "b"], ["y"], "sum")],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "rows", inputs])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "rows", outputs])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
+    )
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10), file)
+
+
+def write_bert(file: Path, **sizes: int) -> None:
+    """A classifier in the shape of BERT-base (or of ``sizes``), as its configuration initializes it."""
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
+    folder = file.with_suffix("")
+    with quiet_transformers():
+        model.save_pretrained(folder)
+    graph.write(graph.trace(load(folder), OPSET), file)
+
+
+def prune(model: onnx.ModelProto, pattern: str, sparsity: float) -> None:
+    """Write 0, in place, into that share of blocks whose weights are smallest, of each product's weight [K, N]."""
+    outputs, inputs = BLOCKS[pattern]
+    names = _pruned(model)
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            weight = numpy_helper.to_array(tensor)
+            shape = (weight.shape[0] // inputs, inputs, weight.shape[1] // outputs, outputs)
+            blocks = weight.reshape(shape).transpose(0, 2, 1, 3)
+            score = np.abs(blocks).sum((2, 3))
+            dead = np.argpartition(score, round(sparsity * score.size), axis=None)[: round(sparsity * score.size)]
+            alive = np.ones(score.size, bool)
+            alive[dead] = False
+            alive = alive.reshape(score.shape).repeat(inputs, 0).repeat(outputs, 1)
+            tensor.CopyFrom(numpy_helper.from_array(np.where(alive, weight, np.float32(0)), tensor.name))
+
+
+def _pruned(model: onnx.ModelProto) -> set[str]:
+    """The weights of all products with many rows; a pooler and a classifier (each a Gemm) take one row a text."""
+    return {linear.weight for linear in find_linears(model) if linear.nodes[0].op_type == "MatMul"}

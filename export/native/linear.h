@@ -1,0 +1,25 @@
+#pragma once
+
+#include "node.h"
+
+namespace sparseticket {
+
+// y[..., outputs] = act(x[..., inputs] W^T + bias)
+class Linear : public Node {
+ public:
+  using Node::Node;
+  void compute(OrtKernelContext* context) const override;
+
+ private:
+  struct Call;
+  template <class Work>
+  void turned(const Call& call, Work work) const;
+  template <class Work>
+  void multiplied(const Call& call, Work work) const;
+  void run(const Call& call) const;
+  void run_rows(const Call& call) const;
+  Quantized quantized(const Call& call) const;
+  void run_int8(const Call& call) const;
+};
+
+}  // namespace sparseticket

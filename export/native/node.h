@@ -1,0 +1,77 @@
+// What the operators share: how a node's constants are read and packed, how errors reach ONNX Runtime, its threads.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "ort_abi.h"
+#include "weight.h"
+
+namespace sparseticket {
+
+struct Operator : OrtCustomOp {
+  const char* name;
+  bool is_convolution, blocked, is_int8;
+  Activation activation;
+};
+
+// Thrown with what ONNX Runtime itself reported.
+struct Failure {
+  OrtStatus* status;
+};
+
+inline void must(OrtStatus* status) {
+  if (status) throw Failure{status};
+}
+
+struct Tensor {
+  int type = 0;
+  std::vector<int64_t> shape;
+  const void* data = nullptr;
+};
+
+Tensor read(const OrtApi& api, const OrtValue* value);
+std::vector<int64_t> integers(const OrtApi& api, const OrtKernelInfo* info, const char* name);
+
+// A node of a session. Its making throws std::invalid_argument where the file holds what cannot be.
+class Node {
+ public:
+  Node(const OrtApi& api, const Operator& op, const OrtKernelInfo* info);
+  virtual ~Node() = default;
+  virtual void compute(OrtKernelContext* context) const = 0;
+
+  const OrtApi& api() const { return api_; }
+  const char* name() const { return op_.name; }
+
+ protected:
+  Tensor input(OrtKernelContext* context) const;  // x, checked to be float
+  float* output(OrtKernelContext* context, const std::vector<int64_t>& shape) const;
+
+  // Calls work(0) ... work(count - 1) on ONNX Runtime's threads.
+  template <class Work>
+  void parallel(OrtKernelContext* context, int64_t count, Work work) const {
+    std::atomic<bool> no_memory{false};  // nothing may be thrown through ONNX Runtime
+    auto guarded = [&](size_t i) {
+      try {
+        work(static_cast<int64_t>(i));
+      } catch (const std::bad_alloc&) {
+        no_memory = true;
+      }
+    };
+    must(api_.KernelContext_ParallelFor(
+        context, [](void* own, size_t i) { (*static_cast<decltype(guarded)*>(own))(i); }, static_cast<size_t>(count),
+        static_cast<size_t>(count), &guarded));
+    if (no_memory) throw std::bad_alloc();
+  }
+
+  const OrtApi& api_;
+  const Operator& op_;
+  const Kernels& kernels_;
+  Weight weight_;
+};
+
+}  // namespace sparseticket

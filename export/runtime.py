@@ -1,0 +1,108 @@
+"""Run an exported file in ONNX Runtime, with the library that makes its sparse operators fast.
+
+To create a session yourself, register the library in its options before:
+``options.register_custom_ops_library(sparseticket.export.runtime.library_path())``. Imports nothing but ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from sparseticket.errors import UserError
+from sparseticket.export import native
+
+CPU = "CPUExecutionProvider"
+
+
+def library_path() -> str:
+    """The compiled library, for ``SessionOptions.register_custom_ops_library``.
+
+    Raises:
+        UserError: it is not built.
+    """
+    library = native.find_library()
+    if library is None:
+        raise UserError(f"the library of the sparse operator is {native.MISSING}.")
+    return str(library)
+
+
+def session(
+    path: str | os.PathLike[str],
+    providers: Sequence[Any] = (CPU,),
+    session_options: onnxruntime.SessionOptions | None = None,
+    isa: str | None = None,
+) -> onnxruntime.InferenceSession:
+    """An ``InferenceSession`` of the file at ``path``, with the library registered.
+
+    Where there is no library, its sparse operators run as the standard operators in their bodies, at about dense speed,
+    with one warning. On other providers than the CPU they always do: the library is for CPUs.
+
+    Args:
+        path: the file.
+        providers: as ONNX Runtime takes them.
+        session_options: yours; the library is registered in it.
+        isa: force an instruction set: "avx512-vnni", "avx512", "avx2" or "portable". None is the best of this CPU. A
+            process stays with the first that a session of it was made with.
+
+    Raises:
+        UserError: ONNX Runtime refuses the library (it is too old for it, or the CPU lacks ``isa``), or another
+            ``isa`` is in use.
+    """
+    options = session_options or onnxruntime.SessionOptions()
+    library = native.find_library()
+    with _forced(isa):
+        if list(providers) == [CPU] and library is not None:
+            _register(options, library)
+            _check_forced(isa)
+        elif list(providers) == [CPU] and _has_sparse_operators(path):
+            warnings.warn(
+                f"the library of the sparse operator is {native.MISSING}. The file runs at about dense speed.",
+                stacklevel=2,
+            )
+        return onnxruntime.InferenceSession(path, options, providers=list(providers))
+
+
+def _register(options: onnxruntime.SessionOptions, library: Path) -> None:
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:
+        raise UserError(
+            f"ONNX Runtime {onnxruntime.__version__} does not take the library of the sparse operator: {error}. "
+            "Where it is too old: pip install --upgrade onnxruntime"
+        ) from error
+
+
+def _check_forced(isa: str | None) -> None:
+    found = native.isa()
+    if isa is not None and found != isa:
+        raise UserError(f"this process runs the sparse operator on {found} already: ask for {isa} in a new one.")
+
+
+@contextmanager
+def _forced(isa: str | None) -> Iterator[None]:
+    """The library reads the variable once, when it is first registered."""
+    before = os.environ.get(native.ISA_VARIABLE)
+    if isa is not None:
+        os.environ[native.ISA_VARIABLE] = isa
+    try:
+        yield
+    finally:
+        if isa is not None:
+            os.environ.pop(native.ISA_VARIABLE)
+            if before is not None:
+                os.environ[native.ISA_VARIABLE] = before
+
+
+def _has_sparse_operators(path: str | os.PathLike[str]) -> bool:
+    import onnx  # only where there is no library
+
+    from sparseticket.export.sparse_op import sparse_nodes
+
+    return bool(sparse_nodes(onnx.load(path, load_external_data=False)))

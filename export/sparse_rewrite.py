@@ -1,0 +1,166 @@
+"""Put the sparse operator in the place of linear layers, where the table says that it is faster than dense."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+from torch import nn
+
+from sparseticket.errors import UserError
+from sparseticket.export import sparse_op
+from sparseticket.export.break_even import Choice, Figures, choose
+from sparseticket.export.layers import TRANSPOSED
+from sparseticket.export.linears import Linear, find_linears
+
+DENSE = "dense"
+INT8_BLOCK = 4
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of one linear layer: ``runs`` is the pattern it runs in, or "dense"."""
+
+    weight: str
+    runs: str
+    why: str
+
+    def report(self, names: Mapping[str, str]) -> dict[str, Any]:
+        """For the report, under the layer's name instead of the initializer's where ``names`` has it."""
+        return {"layer": names.get(self.weight, self.weight), "runs": self.runs, "why": self.why}
+
+
+def check_wins(module: nn.Module, known: Mapping[str, Figures], target: str) -> None:
+    """Refuse, from the zeros of the weights alone, a model in which :func:`rewrite` would change nothing.
+
+    Raises:
+        UserError: names the layer that comes nearest to its break-even.
+    """
+    if not known:
+        raise UserError(
+            f"no figures of INT8 sparse operators on {target} are in the table: they need a CPU with VNNI "
+            "(--target vnni). Leave out --quantize or --layout sparse-op."
+        )
+    linears = ((name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear))
+    found = [(name, choose(layer.weight.detach().cpu().numpy().T, known)) for name, layer in linears]
+    choices = [(name, choice) for name, choice in found if choice is not None]
+    if any(choice.wins for _, choice in choices):
+        return
+    nearest = min(choices, key=lambda one: one[1].density / one[1].break_even, default=None)
+    raise UserError(
+        "no linear layer is sparse enough for the sparse operator to be faster than dense"
+        + (f"; the nearest is {nearest[0]}: {nearest[1].why}" if nearest else "")
+        + ". Leave --layout dense, or export a sparser ticket; with --pattern block:4x1 it pays from fewer zeros on."
+    )
+
+
+def rewrite(
+    model: onnx.ModelProto, known: Mapping[str, Figures], *, int8: bool, only: Collection[str] | None = None
+) -> list[Decision]:
+    """Replace, in place, each linear layer that is faster so; ``known`` are the figures of the target by pattern.
+
+    ``only`` are the weights that may be; None is all.
+
+    The nodes have no bodies yet (:func:`sparse_op.add_functions`), so that what is left dense can still be quantized.
+    """
+    writer, decisions = _Writer(model, int8), []
+    for linear in list(find_linears(model)):
+        if only is not None and linear.weight not in only:
+            continue
+        choice = choose(writer.weight(linear), known)
+        if choice is None:
+            decisions.append(Decision(linear.weight, DENSE, f"more than {sparse_op.LARGEST:,} inputs or outputs"))
+            continue
+        decisions.append(Decision(linear.weight, choice.pattern if choice.wins else DENSE, choice.why))
+        if choice.wins:
+            writer.replace(linear, choice)
+    writer.finish()
+    sparse_op.declare(model)
+    return decisions
+
+
+class _Writer:
+    """The graph while it is rewritten."""
+
+    def __init__(self, model: onnx.ModelProto, int8: bool) -> None:
+        self._graph, self._int8 = model.graph, int8
+        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._added: dict[str, np.ndarray] = {}
+        self._encoded: dict[str, sparse_op.Encoded] = {}
+        self._instead: dict[str, list[NodeProto]] = {}  # by the output of the last node that they replace
+        self._gone: set[str] = set()  # outputs
+
+    def weight(self, linear: Linear) -> np.ndarray:
+        """W [K, N]."""
+        array = numpy_helper.to_array(self._tensors[linear.weight])
+        return array.T if linear.turned else array
+
+    def replace(self, linear: Linear, choice: Choice) -> None:
+        weight = self.weight(linear)
+        outputs, block = weight.shape[1], INT8_BLOCK if self._int8 else choice.block
+        name = linear.weight + (TRANSPOSED if linear.turned else "")
+        if name not in self._encoded:  # two layers may share a weight
+            self._encoded[name] = sparse_op.encode(sparse_op.pad_outputs(weight, block), block, int8=self._int8)
+        encoded = self._encoded[name]
+        inputs = [linear.x, *self._add_weight(name, encoded), self._add_bias(linear, name, encoded.shape[1])]
+        self._instead[linear.output] = list(self._nodes(linear, encoded, inputs, outputs, name))
+        self._gone |= {node.output[0] for node in linear.nodes}
+
+    def _nodes(
+        self, linear: Linear, encoded: sparse_op.Encoded, inputs: list[str], outputs: int, name: str
+    ) -> Iterator[NodeProto]:
+        padded = encoded.shape[1] > outputs
+        output = f"{linear.output}_padded" if padded else linear.output
+        yield sparse_op.make_node(encoded, inputs, output, linear.activation, f"{linear.output}_sparse")
+        if padded:
+            cut = [f"{name}{sparse_op.SUFFIX}{part}" for part in ("first_output", "outputs", "last_axis")]
+            self._added |= dict(zip(cut, (np.array([value]) for value in (0, outputs, -1)), strict=True))
+            yield helper.make_node("Slice", [output, *cut], [linear.output], name=f"{linear.output}_cut")
+
+    def _add_weight(self, name: str, encoded: sparse_op.Encoded) -> list[str]:
+        parts = {"values": encoded.values, "index": encoded.index, "scale": encoded.scale}
+        named = {f"{name}{sparse_op.SUFFIX}{part}": array for part, array in parts.items() if array is not None}
+        self._added |= named
+        return list(named)
+
+    def _add_bias(self, linear: Linear, name: str, outputs: int) -> str:
+        bias = np.zeros(0, np.float32) if linear.bias is None else numpy_helper.to_array(self._tensors[linear.bias])
+        if len(bias) == outputs:
+            return linear.bias
+        added = f"{name}{sparse_op.SUFFIX}bias" + (f"_{linear.bias}" if linear.bias else "")
+        self._added[added] = np.pad(bias, (0, outputs - len(bias)))
+        return added
+
+    def finish(self) -> None:
+        """Write the new nodes and weights, and drop what nothing reads any more."""
+        graph, nodes = self._graph, []
+        for node in graph.node:
+            nodes += self._instead.get(node.output[0], [] if node.output[0] in self._gone else [node])
+        replaced = {name for node in graph.node if node.output[0] in self._gone for name in node.input}
+        nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(nodes)
+        read = set(_names_read(graph))
+        kept = [tensor for tensor in graph.initializer if tensor.name in read or tensor.name not in replaced]
+        kept = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+        graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in self._added.items())
+        made = {name for node in nodes for name in node.output}
+        infos = [info for info in graph.value_info if info.name in made or info.name not in self._gone]
+        infos = [onnx.ValueInfoProto.FromString(info.SerializeToString()) for info in infos]
+        del graph.value_info[:]
+        graph.value_info.extend(infos)
+
+
+def _names_read(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _names_read(inner)
+    yield from (value.name for value in graph.output)
