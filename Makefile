@@ -8,7 +8,7 @@ export SPARSETICKET_DATA ?= $(if $(SHARED_DATA),$(abspath $(SHARED_DATA)))
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/.dependencies
 
-.PHONY: venv native demo test lint proof masking-cost shrunk-speed sparse-cpu benchmarks aot
+.PHONY: venv native demo test lint proof masking-cost trainer-cost shrunk-speed sparse-cpu benchmarks aot
 
 # Dependencies are reused while pyproject.toml and the constraints are unchanged; the project itself is always installed
 # anew, as a copy built from this checkout, so that the right code is tested whichever checkout made the environment.
@@ -49,6 +49,11 @@ lint: venv
 # What masking costs of a training step: at least 200 paired steps; leave the machine alone meanwhile.
 masking-cost: venv
 	$(BIN)/python -m sparseticket.bench.masking_cost
+
+# One IMP round of MiniLM on SST-2 beside transformers' Trainer: eight pairs of an epoch each, about half an hour on two
+# cores; leave the machine alone meanwhile.
+trainer-cost: venv
+	$(BIN)/python -m sparseticket.bench.trainer_cost --data $(SPARSETICKET_DATA)/glue/SST-2
 
 # BERT-base and ResNet-50 without half of their heads, neurons, channels, in fp32 and INT8: about ten minutes.
 shrunk-speed: venv

@@ -1,4 +1,4 @@
-"""Where the data of several tasks are under one ``--data``: in the folders that they are published in."""
+"""What a ``--data`` names: a task's files, the folder of several tasks' published folders, a corpus of the hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sparseticket.errors import UserError
 
+HUB = "hub:"  # hub:OWNER/NAME or hub:OWNER/NAME:CONFIGURATION, for tasks that take any corpus
 FOLDERS = {  # of each task, from the most likely
     "mnli": ("MNLI",),
     "qqp": ("QQP",),
@@ -23,6 +24,21 @@ FOLDERS = {  # of each task, from the most likely
 }
 
 
+def is_hub(data: Path) -> bool:
+    """True for a data set of the Hugging Face hub, which is no path here."""
+    return str(data).startswith(HUB)
+
+
+def is_there(data: Path) -> bool:
+    """False where ``data`` should be a file or folder and is none."""
+    return is_hub(data) or data.exists()
+
+
+def recorded(data: Path) -> str:
+    """As settings keep it: a whole path, so that a run can be run again from elsewhere."""
+    return str(data if is_hub(data) else data.resolve())
+
+
 def data_of(task: str, root: Path | None, *, alone: bool, nameable: bool = False) -> Path | None:
     """The data of ``task`` under ``root``: in the task's own folder there, or in that inside ``root/glue``.
 
@@ -32,8 +48,8 @@ def data_of(task: str, root: Path | None, *, alone: bool, nameable: bool = False
     Raises:
         UserError: one of several tasks has no folder under ``root``; says which would be taken.
     """
-    if root is None:
-        return None
+    if root is None or is_hub(root):
+        return root
     if not root.exists():
         raise UserError(f"there is no file or folder {root}: give the data's place with --data.")
     names = FOLDERS.get(task, (task,))

@@ -46,22 +46,23 @@ def is_reachable() -> bool:
     return True
 
 
-def load_splits(dataset: str, configuration: str, *, otherwise: str) -> Any:
+def load_splits(dataset: str, configuration: str | None, *, otherwise: str) -> Any:
     """All splits of a data set from the hub (or its cache), by name.
 
     Args:
         dataset: the data set's name on the hub, e.g. "nyu-mll/glue".
-        configuration: which of its configurations, e.g. "sst2".
+        configuration: which of its configurations, e.g. "sst2"; None for the only one.
         otherwise: what the user can do instead, said in the error.
 
     Raises:
         UserError: the library is not installed, or the data cannot be reached.
     """
+    named = dataset + (f" ({configuration})" if configuration else "")
     try:
         import datasets
     except ImportError as error:
         raise UserError(
-            f"{dataset} ({configuration}) is read from the Hugging Face hub by a library that is not installed: "
+            f"{named} is read from the Hugging Face hub by a library that is not installed: "
             f'pip install "sparseticket[data]"\n{otherwise}'
         ) from error
     try:
@@ -69,6 +70,6 @@ def load_splits(dataset: str, configuration: str, *, otherwise: str) -> Any:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{dataset} ({configuration}) could not be read from the Hugging Face hub: {reason}\n"
+            f"{named} could not be read from the Hugging Face hub: {reason}\n"
             f'It needs a network and: pip install "sparseticket[data]"\n{otherwise}'
         ) from error

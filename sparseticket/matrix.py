@@ -13,18 +13,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sparseticket.data_places import data_of
+from sparseticket.data_places import data_of, is_there
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.progress import Screen
 from sparseticket.runs import SETTINGS, read_settings
+from sparseticket.team import ALONE, Team
 from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
-from sparseticket.transfer_plan import TransferSettings, plan
+from sparseticket.transfer_plan import TransferSettings, own_theta, plan
 from sparseticket.verdict import Verdict, judge_universal
 
 CELLS = "cells"
@@ -38,6 +39,7 @@ class Asked:
         sources: tickets by the name of their row.
         tasks: the columns.
         data: for all tasks; ``data_by_task`` for one.
+        weights: the file of θ_p, where that is none of the model's own and the tickets lie outside their runs.
         training: settings that replace those of every cell.
     """
 
@@ -47,21 +49,29 @@ class Asked:
     controls: tuple[str, ...] = ()
     data: Path | None = None
     data_by_task: dict[str, Path] = field(default_factory=dict)
+    weights: Path | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
 
 def matrix(
-    asked: Asked, out: Path, *, screen: Screen, checkpoint_every: float = 300.0, others: Sequence[Path] = ()
+    asked: Asked,
+    out: Path,
+    *,
+    screen: Screen,
+    checkpoint_every: float = 300.0,
+    others: Sequence[Path] = (),
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Train every cell that is not there yet; returns (and leaves) ``matrix.json``, with ``matrix.png`` beside it.
 
-    What transfers in the folders ``others`` have finished under the same settings is taken from there.
+    What transfers in the folders ``others`` have finished under the same settings is taken from there. The processes of
+    a ``team`` share the trainings of each cell.
 
     Raises:
         UserError: tickets of different models, a task twice, or data that are not there. Said before any training.
     """
     tickets = {name: Ticket.load(path) for name, path in asked.sources.items()}
-    _check(tickets, asked.tasks)
+    _check(tickets, asked)
     planned = {(s, t): _plan(asked, tickets, s, t) for s in asked.sources for t in asked.tasks}
     cells: dict[str, dict[str, Any]] = {name: {} for name in asked.sources}
     for number, ((source, task), settings) in enumerate(planned.items(), 1):
@@ -69,7 +79,7 @@ def matrix(
         screen.say(f"{source} on {task}: cell {number} of {len(planned)} ({folder.name})")
         known = [*others, *sorted(path.parent for path in (out / CELLS).glob("*/transfer.toml"))]
         done = transfer(
-            tickets[source], settings, folder, screen=screen, checkpoint_every=checkpoint_every, others=known
+            tickets[source], settings, folder, screen=screen, checkpoint_every=checkpoint_every, others=known, team=team
         )
         cells[source][task] = {**done, "folder": f"{CELLS}/{folder.name}"}
     result = summarise(tickets, asked.tasks, cells)
@@ -81,10 +91,18 @@ def matrix(
 
 
 def name_rows(paths: Sequence[Path]) -> dict[str, Path]:
-    """A row's name for each ticket: its task, the kind of a control, and its identity where that is not enough."""
+    """A row's name for each ticket: its task, the kind of a control, and its identity where that is not enough.
+
+    Raises:
+        UserError: a ticket is there twice.
+    """
     rows: dict[str, Path] = {}
+    seen: dict[str, Path] = {}
     for path in paths:
         ticket = Ticket.load(path)
+        if ticket.identity in seen:
+            raise UserError(f"{seen[ticket.identity]} and {path} are the same ticket: name each row once.")
+        seen[ticket.identity] = path
         name = str(ticket.task.get("name", ticket.identity[:8]))
         if kind := _control(ticket):
             name += f" {kind}"
@@ -143,20 +161,26 @@ def _cell(done: Mapping[str, Any], same_task: Mapping[str, Any] | None) -> dict[
 def _plan(asked: Asked, tickets: Mapping[str, Ticket], source: str, task: str) -> TransferSettings:
     own = _same_task(tickets, task)
     data = asked.data_by_task.get(task)
-    if data is not None and not data.exists():
+    if data is not None and not is_there(data):
         raise UserError(f"--data {task}={data}: there is no {data}.")
     data = data or data_of(task, asked.data, alone=len(asked.tasks) == 1, nameable=True)
     if data is None and own is not None:  # where the ticket of this task was found
         run = asked.sources[own].resolve().parent.parent / SETTINGS
         data = Path(read_settings(run).data) if run.is_file() and read_settings(run).data else None
-    return plan(
-        asked.sources[source],
+    path = asked.sources[source]
+    has_own = own_theta(tickets[source], path) is not None
+    settings = plan(
+        path,
         task=task,
         data=data,
+        weights=None if has_own else asked.weights,
         seeds=asked.seeds,
         controls=asked.controls,
         training={**(tickets[own].training if own else {}), **asked.training},
     )[1]
+    if has_own and asked.weights and not settings.dense_weights:
+        settings = replace(settings, dense_weights=str(asked.weights.resolve()))
+    return settings
 
 
 def _same_task(tickets: Mapping[str, Ticket], task: str) -> str | None:
@@ -175,11 +199,13 @@ def _cell_name(source: str, settings: TransferSettings) -> str:
     return f"{word}--{settings.task}--{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
 
 
-def _check(tickets: Mapping[str, Ticket], tasks: Sequence[str]) -> None:
-    if not tickets or not tasks:
+def _check(tickets: Mapping[str, Ticket], asked: Asked) -> None:
+    if not tickets or not asked.tasks:
         raise UserError("a matrix has at least one ticket and one --task.")
-    if len(set(tasks)) < len(tasks):
+    if len(set(asked.tasks)) < len(asked.tasks):
         raise UserError("a --task is given twice: name each column once.")
+    if asked.weights is not None and not asked.weights.is_file():
+        raise UserError(f"there is no file {asked.weights}: give the weights' file with --weights.")
     models = {ticket.model: name for name, ticket in tickets.items()}
     if len(models) > 1:
         shown = ", ".join(f"{name} is of {model!r}" for model, name in models.items())

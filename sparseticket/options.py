@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparseticket.data_places import recorded
 from sparseticket.errors import UserError
 from sparseticket.models import resolve
 from sparseticket.pattern import NOfM, parse
@@ -43,7 +44,7 @@ def find_settings(
     return RunSettings(
         model=_as_given(model),
         task=task,
-        data=str(data.resolve()) if data else "",
+        data=recorded(data) if data else "",
         weights=str(weights.resolve()) if weights else "",
         seed=seed,
         dense=dense,

@@ -22,6 +22,7 @@ from sparseticket.pruning import Pruner
 from sparseticket.runs import CHECKPOINT, TICKET, RunFolder
 from sparseticket.settings import Rewind
 from sparseticket.tasks import TaskOptions
+from sparseticket.team import ALONE, Team
 from sparseticket.ticket import POOLER, Ticket
 from sparseticket.training import Round, make_accelerator, total_steps, train
 from sparseticket.transfer_plan import TransferSettings
@@ -40,10 +41,12 @@ def transfer(
     screen: Screen,
     checkpoint_every: float = 300.0,
     others: Sequence[Path] = (),
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Train every arm with every seed, resuming what is there; returns (and leaves) ``transfer.json``.
 
-    What a transfer in one of the folders ``others`` has finished under the same settings is taken from there.
+    What a transfer in one of the folders ``others`` has finished under the same settings is taken from there. The
+    processes of a ``team`` share the arms and seeds.
     """
     check_interval(checkpoint_every)
     accelerator = make_accelerator(settings.training.precision)
@@ -54,27 +57,30 @@ def transfer(
 
     def open_folder() -> None:
         with accelerator.main_process_first():
-            RunFolder.open(out, asdict(settings), what=SETTINGS)
-            take_finished(run, settings, others)
+            team.once(f"open {out}", lambda: RunFolder.open(out, asdict(settings), what=SETTINGS))
+            team.once(f"take from others to {out}", lambda: take_finished(run, settings, others))
         accelerator.wait_for_everyone()
 
     if others:
         open_folder()  # what can be taken needs no network to be built
     for seed in range(settings.seeds):
-        missing = [arm for arm in settings.arms if not run.finished(part_of(arm, seed))]
-        if not missing:
-            continue
-        work = _build(settings, settings.weights, seed, accelerator, screen)
-        masks, pruner = fit(ticket, work, allow_other_weights=settings.allow_other_weights)
-        for control in settings.controls:
-            control_of(control).check(masks, pruner, work.network)
-        open_folder()  # only now: what does not fit is refused before anything is written
-        for arm in missing:
+        work = None
+        for arm in settings.arms:
+            part = part_of(arm, seed)
+            if run.finished(part) or not team.takes(f"{out}/{part}"):
+                continue
+            if work is None:
+                work = _build(settings, settings.weights, seed, accelerator, screen)
+                masks, pruner = fit(ticket, work, allow_other_weights=settings.allow_other_weights)
+                for control in settings.controls:
+                    control_of(control).check(masks, pruner, work.network)
+                open_folder()  # only now: what does not fit is refused before anything is written
             from_theta_p = arm == "dense" and settings.dense_weights != settings.weights
             own = _build(settings, settings.dense_weights, seed, accelerator, screen) if from_theta_p else work.copy()
             arm_masks = _set_up(arm, own, ticket, masks, pruner, seed)
             _train_arm(arm, seed, arm_masks, ticket, own, settings, run, checkpoint_every)
     open_folder()
+    team.wait(f"the end of {out}")
     return _summarise(settings, run, ticket, main=accelerator.is_main_process)
 
 

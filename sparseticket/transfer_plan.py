@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseticket.controls import check_control, control_of
+from sparseticket.data_places import recorded
 from sparseticket.errors import UserError
 from sparseticket.models import resolve
 from sparseticket.recipes import task_defaults
@@ -80,7 +81,7 @@ def plan(
         ticket=ticket.identity,
         model=found.model if found else ticket.model,
         task=task,
-        data=str(data.resolve()) if data else (found.data if found and own_task else ""),
+        data=recorded(data) if data else (found.data if found and own_task else ""),
         weights=own_weights,
         dense_weights=_theta_p(run, found, ticket, late=late) if late or _changed(ticket) else own_weights,
         start=rewound if late and own_task else "",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sparseticket.data_places import is_there
 from sparseticket.errors import RunFailure, UserError
 from sparseticket.masks import Masks
 from sparseticket.models import ModelSpec, Network, resolve
@@ -51,7 +52,7 @@ class Workbench:
         screen: Screen,
     ) -> Workbench:
         """Read the data, build the network with its head drawn from ``seed``, and copy its state."""
-        if options.data is not None and not options.data.exists():
+        if options.data is not None and not is_there(options.data):
             raise UserError(f"there is no file or folder {options.data}: give the data's place with --data.")
         if weights is not None and not weights.is_file():
             raise UserError(f"there is no file {weights}: give the weights' file with --weights.")

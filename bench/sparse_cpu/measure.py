@@ -39,7 +39,7 @@ def measure(
     timed = [timing.Timed(name, one.call, one.synchronize) for name, one in sessions.items()]
     if python is None or cell.part != "bert":
         return _times(timed, made, seconds)
-    with DeepSparse(python, files.dense(), feeds, cell.threads) as peer:
+    with DeepSparse(python, files.for_deepsparse(), feeds, cell.threads) as peer:
         return _times([*timed, timing.Timed(DEEPSPARSE, peer.call)], made, seconds)
 
 

@@ -32,7 +32,8 @@ Convolution::Convolution(const OrtApi& api, const Operator& op, const OrtKernelI
   const auto within = [](const std::vector<int64_t>& values, int64_t least, int64_t most) {
     return std::all_of(values.begin(), values.end(), [&](int64_t v) { return v >= least && v <= most; });
   };
-  if (kernel.size() != 2 || !within(kernel, 1, 255)) throw std::invalid_argument("kernel_shape must be two of 1 to 255");
+  if (kernel.size() != 2 || !within(kernel, 1, 255))
+    throw std::invalid_argument("kernel_shape must be two of 1 to 255");
   if (strides.size() != 2 || !within(strides, 1, 255)) throw std::invalid_argument("strides must be two of 1 to 255");
   if (pads.size() != 4 || !within(pads, 0, 255)) throw std::invalid_argument("pads must be four of 0 to 255");
   if (weight_.inputs % (kernel[0] * kernel[1])) throw std::invalid_argument("kernel_shape must divide the inputs");
@@ -122,8 +123,8 @@ void Convolution::lay_out(OrtKernelContext* context, const float* x, const Geome
   });
 }
 
-// What all inputs of W see of the panel's positions: to[input][64]. Floats beyond the image's end are zeros; those beyond
-// a channel's end are the next channel's, at positions that are thrown away.
+// What all inputs of W see of the panel's positions: to[input][64]. Floats beyond the image's end are zeros; those
+// beyond a channel's end are the next channel's, at positions that are thrown away.
 void Convolution::fill(const float* image, const Geometry& g, int64_t panel, float* to) const {
   const int64_t end = g.channels * g.phases[0] * g.phases[1] * g.plane;
   for (int64_t channel = 0; channel < g.channels; ++channel)

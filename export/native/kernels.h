@@ -23,7 +23,8 @@ struct Kernels {
   const char* name;
   int lanes;              // floats of a vector
   const Kernels* narrow;  // with half as wide vectors, for fp32 and so few rows that they fill; or null
-  void (*turn)(const float* x, int rows, int inputs, int first, int last, int width, float* panel);  // inputs first ... last
+  // Turns inputs first ... last - 1 of a panel's rows; x is its first row.
+  void (*turn)(const float* x, int rows, int inputs, int first, int last, int width, float* panel);
   // Writes outputs chunk*128 ... of act(x W^T + bias) for the panel's rows; y is its first row, `weight.outputs` long.
   void (*multiply)(const Weight& weight, int chunk, const float* panel, int width, int rows, Activation activation,
                    float* y);

@@ -158,7 +158,8 @@ void sum_chunk(const Weight& weight, int chunk, const float* panel, int width, f
   }
 }
 
-void multiply(const Weight& weight, int chunk, const float* panel, int width, int rows, Activation activation, float* y) {
+void multiply(const Weight& weight, int chunk, const float* panel, int width, int rows, Activation activation,
+              float* y) {
   alignas(64) float sums[kChunk * kPanel];
   sum_chunk(weight, chunk, panel, width, sums);
   const int first = chunk * kChunk;
@@ -229,11 +230,11 @@ void extremes(const float* x, size_t count, float* least, float* greatest) {
   }
 }
 
-// round(x / scale) + zero, within 0 and 255. The quotient is corrected once, which gives the division's own result at a
-// third of its time.
+// round(x / scale) + zero, within 0 and 255. Where one instruction multiplies and adds, the quotient is corrected once,
+// which gives the division's own result at a third of its time; in two, the correction is rounded to nothing.
 inline Ints quantize(Floats x, float scale, float inverse, int32_t zero) {
   const Floats first = x * inverse;
-  Floats quotient = first + (x - first * scale) * inverse;
+  Floats quotient = LANES > 4 ? first + (x - first * scale) * inverse : x / scale;
   quotient = at_most(at_least(quotient, broadcast(-(float)zero)), broadcast(255.f - zero));
   const float to_even = 12582912.f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
   return __builtin_convertvector((quotient + to_even) - to_even, Ints) + zero;
@@ -246,7 +247,8 @@ void turn_int8(const float* x, int rows, int inputs, int first, int last, Quanti
       Floats tile[LANES];
       load_turned(x, rows, inputs, row, input, tile);
       for (int i = 0; i < std::min(LANES, last - input); ++i)
-        store_bytes(quantize(tile[i], quantized.scale, inverse, quantized.zero), row, panel + (size_t)(input + i) * kPanel);
+        store_bytes(quantize(tile[i], quantized.scale, inverse, quantized.zero), row,
+                    panel + (size_t)(input + i) * kPanel);
     }
 }
 

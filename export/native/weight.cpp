@@ -117,7 +117,8 @@ void pack_tiles(const std::vector<std::vector<Entry>>& live, Weight& w) {
         size_t& at = next[block - first];
         while (at < entries.size() && entries[at].input < (range + 1) * w.range) ++at;
         if (at > begin[block - first])
-          tile.visits.push_back({static_cast<uint16_t>(block - first), static_cast<uint16_t>(at - begin[block - first])});
+          tile.visits.push_back(
+              {static_cast<uint16_t>(block - first), static_cast<uint16_t>(at - begin[block - first])});
       }
       std::stable_sort(tile.visits.begin(), tile.visits.end(),
                        [](const Visit& a, const Visit& b) { return a.count > b.count; });

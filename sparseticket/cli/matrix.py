@@ -7,6 +7,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from sparseticket.cli.transfer import SIDE_BY_SIDE
+
 
 def matrix(
     tickets: Annotated[list[Path], Argument(help="Ticket files: the rows.")],
@@ -19,10 +21,15 @@ def matrix(
     max_length: Annotated[int | None, Option(help="Tokens of a text.")] = None,
     precision: Annotated[str | None, Option(help="no, fp16 or bf16 (mixed precision).")] = None,
     kernels: Annotated[str | None, Option(help="auto or off, as in transfer.")] = None,
+    weights: Annotated[
+        Path | None,
+        Option(help="File of the pre-trained weights. Default: that of the tickets' runs, or the model's."),
+    ] = None,
     data: Annotated[
         list[str] | None, Option(help="Folder with a folder a task (SST-2, CoLA, squad, …), or TASK=PATH, repeated.")
     ] = None,
     out: Annotated[Path, Option(help="Folder. Cells that it has are not trained again.")] = Path("runs/matrix"),
+    side_by_side: Annotated[bool, Option("--side-by-side", help=SIDE_BY_SIDE)] = False,
     checkpoint_every: Annotated[float, Option(help="Seconds between checkpoints inside a training.")] = 300.0,
 ) -> None:
     """Train every ticket on every task: table, heat map, both readings. Run again to continue, or to add some."""
@@ -32,7 +39,9 @@ def matrix(
     from sparseticket.options import given
     from sparseticket.progress import Screen
     from sparseticket.show import show_matrix
+    from sparseticket.team import team_of
 
+    team = team_of(side_by_side)
     root, by_task = places(data or ())
     training = {
         "round_length": round_length,
@@ -42,6 +51,6 @@ def matrix(
         "precision": precision,
         "kernels": kernels,
     }
-    asked = Asked(name_rows(tickets), task, seeds, tuple(control or ()), root, by_task, given(training))
-    screen = Screen()
-    show_matrix(screen, train_cells(asked, out, screen=screen, checkpoint_every=checkpoint_every), out)
+    asked = Asked(name_rows(tickets), task, seeds, tuple(control or ()), root, by_task, weights, given(training))
+    screen = Screen(quiet=not team.main)
+    show_matrix(screen, train_cells(asked, out, screen=screen, checkpoint_every=checkpoint_every, team=team), out)

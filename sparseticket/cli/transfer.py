@@ -7,6 +7,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+SIDE_BY_SIDE = "Under torchrun or accelerate launch: each process trains networks of its own, not a share of a batch."
+
 
 def transfer(
     ticket: Annotated[Path, Argument(help="A ticket file: RUN/round-NN/ticket.ticket.")],
@@ -29,15 +31,18 @@ def transfer(
     allow_other_weights: Annotated[bool, Option(help="Use the ticket with weights that are not its own.")] = False,
     data: Annotated[Path | None, Option(help="File or folder of the task's data.")] = None,
     out: Annotated[Path | None, Option(help="Folder. Default: beside the run that the ticket came from.")] = None,
+    side_by_side: Annotated[bool, Option("--side-by-side", help=SIDE_BY_SIDE)] = False,
     checkpoint_every: Annotated[float, Option(help="Seconds between checkpoints inside a training.")] = 300.0,
 ) -> None:
     """Train dense against ticket over several seeds, and give the verdict. Run again to continue."""
     from sparseticket.options import given
     from sparseticket.progress import Screen
     from sparseticket.show import show_transfer
+    from sparseticket.team import team_of
     from sparseticket.transfer import transfer as train_arms
     from sparseticket.transfer_plan import plan
 
+    team = team_of(side_by_side)
     loaded, settings, beside = plan(
         ticket,
         task=task,
@@ -59,7 +64,6 @@ def transfer(
             }
         ),
     )
-    screen, folder = Screen(), out or beside
-    show_transfer(
-        screen, train_arms(loaded, settings, folder, screen=screen, checkpoint_every=checkpoint_every), folder
-    )
+    screen, folder = Screen(quiet=not team.main), out or beside
+    done = train_arms(loaded, settings, folder, screen=screen, checkpoint_every=checkpoint_every, team=team)
+    show_transfer(screen, done, folder)

@@ -27,11 +27,15 @@ KEYS = {"title", "source", "find", "protocol", "training", "transfer"}
 
 @dataclass(frozen=True)
 class TransferPart:
-    """What a recipe transfers after finding: the ticket of ``round`` (default: the last; −2 is the one before)."""
+    """What a recipe transfers after finding: the ticket of ``round`` (default: the last; −2 is the one before).
+
+    ``paper`` holds what the paper prints for an arm, in percent, to be shown beside ours.
+    """
 
     seeds: int = 3
     controls: list[str] = field(default_factory=list)
     round: int = -1
+    paper: dict[str, float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not _is_whole(self.seeds) or self.seeds < 1:
@@ -42,6 +46,9 @@ class TransferPart:
             raise UserError(f'controls is a list of names, like ["random-mask"], not {self.controls!r}.')
         for control in self.controls:
             check_control(control)
+        arms = ["dense", "ticket", *self.controls]
+        if not isinstance(self.paper, dict) or self.paper.keys() - set(arms):
+            raise UserError(f"paper is a table of figures by arm ({', '.join(arms)}), not {self.paper!r}.")
 
 
 @dataclass(frozen=True)

@@ -6,30 +6,39 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparseticket.data_places import recorded
 from sparseticket.imp import find
 from sparseticket.progress import Screen
 from sparseticket.recipes import Recipe
 from sparseticket.recipes.study import Study
 from sparseticket.recipes.study_runner import run_study
 from sparseticket.runs import TICKET, RunFolder
-from sparseticket.show import show_find, show_transfer
+from sparseticket.show import show_beside_paper, show_find, show_transfer
+from sparseticket.team import ALONE, Team
 from sparseticket.transfer import transfer
 from sparseticket.transfer_plan import plan
 
 
 def run_recipe(
-    recipe: Recipe | Study, *, data: Path | None, weights: Path | None, out: Path | None, screen: Screen
+    recipe: Recipe | Study,
+    *,
+    data: Path | None,
+    weights: Path | None,
+    out: Path | None,
+    screen: Screen,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
-    """Run it into ``out`` (default ``runs/RECIPE``); returns what each part summarised."""
+    """Run it into ``out`` (default ``runs/RECIPE``), shared by a ``team``; returns what each part summarised."""
     folder = out or Path("runs") / recipe.name.removesuffix(".toml").replace("/", "-")
     if isinstance(recipe, Study):
-        return run_study(recipe, folder, data=data, weights=weights, screen=screen)
+        return run_study(recipe, folder, data=data, weights=weights, screen=screen, team=team)
     settings = replace(
         recipe.settings,
-        data=str(data.resolve()) if data else recipe.settings.data,
+        data=recorded(data) if data else recipe.settings.data,
         weights=str(weights.resolve()) if weights else recipe.settings.weights,
     )
     screen.say(f"{recipe.title} ({recipe.name})")
+    team.once("find", lambda: find(settings, folder, screen=screen))
     found = find(settings, folder, screen=screen)
     show_find(screen, found, folder)
     if recipe.transfer is None:
@@ -37,6 +46,9 @@ def run_recipe(
     number = range(len(found["rounds"]))[recipe.transfer.round]
     ticket = RunFolder(folder).round(number) / TICKET
     loaded, settings, beside = plan(ticket, seeds=recipe.transfer.seeds, controls=tuple(recipe.transfer.controls))
-    transferred = transfer(loaded, settings, beside, screen=screen)
+    transferred = transfer(loaded, settings, beside, screen=screen, team=team)
     show_transfer(screen, transferred, beside)
+    if recipe.transfer.paper:
+        ours = {arm: entry["mean"] for arm, entry in transferred["arms"].items()}
+        show_beside_paper(screen, f"{transferred['metric']}, %", ours, recipe.transfer.paper)
     return {"find": found, "transfer": transferred}

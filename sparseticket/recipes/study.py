@@ -143,6 +143,9 @@ def _check_references(step: Step, earlier: list[Step]) -> None:
         raise UserError("compare names two steps.")
     if step.verb == "matrix" and not (step.of and step.tasks):
         raise UserError("a matrix names steps and tasks.")
+    for what in (step.of, step.tasks):
+        if step.verb == "matrix" and len(set(what)) < len(what):
+            raise UserError(f"a matrix names each row and column once, not {what}.")
     if step.verb == "find":
         return
     makers = ("find",) if step.verb in ("sweep", "control") else ("find", "control")

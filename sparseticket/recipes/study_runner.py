@@ -9,32 +9,46 @@ from typing import Any
 
 from sparseticket.compare import compare
 from sparseticket.control_ticket import make_control
-from sparseticket.data_places import data_of
-from sparseticket.files import write_json
+from sparseticket.data_places import data_of, recorded
+from sparseticket.files import write_json, write_whole
 from sparseticket.imp import find
 from sparseticket.matrix import Asked, matrix
 from sparseticket.progress import Screen
 from sparseticket.recipes.study import USES, Step, Study
+from sparseticket.recipes.study_report import markdown
 from sparseticket.runs import TICKET, RunFolder, read_json
 from sparseticket.show import show_beside_paper, show_compared, show_find, show_matrix, show_sweep, show_transfer
+from sparseticket.team import ALONE, Team
 from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
 from sparseticket.transfer_plan import plan
 from sparseticket.verdict import Verdict, highest_matching
 
 
-def run_study(study: Study, out: Path, *, data: Path | None, weights: Path | None, screen: Screen) -> dict[str, Any]:
-    """Run the steps in order; returns (and leaves) ``study.json``: by step, what it gave and what the paper prints."""
+def run_study(
+    study: Study, out: Path, *, data: Path | None, weights: Path | None, screen: Screen, team: Team = ALONE
+) -> dict[str, Any]:
+    """Run the steps in order; returns (and leaves) ``study.json``: by step, what it gave and what the paper prints.
+
+    ``study.md`` has its tables. The processes of a ``team`` first share the tickets that are to be found, then the
+    trainings of each other step.
+    """
     screen.say(f"{study.title} ({study.name}): {len(study.steps)} steps into {out}")
-    running = _Running(study, out, data, weights, screen)
+    running = _Running(study, out, data, weights, screen, team)
     for task in study.tasks:
         running._data(task)  # what is missing is said before anything is trained
+    for step in study.steps if team.count > 1 else []:
+        if step.verb == "find" and team.takes(f"find {step.name}"):
+            running.find(step)
+    team.wait("all are found")
     results: dict[str, Any] = {}
     for number, step in enumerate(study.steps, 1):
         screen.say(f"\nStep {number} of {len(study.steps)}: {step.name} ({step.verb} {', '.join(step.of)})")
         results[step.name] = {"verb": step.verb, "result": running.verbs[step.verb](step), "paper": step.paper or None}
-        write_json(out / "study.json", {"recipe": study.name, "title": study.title, "steps": results})
-    screen.say(f"\nAll steps: {out / 'study.json'}")
+        said = {"recipe": study.name, "title": study.title, "steps": results}
+        write_json(out / "study.json", said)
+        write_whole(out / "study.md", markdown(said))
+    screen.say(f"\nAll steps: {out / 'study.json'}\nTables: {out / 'study.md'}")
     return results
 
 
@@ -45,27 +59,34 @@ class _Running:
     data: Path | None
     weights: Path | None
     screen: Screen
+    team: Team
 
     @property
     def verbs(self) -> dict[str, Callable[[Step], dict[str, Any]]]:
         return {verb: getattr(self, f"_{verb}") for verb in USES}
 
     def _find(self, step: Step) -> dict[str, Any]:
+        found = self.find(step)
+        show_find(self.screen, found, self.out / step.name)
+        return found
+
+    def find(self, step: Step) -> dict[str, Any]:
         settings = self.study.found[step.name]
         data = self._data(settings.task)
         settings = replace(
             settings,
-            data=str(data.resolve()) if data else settings.data,
+            data=recorded(data) if data else settings.data,
             weights=str(self.weights.resolve()) if self.weights else settings.weights,
         )
-        found = find(settings, self.out / step.name, screen=self.screen)
-        show_find(self.screen, found, self.out / step.name)
-        return found
+        return find(settings, self.out / step.name, screen=self.screen)
 
     def _control(self, step: Step) -> dict[str, Any]:
         ticket = self._ticket(step.name)
         if not ticket.is_file():
-            make_control(self._ticket(step.of[0], step.round), step.kind, ticket, seed=step.seed, weights=None)
+            source = self._ticket(step.of[0], step.round)
+            self.team.once(
+                f"control {step.name}", lambda: make_control(source, step.kind, ticket, seed=step.seed, weights=None)
+            )
         made = Ticket.load(ticket)
         self.screen.say(f"Ticket: {ticket}, {made.sparsity:.2%} sparse")
         return {**made.metrics["control"], "ticket": made.identity, "sparsity": made.sparsity}
@@ -105,7 +126,7 @@ class _Running:
             data_by_task={task: place for task in step.tasks if (place := self._data(task))},
             training=self.study.training | step.training,
         )
-        result = matrix(asked, self.out / step.name, screen=self.screen, others=self._siblings())
+        result = matrix(asked, self.out / step.name, screen=self.screen, others=self._siblings(), team=self.team)
         show_matrix(self.screen, result, self.out / step.name)
         for source, row in step.paper.items():
             ours = {task: cell["to_dense"] for task, cell in result["cells"][source].items()}
@@ -130,7 +151,7 @@ class _Running:
             controls=tuple(step.controls),
             training=self.study.training | step.training,
         )
-        return transfer(loaded, settings, folder, screen=self.screen, others=others)
+        return transfer(loaded, settings, folder, screen=self.screen, others=others, team=self.team)
 
     def _ticket(self, name: str, number: int = -1) -> Path:
         """The ticket of a step: of a round, or the only one that a control has (beside its run, and its own θ)."""

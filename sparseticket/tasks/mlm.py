@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import PreTrainedTokenizerBase
 
+from sparseticket.data_places import HUB
 from sparseticket.errors import UserError
 from sparseticket.hub import load_splits, quiet_transformers
 from sparseticket.models import Head
@@ -24,6 +25,7 @@ from sparseticket.tasks.text_batches import CHUNK, RowBatches, TokenRows, device
 from sparseticket.tasks.token_cache import Tensors, cached
 
 MASKED_SHARE = 0.15
+WIKITEXT = f"{HUB}Salesforce/wikitext:wikitext-103-raw-v1"
 PLACEHOLDER = "<unk>"  # what wikitext writes for rare words; a tokenizer would split it into pieces
 NO_TARGET = -100
 
@@ -184,20 +186,29 @@ def _special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
 
 @register("mlm", kind="text", recipe="neurips20/mlm")
 def make(spec: TextModel, options: TaskOptions) -> MaskedLanguageModelling:
-    """MLM on a user's text, or on wikitext-103-raw from the hub."""
-    train, evaluation = from_hub() if options.data is None else from_files(options.data)
+    """MLM on a user's text, or on a corpus of the hub: wikitext-103-raw, or the one that is named."""
+    corpus = WIKITEXT if options.data is None else str(options.data)
+    train, evaluation = from_hub(corpus) if corpus.startswith(HUB) else from_files(Path(corpus))
     return MaskedLanguageModelling("mlm", spec, options, train, evaluation)
 
 
-def from_hub() -> tuple[Sequence[str], Sequence[str]]:
-    """Lines of wikitext-103-raw to train and evaluate on."""
+def from_hub(corpus: str) -> tuple[Sequence[str], Sequence[str]]:
+    """Texts of ``hub:OWNER/NAME[:CONFIGURATION]`` to train and evaluate on: its splits train and test (or validation).
+
+    Without either of these the last tenth of train evaluates.
+    """
+    dataset, _, configuration = corpus.removeprefix(HUB).partition(":")
     splits = load_splits(
-        "Salesforce/wikitext",
-        "wikitext-103-raw-v1",
+        dataset,
+        configuration or None,
         otherwise="Or train on text of your own (--data FILE), or on the documentation strings of Python's standard "
         "library, which need no data: --task docstring-mlm.",
     )
-    return list(splits["train"]["text"]), list(splits["test"]["text"])
+    if "train" not in splits or "text" not in splits["train"].column_names:
+        raise UserError(f"{corpus} has no split train with a column text: name another corpus.")
+    train = list(splits["train"]["text"])
+    evaluation = next((list(splits[name]["text"]) for name in ("test", "validation") if name in splits), None)
+    return (train, evaluation) if evaluation else _last_tenth_evaluates(train, corpus)
 
 
 def from_files(path: Path) -> tuple[list[str], list[str]]:
@@ -211,9 +222,12 @@ def from_files(path: Path) -> tuple[list[str], list[str]]:
         return _lines(train), _lines(path / "test.txt")
     if not path.is_file():
         raise UserError(f"there is no {path}: --data takes a text file, or a folder with train.txt and test.txt.")
-    lines = _lines(path)
+    return _last_tenth_evaluates(_lines(path), path)
+
+
+def _last_tenth_evaluates(lines: list[str], where: Path | str) -> tuple[list[str], list[str]]:
     if len(lines) < 2:
-        raise UserError(f"{path} has one line only: its last tenth of lines evaluates, so at least two are needed.")
+        raise UserError(f"{where} has one line only: its last tenth of lines evaluates, so at least two are needed.")
     border = len(lines) - max(1, len(lines) // 10)
     return lines[:border], lines[border:]
 

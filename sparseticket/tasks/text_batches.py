@@ -61,11 +61,13 @@ class TokenRows:
     def pad(self, rows: Sequence[int], pad_id: int, limit: int) -> dict[str, Tensor]:
         """The rows as int64 [rows, width] ``input_ids``, ``attention_mask`` and, where known, ``token_type_ids``.
 
-        The width is that of the longest row, rounded up to a multiple of 8 (which tensor cores like) within ``limit``.
+        The width is that of the longest row; for a GPU rounded up to a multiple of 8 (which tensor cores like) within
+        ``limit``. A CPU takes as long as there are tokens: on SST-2 rounding up made it 14 % more of them.
         """
         spans = [(int(self.starts[row]), int(self.starts[row + 1])) for row in rows]
-        longest = max(end - start for start, end in spans)
-        width = max(longest, min(-(-longest // 8) * 8, limit))
+        width = max(end - start for start, end in spans)
+        if torch.cuda.is_available():
+            width = max(width, min(-(-width // 8) * 8, limit))
         padded = {"input_ids": torch.full((len(spans), width), pad_id)}
         padded["attention_mask"] = torch.zeros(len(spans), width, dtype=torch.long)
         if self.types is not None:

@@ -9,27 +9,6 @@ from sparseticket.bench.masking_cost import FILLED, MASKED, PLAIN, PRUNE, share_
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    import transformers
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "of", "return", "is", "file", "object"]
-    folder = tmp_path_factory.mktemp("encoder")
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    transformers.BertForMaskedLM(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def arms(encoder):
     """The arms of a measurement, after it: what :func:`measure` makes inside is looked at here."""
     kept, make = {}, masking_cost.make_arms

@@ -119,17 +119,19 @@ def small_resnet(tmp_path_factory) -> Path:
     return folder
 
 
-def _save_ticket(file: Path, name: str = ZEROED.removeprefix("bert.") + ".weight", column: int = 0) -> str:
-    """A ticket that prunes every second column, from ``column`` on; returns its identity."""
+def _save_ticket(
+    file: Path, name: str = ZEROED.removeprefix("bert.") + ".weight", column: int = 0, every: int = 2
+) -> str:
+    """A ticket that prunes one of ``every`` columns, from ``column`` on; returns its identity."""
     from sparseticket.ticket import Ticket
 
     alive = torch.ones(32, 32, dtype=torch.bool)
-    alive[:, column::2] = False
+    alive[:, column::every] = False
     ticket = Ticket(
         masks={name: alive},
         model="tiny",
         theta={},
-        scheduled_sparsity=0.5,
+        scheduled_sparsity=1 / every,
         task={"name": "text", "metric": "accuracy"},
         training={"max_length": 16},
     )

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def under_blocks(folder, source, *, name):
-    """A copy of a model folder in which every second 16 x 16 block of ``name``'s weight is 0, and its ticket."""
+    """A copy of a model folder in which every second 16 x 16 block of ``name``'s weight is 0, no other; its ticket."""
     import transformers
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(source)
@@ -26,6 +26,8 @@ def under_blocks(folder, source, *, name):
     rows, columns = weight.shape[0] // 16, weight.shape[1] // 16
     alive = (torch.arange(rows)[:, None] + torch.arange(columns)[None]) % 2 == 0
     mask = alive.repeat_interleave(16, 0).repeat_interleave(16, 1)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(weight, std=0.3)
     weight.data.masked_fill_(~mask, 0)
     model.save_pretrained(folder)
     for file in source.iterdir():

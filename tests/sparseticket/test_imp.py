@@ -165,6 +165,65 @@ def test_weights_go_back_to_theta_p_and_a_fresh_head_to_its_first_draw(run, sett
     assert all(torch.equal(seen[1][name], after_first[name]) for name in seen[0] if name not in head)
 
 
+@pytest.fixture
+def beginnings(monkeypatch):
+    """The network and the optimizer's state that each round's training is given, before anything is masked."""
+    seen, original = {}, sys.modules["sparseticket.imp"].train
+
+    def spy(network, task, masks, training, place, **kwargs):
+        state = place.optimizer_state and {name: tensor.clone() for name, tensor in place.optimizer_state.items()}
+        seen[place.number] = {name: t.clone() for name, t in network.module.state_dict().items()}, state
+        trained = original(network, task, masks, training, place, **kwargs)
+        seen[place.number, "end"] = {name: tensor.clone() for name, tensor in trained.optimizer_state.items()}
+        return trained
+
+    monkeypatch.setattr("sparseticket.imp.train", spy)
+    return seen
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+def test_an_mlm_run_rewinds_everything_as_the_paper_says_and_nothing_at_all_as_released(
+    tiny_folders, tmp_path, beginnings, protocol
+):
+    (tmp_path / "corpus.txt").write_text("the film is good and the plot is fine .\n" * 60)
+    mlm = find_settings(
+        str(tiny_folders["bert-mlm"]),
+        task="mlm",
+        protocol_name=protocol,
+        data=tmp_path / "corpus.txt",
+        dense=False,
+        protocol={"schedule": "linear:0.2", "sparsity": 0.4},
+        training={"round_length": "3it", "batch_size": 4, "max_length": 16, "lr": 3e-3},
+    )
+    search(mlm, tmp_path / "run")
+    rounds = [k for k in beginnings if isinstance(k, int)]
+    assert rounds == ([0, 1, 2] if protocol == "paper" else [0, 1])  # as released the first 20 % go before training
+    theta_p = beginnings[0][0]
+    for k in rounds[1:]:
+        begun, optimizer_state = beginnings[k]
+        before = trained(tmp_path / "run", k - 1)
+        assert optimizer_state is None
+        assert all(torch.equal(begun[name], before[name]) for name in before) is (protocol == "released")
+        assert equal(begun, theta_p) is (protocol == "paper")
+
+
+def test_an_optimizer_that_is_kept_begins_a_round_as_it_ended_the_one_before(settings, tmp_path, beginnings):
+    search(changed(settings, optimizer_state="keep"), tmp_path / "kept")
+    for k in (1, 2):
+        assert equal(beginnings[k][1], beginnings[k - 1, "end"]) and equal(beginnings[k][0], beginnings[0][0])
+
+
+def test_after_rewinding_to_a_step_weights_and_head_are_those_kept_there_bit_for_bit(settings, tmp_path, beginnings):
+    search(changed(settings, rewind="25%"), tmp_path / "late")
+    kept = {f"bert.{name}": t for name, t in load_file(tmp_path / "late" / "theta.safetensors").items()}
+    kept |= load_file(tmp_path / "late" / "gamma.safetensors")
+    assert equal(beginnings[1][0], kept) and equal(beginnings[2][0], kept) and not equal(beginnings[0][0], kept)
+
+
 def test_rewinding_to_a_step_goes_back_to_the_state_kept_there(settings, tmp_path):
     out = tmp_path / "late"
     search(changed(settings, rewind="25%"), out)  # step 2 of 8

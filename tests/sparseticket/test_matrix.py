@@ -1,13 +1,17 @@
 """The transfer matrix: cells are transfers, nothing is trained twice, and both readings are what they say."""
 
 import json
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sparseticket import transfer as transfers
 from sparseticket.data_places import data_of, places
 from sparseticket.errors import UserError
 from sparseticket.imp import find
+from sparseticket.models import Head, resolve
 from sparseticket.options import find_settings
 from sparseticket.progress import Screen
 from sparseticket.ticket import Ticket
@@ -84,12 +88,55 @@ def test_all_cells_of_a_column_are_trained_as_the_ticket_of_that_task_was(cli, s
     assert len(settings) == 2 and all('round_length = "2it"' in text for text in settings)  # the recipe says 3ep
 
 
+def test_pre_trained_weights_in_a_file_are_where_tickets_and_dense_begin(cli, tmp_path, monkeypatch):
+    file = tmp_path / "theta_p.safetensors"
+    network = resolve("resnet20-cifar").build(Head("image-classification", 10), seed=7)
+    save_file({name: tensor.detach().clone() for name, tensor in network.module.state_dict().items()}, file)
+    short = {"round_length": "2it", "batch_size": 16}
+    settings = find_settings(
+        "resnet20-cifar",
+        task="digits",
+        weights=file,
+        protocol={"schedule": "one-round", "sparsity": 0.5},
+        training=short,
+    )
+    find(settings, tmp_path / "run", screen=Screen(quiet=True))
+    guess = tmp_path / "run" / "guess" / "random.ticket"
+    assert cli("control", tmp_path / "run/round-01/ticket.ticket", "--kind", "random-weights", "--out", guess)[0] == 0
+    away = tmp_path / "away"  # without their run: nothing says where the file is
+    (away / "guess").mkdir(parents=True)
+    shutil.copy(tmp_path / "run/round-01/ticket.ticket", away / "found.ticket")
+    for name in ("random.ticket", "theta.safetensors"):
+        shutil.copy(guess.with_name(name), away / "guess" / name)
+
+    begun, original = [], transfers.train
+
+    def spy(network, *arguments, **options):
+        begun.append(network.backbone()["layer1.0.conv1.weight"].detach().clone())
+        return original(network, *arguments, **options)
+
+    monkeypatch.setattr(transfers, "train", spy)
+    rows = [away / "found.ticket", away / "guess" / "random.ticket"]
+    asked = ["matrix", *rows, "--task", "digits", "--seeds", 1, "--round-length", "2it", "--out", tmp_path / "matrix"]
+    code, text = cli(*asked)
+    assert code == 2 and "other weights" in text, text
+    code, text = cli(*asked, "--weights", file)
+    assert code == 0, text
+    theta_p = network.backbone()["layer1.0.conv1.weight"]
+    assert [torch.equal(weight, theta_p) for weight in begun] == [True, True, False]  # dense, ticket, random weights
+    code, text = cli(*asked, "--weights", tmp_path / "none.safetensors")
+    assert code == 2 and "there is no file" in text
+
+
 def test_a_matrix_that_cannot_be_is_refused_before_any_training(cli, sources, tmp_path):
-    other = tmp_path / "other.ticket"
+    other, twin = tmp_path / "other.ticket", tmp_path / "twin.ticket"
     ticket = Ticket.load(sources[0])
+    ticket.save(twin)
     Ticket(ticket.masks, "another", {}, 0.5, task=ticket.task).save(other)
     for arguments, says in (
         ([sources[0], other, "--task", "text"], "are of one model"),
+        ([sources[0], sources[1], sources[0], "--task", "text"], "are the same ticket: name each row once"),
+        ([sources[0], twin, "--task", "text"], "twin.ticket are the same ticket"),
         ([sources[0], "--task", "text", "--task", "text"], "given twice"),
         ([sources[0], "--task", "text", "--task", "mlm", "--data", tmp_path], "--data text=PATH"),
         ([sources[0], "--task", "text", "--data", "a", "--data", "b"], "for all tasks twice"),

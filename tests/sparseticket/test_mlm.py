@@ -255,14 +255,56 @@ def test_without_the_library_or_a_network_the_error_names_all_ways_out(monkeypat
     assert all(part in str(error.value) for part in ADVICE)
 
 
-def test_the_default_corpus_is_wikitext_103(spec, monkeypatch):
-    def load_dataset(name, configuration):
-        assert (name, configuration) == ("Salesforce/wikitext", "wikitext-103-raw-v1")
-        return {"train": {"text": LINES}, "test": {"text": LINES[:9]}}
+class Column(dict):
+    column_names = property(list)
+
+
+def on_the_hub(monkeypatch, corpora):
+    def load_dataset(*named):
+        return {split: Column({column: texts}) for split, (column, texts) in corpora[named].items()}
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+
+
+def test_the_default_corpus_is_wikitext_103(spec, monkeypatch):
+    corpus = {"train": ("text", LINES), "test": ("text", LINES[:9])}
+    on_the_hub(monkeypatch, {("Salesforce/wikitext", "wikitext-103-raw-v1"): corpus})
     task = make_task("mlm", spec, options())
     assert task.head == Head("masked-lm") and task.metric == "masked_accuracy"
+
+
+def test_any_corpus_of_the_hub_is_named_as_data_and_is_the_same_data_as_its_file(
+    cli, tiny_bert, spec, tmp_path, monkeypatch
+):
+    on_the_hub(
+        monkeypatch,
+        {
+            ("me/books", None): {"train": ("text", LINES)},
+            ("me/news", "en"): {"train": ("text", LINES[9:]), "validation": ("text", LINES[:9])},
+            ("me/images", None): {"train": ("image", LINES)},
+        },
+    )
+    (tmp_path / "books.txt").write_text("\n".join(LINES) + "\n")
+    from_file = make_task("mlm", spec, options(tmp_path / "books.txt"))
+    assert make_task("mlm", spec, options(Path("hub:me/books"))).data_id == from_file.data_id
+    assert make_task("mlm", spec, options(Path("hub:me/news:en"))).data_id != from_file.data_id
+    with pytest.raises(UserError, match="hub:me/images has no split train with a column text"):
+        make_task("mlm", spec, options(Path("hub:me/images")))
+    run = ["find", "--model", tiny_bert, "--task", "mlm", "--data", "hub:me/books", "--schedule", "one-round"]
+    run += [
+        "--sparsity",
+        0.5,
+        "--round-length",
+        "2it",
+        "--batch-size",
+        2,
+        "--max-length",
+        16,
+        "--out",
+        tmp_path / "run",
+    ]
+    code, text = cli(*run)
+    assert code == 0 and 'data = "hub:me/books"' in (tmp_path / "run" / "run.toml").read_text(), text
 
 
 def test_a_fifth_of_wikitext_2s_test_words_are_unknown_and_none_is_a_target():

@@ -24,6 +24,22 @@ BERT = {
 WITHOUT_POOLER = {"mlm", "squad"}
 
 
+@pytest.mark.parametrize("task", BERT)
+def test_the_bert_recipes_have_table_2s_figures_to_be_printed_beside_ours(task):
+    (of_table,) = (step.paper for step in load_any("neurips20/table2").steps if step.of == [task] and step.paper)
+    for name in (f"neurips20/{task}", f"neurips20/{task}-released"):
+        figures = load(name).transfer.paper
+        assert figures == {arm: of_table[arm] for arm in ("dense", "ticket", "random-mask")}
+
+
+def test_a_recipe_prints_the_papers_figures_beside_ours(cli, tmp_path):
+    mine = tmp_path / "mine.toml"
+    short = MINE.replace('"4ep"', '"1it"').replace("0.488", "0.2").replace("seeds = 3", "seeds = 1")
+    mine.write_text(short + 'paper = { dense = "91.4 ± 0.3", random-mask = 12.5 }\n')
+    code, text = cli("run", mine, "--out", tmp_path / "out")
+    assert code == 0 and "the paper's" in text and "91.4 ± 0.3" in text and "12.5" in text, text
+
+
 @pytest.mark.parametrize("released", [False, True])
 @pytest.mark.parametrize("task", BERT)
 def test_the_bert_recipes_have_the_papers_settings(task, released):
@@ -163,6 +179,11 @@ def test_a_recipe_of_ones_own_is_fine(cli, tmp_path):
         ('head = "rewind"', 'head = "reset"', "rewind, keep"),
         ("seeds = 3", 'seeds = "three"', ["[transfer]", "seeds is a whole number from 1"]),
         ("seeds = 3", "seeds = 0", "seeds is a whole number from 1"),
+        (
+            "seeds = 3",
+            "paper = { random-weights = 61.0 }",
+            "a table of figures by arm (dense, ticket, random-mask)",
+        ),
         ("seeds = 3", "round = 9", "there is no round 9; this recipe's are 0 to"),
         ('["random-mask"]', '["random"]', "there is no control 'random'"),
         ('["random-mask"]', "[[1]]", "there is no control"),

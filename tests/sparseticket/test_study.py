@@ -2,12 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
-from sparseticket import imp
+from sparseticket import files, imp, ticket
 from sparseticket import transfer as transfers
-from sparseticket.recipes import load_any, names
+from sparseticket.recipes import load_any, names, task_defaults
 from sparseticket.recipes.study import Study
 
 STUDY = """
@@ -57,6 +58,29 @@ compare = ["digits", "guess"]
 """
 
 
+def check_tables(text, steps):
+    """Every step has its section; means, differences and the paper's figures stand in the row that they belong to."""
+    sections = {part.split("\n", 1)[0]: part for part in text.split("\n## ")[1:]}
+    assert list(sections) == list(steps)
+
+    def row(section, *first):
+        (found,) = [line for line in sections[section].split("\n") if line.startswith(f"| {' | '.join(first)} |")]
+        return [cell.strip() for cell in found.strip("|").split("|")]
+
+    arms = steps["arms"]["result"]["arms"]
+    for arm, of_paper in (("dense", "91.4 ± 0.3"), ("ticket", "12.5"), ("complement", "–")):
+        mean = f"{100 * arms[arm]['mean']:.2f}"
+        said = "–" if arm == "dense" else "too few runs"
+        assert row("arms", arm) == [arm, mean, mean, "–", "1", said, of_paper]
+    cell = steps["table"]["result"]["cells"]["guess"]["digits"]
+    differences = [f"{100 * cell[key]:+.2f}" for key in ("to_dense", "to_same_task")]
+    assert row("table", "guess")[5:] == [*differences, "too few runs", "–"] and row("table", "digits")[-1] == "-0.25"
+    last = steps["digits"]["result"]["rounds"][-1]
+    assert row("digits", "2") == ["2", f"{last['sparsity']:.2%}", f"{last['value']:.2%}"]
+    assert row("common", "all")[3] == "1.0000" and "random-weights (seed 0)" in sections["guess"]
+    assert "Highest matching: –" in sections["curve"] and "matching 91.41" in sections["curve"]
+
+
 @pytest.fixture
 def mine(tmp_path):
     (tmp_path / "mine.toml").write_text(STUDY)
@@ -93,9 +117,113 @@ def test_a_study_runs_whole_trains_nothing_twice_and_prints_the_papers_figures_b
     }
     assert steps["common"]["result"]["all"]["overlap"] == 1 and not steps["common"]["result"]["same_theta"]
     assert list(steps["table"]["result"]["cells"]) == ["digits", "guess"]
+    check_tables((tmp_path / "out" / "study.md").read_text(), steps)
 
     code, _ = cli("run", mine, "--out", tmp_path / "out")
     assert code == 0 and len(trained) == 8
+
+
+TEXTS = """
+title = "A step of every kind"
+source = "mine"
+model = "{model}"
+
+[training]
+round_length = "2it"
+batch_size = 8
+max_length = 16
+
+[[step]]
+name = "found"
+find = "neurips20/text"
+protocol = {{ schedule = "steps:0.3,0.5", sparsity = 0.5 }}
+
+[[step]]
+name = "guess"
+control = "found"
+kind = "shuffled-weights"
+
+[[step]]
+name = "arms"
+transfer = "found"
+seeds = 1
+controls = ["random-mask"]
+
+[[step]]
+name = "curve"
+sweep = "found"
+seeds = 1
+
+[[step]]
+name = "table"
+matrix = ["found", "guess"]
+tasks = ["text"]
+seeds = 1
+
+[[step]]
+name = "common"
+compare = ["found", "guess"]
+"""
+STOPS = {  # where each step is stopped once: in a training, or while a file is written
+    "found": "found/round-01/checkpoint",
+    "guess": "guess/guess.ticket",
+    "arms": "arms/random-mask-seed0/checkpoint",
+    "curve": "curve/round-01/ticket-seed0/checkpoint",
+    "table": "table/cells/guess.*/ticket-seed0/checkpoint",
+    "common": "common/compare.json",
+}
+
+
+def without_times(value):
+    """Nor folders of cells: a cell's name depends on the path of a control's own weights."""
+    if isinstance(value, dict):
+        return {key: without_times(entry) for key, entry in value.items() if key not in ("seconds", "folder")}
+    return [without_times(entry) for entry in value] if isinstance(value, list) else value
+
+
+def test_a_study_stopped_in_a_step_of_every_kind_continues_and_gives_what_an_undisturbed_one_gives(
+    cli, tiny_bert, tmp_path, monkeypatch
+):
+    recipe, data = tmp_path / "mine.toml", tmp_path / "text.csv"
+    recipe.write_text(TEXTS.format(model=tiny_bert))
+    rows = [f"the film {n} is {('good', 'bad')[n % 2]},{('good', 'bad')[n % 2]}" for n in range(40)]
+    data.write_text("\n".join(["text,label", *rows]) + "\n")
+    stopped, trained, out = [], [], tmp_path / "stopped"
+
+    def stop_at(path):
+        for step, place in STOPS.items():
+            if path.is_relative_to(out) and re.search(place, path.as_posix()) and step not in stopped:
+                stopped.append(step)
+                raise KeyboardInterrupt
+
+    for module in (imp, transfers):
+
+        def training(*arguments, original=module.train, **options):
+            if (path := options["checkpoint"].path).is_relative_to(out):
+                trained.append(path.parent)
+            options["on_step"] = lambda *_: stop_at(path)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(module, "train", training)
+    write = files.write_whole
+
+    def writing(path, content):
+        if path.suffix in (".ticket", ".json"):
+            stop_at(path)
+        write(path, content)
+
+    for module in (files, ticket):
+        monkeypatch.setattr(module, "write_whole", writing)
+    for _ in STOPS:
+        assert cli("run", recipe, "--data", data, "--out", out)[0] == 130, stopped
+    code, text = cli("run", recipe, "--data", data, "--out", out)
+    assert code == 0 and stopped == list(STOPS), text
+    # 3 rounds, 3 arms, the sweep's other ticket, the control in the matrix: the four that were stopped began twice
+    again = sorted({path for path in trained if trained.count(path) == 2})
+    assert len(trained) == 3 + 3 + 1 + 1 + len(again) and len(again) == 4
+    assert cli("run", recipe, "--data", data, "--out", tmp_path / "whole")[0] == 0
+    first, second = (json.loads((folder / "study.json").read_text()) for folder in (out, tmp_path / "whole"))
+    assert without_times(first) == without_times(second)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +243,7 @@ def test_a_study_runs_whole_trains_nothing_twice_and_prints_the_papers_figures_b
         ("seeds = 1", "seeds = 0", "seeds is a whole number from 1"),
         ('tasks = ["digits"]', 'tasks = "digits"', "tasks is a list of names"),
         ('tasks = ["digits"]', "", "a matrix names steps and tasks"),
+        ('matrix = ["digits", "guess"]', 'matrix = ["digits", "digits"]', "names each row and column once"),
         ('compare = ["digits", "guess"]', 'compare = ["digits"]', "compare names two steps"),
         ('compare = ["digits", "guess"]', 'compare = ["digits", "guess"]\nseeds = 3', "'seeds' means nothing beside"),
         ('name = "arms"', 'name = "../arms"', "name is that of the step's folder"),
@@ -141,11 +270,13 @@ def studies():
 
 def test_the_papers_tables_and_figures_are_there():
     wanted = {"table2", "figure2", "rewinding", "controls", "sparsities", "mlm-rewinding"}
+    wanted |= {"table2-released", "figure2-released"}
     assert {f"neurips20/{name}" for name in wanted} <= set(studies())
 
 
-def test_figure_2_is_every_task_on_every_task_at_70_percent_beside_the_papers_rows():
-    study = load_any("neurips20/figure2")
+@pytest.mark.parametrize("name", ["neurips20/figure2", "neurips20/figure2-released"])
+def test_figure_2_is_every_task_on_every_task_at_70_percent_beside_the_papers_rows(name):
+    study = load_any(name)
     matrix = study.steps[-1]
     assert len(study.found) == 11 and {s.protocol.sparsity for s in study.found.values()} == {0.7}
     assert matrix.of == [*study.found, "one-shot"] and matrix.tasks == list(study.found)
@@ -153,8 +284,9 @@ def test_figure_2_is_every_task_on_every_task_at_70_percent_beside_the_papers_ro
     assert matrix.paper["mlm"]["mrpc"] == -3.65 and matrix.paper["one-shot"]["cola"] == -22.30
 
 
-def test_table_2_has_each_tasks_own_recipe_and_five_runs():
-    study = load_any("neurips20/table2")
+@pytest.mark.parametrize("name", ["neurips20/table2", "neurips20/table2-released"])
+def test_table_2_has_each_tasks_own_recipe_and_five_runs(name):
+    study = load_any(name)
     assert len(study.found) == 11 and all(name == settings.task for name, settings in study.found.items())
     transfers = [step for step in study.steps if step.verb == "transfer"]
     assert [step.of for step in transfers] == [[name] for name in study.found]
@@ -162,6 +294,22 @@ def test_table_2_has_each_tasks_own_recipe_and_five_runs():
         assert step.seeds == 5 and step.paper.keys() == {"dense", "ticket", *step.controls} - {"shuffled-weights"}
         dense = float(re.match(r"[\d.]+", step.paper["dense"])[0])
         assert dense > step.paper["random-mask"] and abs(dense - step.paper["ticket"]) < 1
+
+
+@pytest.mark.parametrize("name", ["neurips20/table2", "neurips20/figure2"])
+def test_as_released_every_ticket_is_found_by_the_released_recipe_of_its_task_and_compared_alike(name):
+    paper, released = load_any(name), load_any(f"{name}-released")
+    for step, settings in released.found.items():
+        recipe = task_defaults(settings.task, "released")
+        sparsity = paper.found[step].protocol.sparsity
+        assert settings == replace(recipe, protocol=replace(recipe.protocol, sparsity=sparsity))
+        assert settings.protocol.name == "released" and paper.found[step].protocol.name == "paper"
+    shuffled = {"shuffled-weights"} & {control for step in paper.steps for control in step.controls}
+    assert not any(shuffled & set(step.controls) for step in released.steps)  # the code shuffled whole layers
+    for ours, theirs in zip(paper.steps, released.steps, strict=True):
+        assert (ours.name, ours.verb, ours.seeds, ours.paper) == (theirs.name, theirs.verb, theirs.seeds, theirs.paper)
+        assert [control for control in ours.controls if control not in shuffled] == theirs.controls
+        assert ours.verb == "find" or ours.of == theirs.of
 
 
 @pytest.mark.parametrize("name", ["neurips20/mlm-rewinding", "minilm/mlm-rewinding"])

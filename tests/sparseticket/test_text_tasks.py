@@ -104,13 +104,15 @@ def test_batches_are_a_sequence_that_can_be_entered_anywhere(spec, file):
         batches[5]
 
 
-def test_rows_are_padded_to_a_multiple_of_eight_and_padding_is_masked(spec):
+@pytest.mark.parametrize(("gpu", "width"), [(False, 12), (True, 16)])
+def test_rows_are_padded_to_the_longest_and_for_a_gpu_to_a_multiple_of_eight(spec, monkeypatch, gpu, width):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     texts = ["good", "the film is very good and the plot is fine"]
     examples = Examples(texts, [0, 1])
     batch = TextClassification("x", spec, options(), examples, examples, classes=2).batches(
         "eval", seed=0, round=0, epoch=0
     )[0]
-    assert batch["input_ids"].shape == (2, 16) and batch["attention_mask"].sum(1).tolist() == [3, 12]
+    assert batch["input_ids"].shape == (2, width) and batch["attention_mask"].sum(1).tolist() == [3, 12]
     assert (batch["input_ids"][batch["attention_mask"] == 0] == spec.tokenizer().pad_token_id).all()
     cut = TextClassification("x", spec, options(max_length=10), examples, examples, classes=2)
     assert cut.batches("eval", seed=0, round=0, epoch=0)[0]["input_ids"].shape == (2, 10)
