@@ -75,7 +75,7 @@ Tensor Node::input(OrtKernelContext* context) const {
   if (!value) throw std::invalid_argument("x is missing");
   Tensor x = read(api_, value);
   if (x.type != kFloat) throw std::invalid_argument("x must be float");
-  if (reinterpret_cast<uintptr_t>(x.data) % alignof(float))
+  if (reinterpret_cast<uintptr_t>(x.data) % alignof(float))  // one that a file holds may begin at any byte
     throw std::invalid_argument("x must lie at a multiple of 4 bytes");
   return x;
 }

@@ -32,13 +32,14 @@ struct Draw {
 
 struct Kind {
   const OrtCustomOp* op;
-  bool blocked, is_int8;
-  char activation;  // the operator's last letter: u of Relu, Gelu's is l, anything else none
+  bool blocked, is_int8, is_convolution;
+  char activation;  // r of Relu, g of Gelu, or a blank
 
   explicit Kind(const OrtCustomOp* op) : op(op) {
     const std::string name = op->GetName(op);
     blocked = name.rfind("Block", 0) == 0;
     is_int8 = name.find("Int8") != std::string::npos;
+    is_convolution = name.find("Conv") != std::string::npos;
     activation = name.find("Relu") != std::string::npos ? 'r' : name.find("Gelu") != std::string::npos ? 'g' : ' ';
   }
 };
@@ -49,6 +50,11 @@ inline OrtKernelInfo valid_node(Draw& draw, const Kind& kind) {
   int64_t inputs = std::max<int64_t>(1, draw.size()), blocks = std::max<int64_t>(1, draw.size() / block);
   if (draw.one_in(400)) inputs = 65536 - draw.below(2), blocks = 1 + draw.below(4);
   if (draw.one_in(400)) blocks = 65536 / block - draw.below(2), inputs = 1 + draw.below(4);
+  std::vector<int64_t> kernel = {1, 1};
+  if (kind.is_convolution) {
+    for (int64_t& size : kernel) size = draw.of<int64_t>({1, 1, 2, 3, 3, 5, 7});
+    inputs = std::max<int64_t>(1, inputs / (kernel[0] * kernel[1])) * kernel[0] * kernel[1];
+  }
   const int64_t outputs = blocks * block, lines = axis == 1 ? inputs : blocks, longest = axis == 1 ? blocks : inputs;
 
   const bool in_fours = draw.one_in(3);  // 4 adjacent inputs live or dead as one
@@ -85,7 +91,17 @@ inline OrtKernelInfo valid_node(Draw& draw, const Kind& kind) {
     node.attributes["offsets"].assign(block, 0);
     for (int64_t b = 0; b < block && axis == 1; ++b) node.attributes["offsets"][b] = b;
   }
-  node.inputs.emplace_back(kFloat, std::vector<int64_t>{0, inputs});
+  if (kind.is_convolution) {
+    const auto draw_some = [&](int count, std::initializer_list<int64_t> choices) {
+      std::vector<int64_t> some(count);
+      for (int64_t& one : some) one = draw.of(choices);
+      return some;
+    };
+    node.attributes["kernel_shape"] = kernel;
+    node.attributes["strides"] = draw_some(2, {1, 1, 1, 2, 3});
+    node.attributes["pads"] = draw_some(4, {0, 0, 1, 1, 2, 3});
+  }
+  node.inputs.emplace_back(kFloat, std::vector<int64_t>{0});
   node.inputs.emplace_back(kind.is_int8 ? kInt8 : kFloat, std::vector<int64_t>{rows, columns * block});
   node.inputs.emplace_back(kUint16, std::vector<int64_t>{rows, columns});
   if (kind.is_int8) node.inputs.emplace_back(kFloat, std::vector<int64_t>{outputs});
@@ -136,7 +152,7 @@ inline void mutate(Draw& draw, const Kind& kind, OrtKernelInfo& node) {
   const int64_t which = 1 + draw.below(node.inputs.size() - 1);
   OrtValue& tensor = node.inputs[which];
   OrtValue& index = node.inputs[2];
-  switch (draw.below(10)) {
+  switch (draw.below(kind.is_convolution ? 11 : 10)) {
     case 0:
     case 1: {  // positions: at and beyond both ends, falling, twice
       if (index.type != kUint16 || !index.aligned || !index.count()) return;
@@ -190,6 +206,16 @@ inline void mutate(Draw& draw, const Kind& kind, OrtKernelInfo& node) {
         offsets.resize(draw.of({0, 1, 2, 3, 4, 5, 8, 12, 16, 17, 64}), 0);
       else
         offsets[draw.below(offsets.size())] = odd_number(draw, 1);
+      return;
+    }
+    case 10: {
+      auto& numbers = node.attributes[draw.of<std::string>({"kernel_shape", "strides", "pads"})];
+      if (draw.one_in(4) || numbers.empty())
+        numbers.resize(draw.below(6), 1);
+      else {
+        int64_t& number = numbers[draw.below(numbers.size())];
+        number = odd_number(draw, number % 100);
+      }
       return;
     }
   }
