@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 REPORT = "export_report.json"
 ZEROS_NOTE = (
     "Zeros alone do not make ONNX Runtime faster: it multiplies by them (measured 1.01x at 90 % zeros on a CPU). "
-    "A smaller model (whole heads or channels removed) or INT8 would."
+    "A smaller model (whole heads or channels removed), INT8, or --layout sparse-op would."
 )
 SPARSE_OP_NOTE = (
     "Sparse operators run fast where their library is registered: sparseticket.export.runtime.session(path), or for "

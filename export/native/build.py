@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 # The sources choose their instruction sets by themselves, when they run: no -march here.
-FLAGS = ("-O3", "-std=c++17", "-fvisibility=hidden")
+FLAGS = ("-O3", "-std=c++17", "-fvisibility=hidden", "-g0")
 COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -30,6 +30,8 @@ def build(folder: Path) -> Path:
         SystemExit: there is no compiler, or it failed (its messages are on the screen).
     """
     cxx = compiler()
+    if not any(folder.glob("*.cpp")):
+        raise SystemExit("the sources are not installed: build it in a checkout, or install the package from one.")
     if cxx is None:
         raise SystemExit("no C++ compiler was found: install gcc or clang, or name one in the variable CXX.")
     sources, library = sorted(folder.glob("*.cpp")), folder / "_sparse_linear.so"

@@ -103,3 +103,23 @@ def test_what_would_undo_a_finished_file_refuses_it(tmp_path):
     ):
         with pytest.raises(UserError, match="their rewrite is the last step"):
             undo()
+
+
+def test_others_tools_do_what_the_documentation_says(tmp_path):
+    """They pass over the operator, drop its body, or inline it; if one of them changes, docs/sparse-op.md must."""
+    from onnx import inliner, version_converter
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    weight = sparse_weight(33, 24, 4)
+    model, x = model_of(sparse_op.encode(weight, 4), np.zeros(24, np.float32)), np.ones((1, 2, 33), np.float32)
+    file = tmp_path / "sparse.onnx"
+    onnx.save(model, file)
+    quantize_dynamic(file, tmp_path / "quantized.onnx")
+    assert [node.op_type for node in onnx.load(tmp_path / "quantized.onnx").graph.node] == ["BlockSparseLinear"]
+    converted = version_converter.convert_version(model, 21)
+    assert sparse_op.sparse_nodes(converted) and not converted.functions
+    quant_pre_process(file, tmp_path / "prepared.onnx")
+    for other in (onnx.load(tmp_path / "prepared.onnx"), inliner.inline_local_functions(model)):
+        assert not sparse_op.sparse_nodes(other)
+        np.testing.assert_allclose(run(other, x), x @ weight, atol=1e-5)
