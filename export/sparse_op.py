@@ -16,6 +16,7 @@ import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
 from sparseticket.errors import UserError
+from sparseticket.export.add_layer_norm import ADD_LAYER_NORM, make_body
 from sparseticket.export.linears import Convolution
 
 DOMAIN, VERSION = "sparseticket", 1
@@ -134,12 +135,12 @@ def make_node(
 
 
 def is_sparse(node: NodeProto) -> bool:
-    """Whether ``node`` is this operator."""
-    return node.domain == DOMAIN
+    """Whether ``node`` has a sparse weight."""
+    return node.domain == DOMAIN and node.op_type != ADD_LAYER_NORM
 
 
 def sparse_nodes(model: onnx.ModelProto) -> list[NodeProto]:
-    """The nodes of ``model`` that are this operator."""
+    """The nodes of ``model`` that have a sparse weight."""
     return [node for node in model.graph.node if is_sparse(node)]
 
 
@@ -175,6 +176,8 @@ def add_functions(model: onnx.ModelProto) -> None:
     declare(model)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     model.functions.extend(make_function(name, opset) for name in sorted({n.op_type for n in sparse_nodes(model)}))
+    if any(node.op_type == ADD_LAYER_NORM for node in model.graph.node):
+        model.functions.append(make_body(DOMAIN, opset))
 
 
 def make_function(name: str, opset: int) -> FunctionProto:

@@ -13,6 +13,7 @@ from torch import nn
 
 from sparseticket.errors import UserError
 from sparseticket.export import sparse_op
+from sparseticket.export.add_layer_norm import fuse_norms
 from sparseticket.export.break_even import Choice, Figures, choose
 from sparseticket.export.layers import TRANSPOSED
 from sparseticket.export.linears import Linear, find_convolutions, find_linears
@@ -91,6 +92,7 @@ def rewrite(
         if choice.wins:
             writer.replace(linear, choice)
     writer.finish()
+    fuse_norms(model, sparse_op.DOMAIN)
     sparse_op.declare(model)
     return decisions
 

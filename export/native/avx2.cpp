@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -59,7 +60,7 @@ inline void dot_quads(const Quad* quads, size_t count, const uint8_t* panel, int
 
 const Kernels* avx2_kernels() {
   static const Kernels kernels = {"avx2", LANES, nullptr, turn, multiply, multiply_turned, multiply_rows,
-                                  extremes, turn_int8, multiply_int8};
+                                  extremes, turn_int8, multiply_int8, add_norm};
   return &kernels;
 }
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -32,7 +33,7 @@ inline void dot_quads(const Quad* quads, size_t count, const uint8_t* panel, int
 
 const Kernels* portable_kernels() {
   static const Kernels kernels = {"portable", LANES, nullptr, turn, multiply, multiply_turned, multiply_rows,
-                                  extremes, turn_int8, multiply_int8};
+                                  extremes, turn_int8, multiply_int8, add_norm};
   return &kernels;
 }
 
