@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from sparseticket.export.loaded_model import LoadedModel
     from sparseticket.export.prepare import Prepared
     from sparseticket.export.shrink import Shrunk
 
@@ -63,23 +64,40 @@ def export_model(
         raise UserError("this source does not say on which task it was trained: name the task with --task.")
 
     from sparseticket.export.loaded_model import kind_of, load
-    from sparseticket.export.prepare import prepare
     from sparseticket.export.shrunk_folder import is_shrunk
 
     options.check_kind(kind_of(found.model))
     if options.format != "onnx" and is_shrunk(found.model):
         raise UserError("this model is shrunk already, and its folder is how it is kept: use it, or --format onnx.")
-    prepared = prepare(load(found.model), origin.ticket, options.layout, options.dtype)
-    _check_wins(prepared, options)
+    whole = load(found.model)
+
+    def export(options: Options, folder: Path) -> dict[str, Any]:
+        return _export(whole, found, folder, options, origin)
+
     with replace_folder(out) as folder:
-        folder.mkdir()
-        report = {
-            "source": found.label,
-            **{name: getattr(options, name) for name in ("format", "layout", "quantize", "dtype", "optimize")},
-            **_write(prepared, found, folder, options, origin),
-        }
+        if options.layout == "auto":
+            from sparseticket.export.auto import export_fastest
+
+            report = export_fastest(options, whole, export, folder)
+        else:
+            report = export(options, folder)
         write_json(folder / REPORT, report)
     return report
+
+
+def _export(
+    whole: LoadedModel, source: Source, folder: Path, options: Options, origin: provenance.Provenance
+) -> dict[str, Any]:
+    from sparseticket.export.prepare import prepare
+
+    prepared = prepare(whole, origin.ticket, options.layout, options.dtype)
+    _check_wins(prepared, options)
+    folder.mkdir()
+    return {
+        "source": source.label,
+        **{name: getattr(options, name) for name in ("format", "layout", "quantize", "dtype", "optimize")},
+        **_write(prepared, source, folder, options, origin),
+    }
 
 
 def _check_wins(prepared: Prepared, options: Options) -> None:

@@ -21,11 +21,22 @@ def show(report: dict[str, Any], folder: Path, console: Console) -> None:
     table.add_section()
     table.add_row("all of these", f"{weights:,}", f"{100 * zeros / max(weights, 1):.1f} %")
     console.print(table)
-    for line in (*_findings(report), *report["notes"]):
+    for line in (*_candidates(report), *_findings(report), *report["notes"]):
         console.print(line)
     for file in report["files"]:
         console.print(f"{file['bytes'] / 1e6:10.2f} MB  {file['name']}", highlight=False)
     console.print(f"Written to {folder}", soft_wrap=True)
+
+
+def _candidates(report: dict[str, Any]) -> Iterator[str]:
+    """What ``--layout auto`` chose from, and why."""
+    if auto := report.get("auto"):
+        on = auto["machine"]["cpu"] if "machine" in auto else auto["target"]
+        yield f"Chosen for {on}: {auto['chosen']}."
+        for one in auto["candidates"]:
+            speed = f"{one['speedup']:.2f}x, " if one["speedup"] else ""
+            yield f"  {one['candidate']}: {speed}{one.get('refused') or one['why']}"
+        yield from auto["notes"]
 
 
 def _what(report: dict[str, Any]) -> str:

@@ -33,6 +33,17 @@ REFUSED = [
     ({"format": "safetensors", "layout": "sparse-storage"}, "--layout is for --format onnx"),
     ({"format": "hf", "layout": "shrunk"}, "use --format safetensors"),
     ({"quantize": "static", "data": HERE, "task": "text"}, "use --quantize dynamic"),
+    ({"layout": "sparse-op", "dtype": "fp16"}, "leave out --dtype fp16"),
+    ({"layout": "sparse-op", "optimize": "ort"}, "leave out --optimize ort"),
+    ({"layout": "sparse-op", "quantize": "static", "data": HERE, "task": "text"}, "use --quantize dynamic"),
+    ({"layout": "auto", "quantize": "dynamic"}, "leave out --quantize"),
+    ({"layout": "auto", "optimize": "ort"}, "leave out --optimize ort"),
+    ({"layout": "auto", "metric_drop": 0.01}, "--data DIR"),
+    ({"metric_drop": 2.0, "task": "text"}, "from 0 to 1"),
+    ({"target": "sse9", "layout": "auto"}, "one of this, avx2, avx512, vnni"),
+    ({"target": "avx2"}, "--target is for --layout sparse-op and auto"),
+    ({"format": "safetensors", "layout": "sparse-op"}, "--layout is for --format onnx"),
+    ({"format": "hf", "layout": "auto"}, "--layout is for --format onnx"),
 ]
 
 
