@@ -18,6 +18,13 @@ namespace {
 
 typedef int32_t Ints256 __attribute__((vector_size(32), may_alias));
 
+// x / by, where inverse = 1 / by: corrected once, in instructions that round once, it is the division's own result at a
+// third of its time.
+inline __m256 divide(__m256 x, __m256 by, __m256 inverse) {
+  const __m256 first = _mm256_mul_ps(x, inverse);
+  return _mm256_fmadd_ps(_mm256_fnmadd_ps(first, by, x), inverse, first);
+}
+
 inline void store_bytes(Ints256 values, int row, uint8_t* out) {
   const __m128i low = _mm256_castsi256_si128((__m256i)values), high = _mm256_extracti128_si256((__m256i)values, 1);
   const __m128i bytes = _mm_packus_epi16(_mm_packs_epi32(low, high), _mm_setzero_si128());

@@ -264,11 +264,9 @@ void extremes(const float* x, size_t count, float* least, float* greatest) {
   }
 }
 
-// round(x / scale) + zero, within 0 and 255. Where one instruction multiplies and adds, the quotient is corrected once,
-// which gives the division's own result at a third of its time; in two, the correction is rounded to nothing.
+// round(x / scale) + zero, within 0 and 255.
 inline Ints quantize(Floats x, float scale, float inverse, int32_t zero) {
-  const Floats first = x * inverse;
-  Floats quotient = LANES > 4 ? first + (x - first * scale) * inverse : x / scale;
+  Floats quotient = divide(x, broadcast(scale), broadcast(inverse));
   quotient = at_most(at_least(quotient, broadcast(-(float)zero)), broadcast(255.f - zero));
   const float to_even = 12582912.f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
   return __builtin_convertvector((quotient + to_even) - to_even, Ints) + zero;

@@ -13,6 +13,11 @@ namespace {
 
 typedef int32_t Ints128 __attribute__((vector_size(16), may_alias));
 
+typedef float Floats128 __attribute__((vector_size(16), may_alias));
+
+// Not by the inverse: where no instruction multiplies and adds in one, halves would be rounded the other way.
+inline Floats128 divide(Floats128 x, Floats128 by, Floats128) { return x / by; }
+
 inline void store_bytes(Ints128 values, int row, uint8_t* out) {
   for (int lane = 0; lane < 4; ++lane) out[row + lane] = static_cast<uint8_t>(values[lane]);
 }
