@@ -80,7 +80,7 @@ def _findings(report: dict[str, Any]) -> Iterator[str]:
 
 def _sparse_layers(sparse: dict[str, Any], library: dict[str, Any]) -> Iterator[str]:
     running = [layer for layer in sparse["layers"] if layer["runs"] != "dense"]
-    yield f"{len(running)} of {len(sparse['layers'])} linear layers run sparse on {sparse['target']}:"
+    yield f"{len(running)} of {len(sparse['layers'])} layers run sparse on {sparse['target']}:"
     for layer in sparse["layers"]:
         yield f"  {layer['layer']}: {layer['runs']} ({layer['why']})"
     if library["verified_with"]:

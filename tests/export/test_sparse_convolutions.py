@@ -1,0 +1,155 @@
+"""Convolutions on the sparse operator, and layer norms of sums: as PyTorch answers, with the library and without it."""
+
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file, save_file
+
+from sparseticket.export import layers, native, runtime, sparse_op
+from sparseticket.export.add_layer_norm import ADD_LAYER_NORM, fuse_norms
+from sparseticket.export.break_even import Figures
+from sparseticket.export.exporter import export_model
+from sparseticket.export.linears import find_convolutions
+from sparseticket.export.sparse_rewrite import rewrite
+
+ALWAYS = {"4x1": Figures(1.0, {1.0: 1.0})}
+library = pytest.mark.skipif(native.find_library() is None, reason=f"the library is {native.MISSING}")
+
+
+def run(model, file, feeds, *, library):
+    onnx.save(model, file)
+    asked = {"providers": ["CPUExecutionProvider"]}
+    session = runtime.session(file, **asked) if library else onnxruntime.InferenceSession(file, **asked)
+    return session.run(None, feeds)[0]
+
+
+def convolution(channels, outputs, kernel, block, **moves):
+    """A model with one convolution and a Relu, and its weight and bias; 30 % of the blocks of outputs live."""
+    draw = np.random.default_rng(0)
+    live = (draw.random((-(-outputs // block), channels, *kernel)) < 0.3).repeat(block, 0)[:outputs]
+    weight = np.where(live, draw.standard_normal(live.shape), 0).astype(np.float32)
+    bias = draw.standard_normal(outputs).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w", "b"], ["h"], kernel_shape=kernel, **moves),
+            helper.make_node("Relu", ["h"], ["y"]),
+        ],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", channels, "height", "width"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", outputs, "down", "right"])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return model, torch.from_numpy(weight), torch.from_numpy(bias)
+
+
+@pytest.mark.parametrize("with_library", [pytest.param(True, marks=library), False])
+@pytest.mark.parametrize("pattern", ["1x1", "2x1", "4x1", "8x1"])
+@pytest.mark.parametrize(
+    ("channels", "outputs", "kernel", "strides", "pads", "image"),
+    [
+        (16, 32, (1, 1), (1, 1), (0, 0), (7, 7)),
+        (16, 24, (1, 1), (2, 2), (0, 0), (56, 56)),
+        (5, 20, (3, 3), (1, 1), (1, 1), (40, 71)),
+        (8, 136, (3, 3), (2, 2), (1, 1), (14, 13)),
+        (3, 16, (7, 7), (2, 2), (3, 3), (33, 32)),
+        (4, 12, (3, 5), (2, 3), (1, 2), (17, 30)),
+        (4, 10, (3, 3), (1, 1), (1, 1), (9, 9)),  # outputs that blocks of 4 and 8 do not divide
+    ],
+)
+def test_a_sparse_convolution_answers_as_pytorch(
+    tmp_path, with_library, pattern, channels, outputs, kernel, strides, pads, image
+):
+    block = int(pattern[0])
+    moves = {"strides": strides, "pads": (*pads, *pads)}
+    model, weight, bias = convolution(channels, outputs, kernel, block, **moves)
+    (decision,) = rewrite(model, {}, int8=False, of_convolutions={pattern: Figures(1.0, {1.0: 1.0})})
+    sparse_op.add_functions(model)
+    assert decision.runs == pattern and "Conv" not in {node.op_type for node in model.graph.node}
+    x = torch.randn(2, channels, *image)
+    expected = torch.relu(torch.nn.functional.conv2d(x, weight, bias, strides, pads))
+    found = run(model, tmp_path / "net.onnx", {"x": x.numpy()}, library=with_library)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_groups_dilation_and_automatic_padding_stay_dense():
+    for moves in ({"group": 2}, {"dilations": (2, 2)}, {"auto_pad": "SAME_UPPER"}):
+        model, *_ = convolution(4, 8, (3, 3), 1, strides=(1, 1), **moves)
+        assert list(find_convolutions(model)) == []
+
+
+@library
+@pytest.mark.parametrize("image", [(2, 2), (40, 2)])
+def test_an_image_smaller_than_the_kernel_is_a_clear_error(tmp_path, image):
+    model, *_ = convolution(4, 8, (3, 3), 4, strides=(1, 1), pads=(0, 0, 0, 0))
+    rewrite(model, {}, int8=False, of_convolutions=ALWAYS)
+    sparse_op.add_functions(model)
+    with pytest.raises(Exception, match="smaller than the kernel"):
+        run(model, tmp_path / "net.onnx", {"x": np.zeros((1, 4, *image), np.float32)}, library=True)
+
+
+def sum_and_norm(second=("batch", "rows", 24), **attributes):
+    shapes = {"a": ("batch", "rows", 24), "b": second, "y": ("batch", "rows", 24)}
+    infos = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()}
+    draw = np.random.default_rng(0)
+    weights = {name: draw.standard_normal(24).astype(np.float32) for name in ("scale", "bias")}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Add", ["a", "b"], ["s"]),
+            helper.make_node("LayerNormalization", ["s", "scale", "bias"], ["y"], epsilon=1e-6, **attributes),
+        ],
+        "net",
+        [infos["a"], infos["b"]],
+        [infos["y"]],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    rewrite(model, {}, int8=False)
+    sparse_op.add_functions(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model, weights
+
+
+@pytest.mark.parametrize("with_library", [pytest.param(True, marks=library), False])
+def test_a_layer_norm_of_a_sum_is_one_operator_and_answers_as_pytorch(tmp_path, with_library):
+    model, weights = sum_and_norm()
+    assert [node.op_type for node in model.graph.node] == [ADD_LAYER_NORM]
+    a, b = torch.randn(3, 5, 24) * 4 + 1, torch.randn(3, 5, 24)
+    scale, bias = (torch.from_numpy(weights[name]) for name in ("scale", "bias"))
+    expected = torch.nn.functional.layer_norm(a + b, (24,), scale, bias, 1e-6)
+    feeds = {"a": a.numpy(), "b": b.numpy()}
+    found = run(model, tmp_path / "net.onnx", feeds, library=with_library)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_sum_that_broadcasts_and_a_norm_over_more_dimensions_are_left_alone():
+    broadcasting, _ = sum_and_norm((1, "rows", 24))
+    assert [node.op_type for node in broadcasting.graph.node] == ["Add", "LayerNormalization"]
+    wide, _ = sum_and_norm()
+    norm = helper.make_node("LayerNormalization", ["s", "scale", "bias"], ["y"], axis=1)
+    del wide.graph.node[:]
+    wide.graph.node.extend([helper.make_node("Add", ["a", "b"], ["s"]), norm])
+    assert fuse_norms(wide, sparse_op.DOMAIN) == 0
+
+
+def test_a_resnet_in_blocks_is_exported_with_sparse_convolutions_and_its_zeros_are_recounted(small_resnet, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(small_resnet, folder)
+    weights = load_file(folder / "model.safetensors")
+    for weight in weights.values():
+        if weight.ndim == 4 and weight.shape[1] > 3:
+            live = torch.rand(weight.shape[0] // 4, *weight.shape[1:]) < 0.1
+            weight.normal_(std=0.05).mul_(live.repeat_interleave(4, 0))
+    save_file(weights, folder / "model.safetensors")
+    report = export_model(folder, tmp_path / "out", layout="sparse-op", target="avx2")
+    running = {one["layer"]: one["runs"] for one in report["sparse_op"]["layers"]}
+    assert {runs for name, runs in running.items() if "conv" in name and name != "conv1"} == {"4x1"}
+    assert running["conv1"] == "dense"
+    from_file = sorted(layer.zeros for layer in layers.file_layers(tmp_path / "out" / "model.onnx"))
+    assert from_file == sorted(layer["zeros"] for layer in report["layers"])
