@@ -8,7 +8,7 @@ export SPARSETICKET_DATA ?= $(if $(SHARED_DATA),$(abspath $(SHARED_DATA)))
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/.dependencies
 
-.PHONY: venv native demo test lint proof masking-cost trainer-cost shrunk-speed sparse-cpu benchmarks aot
+.PHONY: venv native demo test lint proof fuzz-native masking-cost trainer-cost shrunk-speed sparse-cpu benchmarks aot
 
 # Dependencies are reused while pyproject.toml and the constraints are unchanged; the project itself is always installed
 # anew, as a copy built from this checkout, so that the right code is tested whichever checkout made the environment.
@@ -41,6 +41,16 @@ test: venv
 # A run killed ten times, twice during a write, against an undisturbed one: about four minutes on two cores.
 proof: venv
 	$(PYTEST) -m proof -s
+
+# Random nodes of the sparse operator, most of them broken, under AddressSanitizer and UBSan: all seeds from SEED on for
+# MINUTES. A seed that fails is named; `build/fuzz-native SEED` runs it again.
+SEED ?= 1
+MINUTES ?= 5
+fuzz-native:
+	mkdir -p build
+	$(CXX) -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra -pthread \
+		-Iexport/native $(filter-out %/isa.cpp,$(wildcard export/native/*.cpp)) tests/export/native/fuzz.cpp -o build/fuzz-native
+	build/fuzz-native $(SEED) $(MINUTES)
 
 lint: venv
 	$(BIN)/ruff check .

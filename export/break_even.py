@@ -74,9 +74,15 @@ def _read() -> dict[str, Any]:
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
-def figures(target: str, *, int8: bool) -> dict[str, Figures]:
-    """By pattern, for ``target`` ("avx2", "avx512", "vnni", "portable"); empty where nothing was measured."""
-    found = table()["int8" if int8 else "fp32"].get(target if int8 else FP32_OF.get(target, target), {})
+def figures(target: str, *, int8: bool, convolutions: bool = False) -> dict[str, Figures]:
+    """By pattern, for ``target`` ("avx2", "avx512", "vnni", "portable"); empty where nothing was measured.
+
+    Of linear layers, or of ``convolutions``, which have no INT8 operator.
+    """
+    if int8 and convolutions:
+        return {}
+    kind = "convolution" if convolutions else "int8" if int8 else "fp32"
+    found = table()[kind].get(target if int8 else FP32_OF.get(target, target), {})
     return {
         pattern: Figures(one["break_even"], {float(at): x for at, x in one["speedup"].items()}, one.get("rows"))
         for pattern, one in found.items()

@@ -106,8 +106,10 @@ def _check_wins(prepared: Prepared, options: Options) -> None:
         from sparseticket.export import break_even, native, sparse_rewrite
 
         target = native.target(options.target)
-        known = break_even.figures(target, int8=options.quantize == "dynamic")
-        sparse_rewrite.check_wins(prepared.model.module, known, target)
+        int8 = options.quantize == "dynamic"
+        known = break_even.figures(target, int8=int8)
+        of_convolutions = break_even.figures(target, int8=int8, convolutions=True)
+        sparse_rewrite.check_wins(prepared.model.module, known, target, of_convolutions)
 
 
 def default_out(source: Source, format: str) -> Path:

@@ -78,9 +78,12 @@ class StoredWeights:
 
     def _encoded_is_zero(self, name: str) -> np.ndarray:
         """Of a weight of the sparse operator, without the outputs that were added to fill its last block."""
-        zero = sparse_op.decode(self._encoded[name], self._dense).dense() == 0
+        node = self._encoded[name]
+        zero = sparse_op.decode(node, self._dense).dense() == 0
         outputs = self._dense.get(f"{name}{sparse_op.SUFFIX}outputs")
-        return zero if outputs is None else zero[:, : int(numpy_helper.to_array(outputs)[0])]
+        zero = zero if outputs is None else zero[:, : int(numpy_helper.to_array(outputs)[0])]
+        kernels = next((one.ints for one in node.attribute if one.name == "conv_shape"), None)
+        return zero if kernels is None else zero.T.reshape(-1, *kernels[1:])
 
     def _channels(self, name: str, array: np.ndarray) -> int:
         return self._axis.get(name, -1) % array.ndim

@@ -1,4 +1,4 @@
-"""The linear layers of an ONNX graph: a product with a constant weight, its bias, and the activation that follows."""
+"""The linear layers and convolutions of an ONNX graph: a constant weight, its bias, the activation that follows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,20 @@ FIRST_GELU_CONSTANTS = {"Div": 2**0.5, "Mul": 0.5**0.5}
 
 
 @dataclass(frozen=True)
+class Convolution:
+    """How a kernel [rows, columns] moves: steps down and right; rows and columns of zeros above, left, below, right."""
+
+    kernel_shape: tuple[int, int]
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
 class Linear:
-    """``act(x @ W + bias)`` in a graph.
+    """``act(x @ W + bias)`` in a graph, or a convolution, whose W [K, N] has K = (channel, kernel row, kernel column).
 
     Attributes:
-        weight: the initializer; [N, K] where ``turned``, else [K, N].
+        weight: the initializer; [N, K] where ``turned``, [N, channels, rows, columns] of a convolution, else [K, N].
         bias: an initializer [N]; None where there is none.
         activation: "", "Gelu" or "Relu".
         nodes: what computes it, in order; the last one gives ``output``.
@@ -30,10 +39,19 @@ class Linear:
     bias: str | None
     activation: str
     nodes: tuple[NodeProto, ...]
+    convolution: Convolution | None = None
 
     @property
     def output(self) -> str:
         return self.nodes[-1].output[0]
+
+    def matrix(self, weight: np.ndarray) -> np.ndarray:
+        """W [K, N], from the initializer's array."""
+        return weight.reshape(len(weight), -1).T if self.turned or self.convolution else weight
+
+    def array(self, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The initializer's array of ``shape``, from W [K, N]."""
+        return matrix.T.reshape(shape) if self.turned or self.convolution else matrix
 
 
 def find_linears(model: onnx.ModelProto) -> Iterator[Linear]:
@@ -43,6 +61,15 @@ def find_linears(model: onnx.ModelProto) -> Iterator[Linear]:
         linear = graph.product(node)
         if linear is not None:
             yield graph.with_activation(graph.with_bias(linear))
+
+
+def find_convolutions(model: onnx.ModelProto) -> Iterator[Linear]:
+    """Every convolution of an image with an fp32 weight, without groups and dilation, in the graph's order."""
+    graph = _Graph(model)
+    for node in model.graph.node:
+        convolution = graph.convolution(node)
+        if convolution is not None:
+            yield graph.with_relu(convolution)
 
 
 class _Graph:
@@ -75,6 +102,25 @@ class _Graph:
             return None
         return Linear(x, weight, turned, bias, "", (node,))
 
+    def convolution(self, node: NodeProto) -> Linear | None:
+        if node.domain not in ("", "ai.onnx") or node.op_type != "Conv":
+            return None
+        x, weight, *rest = node.input
+        tensor = self._constants.get(weight)
+        if x in self._constants or tensor is None or len(tensor.dims) != 4:
+            return None
+        given = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        plain = given.get("group", 1) == 1 and set(given.get("dilations", [1])) == {1}
+        if not plain or given.get("auto_pad", b"NOTSET") != b"NOTSET" or tensor.data_type != onnx.TensorProto.FLOAT:
+            return None
+        bias = rest[0] if rest and rest[0] else None
+        if bias is not None and not self._is_bias(bias, tensor.dims[0]):
+            return None
+        moves = Convolution(
+            tuple(tensor.dims[2:]), tuple(given.get("strides", (1, 1))), tuple(given.get("pads", (0,) * 4))
+        )
+        return Linear(x, weight, False, bias, "", (node,), moves)
+
     def with_bias(self, linear: Linear) -> Linear:
         """With the Add that alone reads it, where there is one."""
         add = self._only_reader(linear.output, "Add")
@@ -88,15 +134,19 @@ class _Graph:
 
     def with_activation(self, linear: Linear) -> Linear:
         """With the Relu or (exact) Gelu that alone reads it, where there is one."""
-        relu = self._only_reader(linear.output, "Relu")
-        if relu is not None:
-            return replace(linear, activation="Relu", nodes=(*linear.nodes, relu))
+        followed = self.with_relu(linear)
+        if followed.activation:
+            return followed
         gelu = self._only_reader(linear.output, "Gelu")
         if gelu is not None:
             exact = all(one.s == b"none" for one in gelu.attribute if one.name == "approximate")
             return replace(linear, activation="Gelu", nodes=(*linear.nodes, gelu)) if exact else linear
         chain = self._erf_chain(linear.output)
         return replace(linear, activation="Gelu", nodes=(*linear.nodes, *chain)) if chain else linear
+
+    def with_relu(self, linear: Linear) -> Linear:
+        relu = self._only_reader(linear.output, "Relu")
+        return replace(linear, activation="Relu", nodes=(*linear.nodes, relu)) if relu is not None else linear
 
     def _erf_chain(self, h: str) -> tuple[NodeProto, ...]:
         """``h * (erf(h / sqrt 2) + 1) * 0.5`` in any order of the products, as it is written below opset 20."""

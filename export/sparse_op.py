@@ -1,4 +1,4 @@
-"""The sparse linear operator as an ONNX file holds it: live weights by lines, and a body in standard operators.
+"""The sparse operators as an ONNX file holds them: live weights by lines, and a body in standard operators.
 
 ``y = act(x @ W + bias)`` with x [..., K] and W [K, N]. A line of W is an input (axis 1) or an output (axis 0), and
 every line holds as many entries as its longest: ScatterElements rebuilds W from that in one step, the only rebuild that
@@ -7,6 +7,7 @@ ONNX Runtime folds cheaply when it loads (a Reshape or Transpose of the dense we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,11 +16,14 @@ import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
 from sparseticket.errors import UserError
+from sparseticket.export.add_layer_norm import ADD_LAYER_NORM, make_body
+from sparseticket.export.linears import Convolution
 
 DOMAIN, VERSION = "sparseticket", 1
 LARGEST = 65_536  # inputs or outputs: an index is a uint16
 ACTIVATIONS = ("", "Gelu", "Relu")
 INT8_MAX = 127
+CONVOLUTION = ("conv_shape", "kernel_shape", "strides", "pads")  # attributes of a convolution
 SUFFIX = "_sparse_"  # between a weight's name and what its parts are called: values, index, scale
 
 
@@ -91,16 +95,34 @@ def _entries(live: np.ndarray, axis: int) -> int:
     return max(1, int(live.sum(axis).max()))
 
 
-def op_type(block: int, *, int8: bool, activation: str = "") -> str:
-    """The operator's name: ``SparseLinearGelu``, ``BlockSparseLinearInt8``, ..."""
-    return ("Block" if block > 1 else "") + "SparseLinear" + ("Int8" if int8 else "") + activation
+def op_type(block: int, *, int8: bool = False, convolution: bool = False, activation: str = "") -> str:
+    """The operator's name: ``SparseLinearGelu``, ``BlockSparseLinearInt8``, ``BlockSparseConvRelu``, ..."""
+    kind = "SparseConv" if convolution else "SparseLinear"
+    return ("Block" if block > 1 else "") + kind + ("Int8" if int8 else "") + activation
 
 
-def make_node(encoded: Encoded, inputs: list[str], output: str, activation: str = "", name: str = "") -> NodeProto:
+def make_node(
+    encoded: Encoded,
+    inputs: list[str],
+    output: str,
+    activation: str = "",
+    name: str = "",
+    convolution: Convolution | None = None,
+) -> NodeProto:
     """The node; ``inputs`` are names of x, values, index, (int8: scale,) bias."""
     offsets = range(encoded.block) if encoded.axis == 1 else [0] * encoded.block
+    moves = {name: list(value) for name, value in vars(convolution).items()} if convolution else {}
+    if convolution:
+        inputs_of_weight, outputs = encoded.shape
+        channels = inputs_of_weight // math.prod(convolution.kernel_shape)
+        moves["conv_shape"] = [outputs, channels, *convolution.kernel_shape]
     return helper.make_node(
-        op_type(encoded.block, int8=encoded.scale is not None, activation=activation),
+        op_type(
+            encoded.block,
+            int8=encoded.scale is not None,
+            convolution=convolution is not None,
+            activation=activation,
+        ),
         inputs,
         [output],
         name=name,
@@ -108,16 +130,17 @@ def make_node(encoded: Encoded, inputs: list[str], output: str, activation: str 
         shape=list(encoded.shape),
         axis=encoded.axis,
         **({"offsets": list(offsets)} if encoded.block > 1 else {}),
+        **moves,
     )
 
 
 def is_sparse(node: NodeProto) -> bool:
-    """Whether ``node`` is this operator."""
-    return node.domain == DOMAIN
+    """Whether ``node`` has a sparse weight."""
+    return node.domain == DOMAIN and node.op_type != ADD_LAYER_NORM
 
 
 def sparse_nodes(model: onnx.ModelProto) -> list[NodeProto]:
-    """The nodes of ``model`` that are this operator."""
+    """The nodes of ``model`` that have a sparse weight."""
     return [node for node in model.graph.node if is_sparse(node)]
 
 
@@ -153,13 +176,18 @@ def add_functions(model: onnx.ModelProto) -> None:
     declare(model)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     model.functions.extend(make_function(name, opset) for name in sorted({n.op_type for n in sparse_nodes(model)}))
+    if any(node.op_type == ADD_LAYER_NORM for node in model.graph.node):
+        model.functions.append(make_body(DOMAIN, opset))
 
 
 def make_function(name: str, opset: int) -> FunctionProto:
     """The body of the operator ``name`` in standard operators of ``opset``."""
-    int8, block = "Int8" in name, name.startswith("Block")
+    int8, block, convolution = "Int8" in name, name.startswith("Block"), "Conv" in name
     inputs = ["x", "values", "index", *(["scale"] if int8 else []), "bias"]
-    body = [*_rebuild(int8, block), *_multiply(int8), *_activate(name)]
+    activation = next((one for one in ACTIVATIONS if one and name.endswith(one)), "")
+    computed = "h" if activation else "y"
+    product = _convolve(computed) if convolution else _multiply(int8, computed)
+    body = [*_rebuild(int8, block), *product, *_activate(activation)]
     return helper.make_function(
         DOMAIN,
         name,
@@ -167,7 +195,7 @@ def make_function(name: str, opset: int) -> FunctionProto:
         ["y"],
         body,
         [helper.make_opsetid("", opset)],
-        attributes=["shape", "axis", *(["offsets"] if block else [])],
+        attributes=["shape", "axis", *(["offsets"] if block else []), *(CONVOLUTION if convolution else [])],
     )
 
 
@@ -191,7 +219,16 @@ def _rebuild(int8: bool, block: bool) -> Iterable[NodeProto]:
     yield scatter
 
 
-def _multiply(int8: bool) -> Iterable[NodeProto]:
+def _convolve(output: str) -> Iterable[NodeProto]:
+    yield helper.make_node("Transpose", ["w"], ["outputs_first"], perm=[1, 0])
+    yield _constant("kernels_shape", "conv_shape")
+    yield helper.make_node("Reshape", ["outputs_first", "kernels_shape"], ["kernels"])
+    node = helper.make_node("Conv", ["x", "kernels", "bias"], [output])
+    node.attribute.extend(_reference(name, name, AttributeProto.INTS) for name in CONVOLUTION if name != "conv_shape")
+    yield node
+
+
+def _multiply(int8: bool, output: str) -> Iterable[NodeProto]:
     node = helper.make_node
     if not int8:
         yield node("MatMul", ["x", "w"], ["product"])
@@ -201,12 +238,11 @@ def _multiply(int8: bool) -> Iterable[NodeProto]:
         yield node("Cast", ["integers"], ["floats"], to=TensorProto.FLOAT)
         yield node("Mul", ["x_scale", "scale"], ["scales"])
         yield node("Mul", ["floats", "scales"], ["product"])
+    yield node("Add", ["product", "bias"], [output])
 
 
-def _activate(name: str) -> Iterable[NodeProto]:
+def _activate(activation: str) -> Iterable[NodeProto]:
     node = helper.make_node
-    activation = next((one for one in ACTIVATIONS if one and name.endswith(one)), "")
-    yield node("Add", ["product", "bias"], ["h" if activation else "y"])
     if activation == "Relu":
         yield node("Relu", ["h"], ["y"])
     if activation == "Gelu":  # as torch writes it; ONNX has the operator from opset 20 on

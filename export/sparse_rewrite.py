@@ -1,4 +1,4 @@
-"""Put the sparse operator in the place of linear layers, where the table says that it is faster than dense."""
+"""Put the sparse operators in the place of linear layers and convolutions, where the table says that they win."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import nn
 
 from sparseticket.errors import UserError
 from sparseticket.export import sparse_op
+from sparseticket.export.add_layer_norm import fuse_norms
 from sparseticket.export.break_even import Choice, Figures, choose
 from sparseticket.export.layers import TRANSPOSED
-from sparseticket.export.linears import Linear, find_linears
+from sparseticket.export.linears import Linear, find_convolutions, find_linears
 
 DENSE = "dense"
 INT8_BLOCK = 4
@@ -34,7 +35,9 @@ class Decision:
         return {"layer": names.get(self.weight, self.weight), "runs": self.runs, "why": self.why}
 
 
-def check_wins(module: nn.Module, known: Mapping[str, Figures], target: str) -> None:
+def check_wins(
+    module: nn.Module, known: Mapping[str, Figures], target: str, of_convolutions: Mapping[str, Figures] | None = None
+) -> None:
     """Refuse, from the zeros of the weights alone, a model in which :func:`rewrite` would change nothing.
 
     Raises:
@@ -45,33 +48,43 @@ def check_wins(module: nn.Module, known: Mapping[str, Figures], target: str) -> 
             f"no figures of INT8 sparse operators on {target} are in the table: they need a CPU with VNNI "
             "(--target vnni). Leave out --quantize or --layout sparse-op."
         )
-    linears = ((name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear))
-    found = [(name, choose(layer.weight.detach().cpu().numpy().T, known)) for name, layer in linears]
+    found = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            found.append((name, choose(layer.weight.detach().cpu().numpy().T, known)))
+        elif isinstance(layer, nn.Conv2d) and layer.groups == 1 and of_convolutions:
+            found.append((name, choose(layer.weight.detach().flatten(1).cpu().numpy().T, of_convolutions)))
     choices = [(name, choice) for name, choice in found if choice is not None]
     if any(choice.wins for _, choice in choices):
         return
     nearest = min(choices, key=lambda one: one[1].density / one[1].break_even, default=None)
     raise UserError(
-        "no linear layer is sparse enough for the sparse operator to be faster than dense"
+        "no layer is sparse enough for the sparse operator to be faster than dense"
         + (f"; the nearest is {nearest[0]}: {nearest[1].why}" if nearest else "")
         + ". Leave --layout dense, or export a sparser ticket; with --pattern block:4x1 it pays from fewer zeros on."
     )
 
 
 def rewrite(
-    model: onnx.ModelProto, known: Mapping[str, Figures], *, int8: bool, only: Collection[str] | None = None
+    model: onnx.ModelProto,
+    known: Mapping[str, Figures],
+    *,
+    int8: bool,
+    of_convolutions: Mapping[str, Figures] | None = None,
+    only: Collection[str] | None = None,
 ) -> list[Decision]:
-    """Replace, in place, each linear layer that is faster so; ``known`` are the figures of the target by pattern.
+    """Replace, in place, each layer that is faster so.
 
-    ``only`` are the weights that may be; None is all.
+    ``known`` are the figures of the target by pattern for linear layers; without ``of_convolutions`` those stay dense.
+    ``only`` are the weights that may be replaced; None is all.
 
     The nodes have no bodies yet (:func:`sparse_op.add_functions`), so that what is left dense can still be quantized.
     """
     writer, decisions = _Writer(model, int8), []
-    for linear in list(find_linears(model)):
+    for linear in (*find_linears(model), *(find_convolutions(model) if of_convolutions else ())):
         if only is not None and linear.weight not in only:
             continue
-        choice = choose(writer.weight(linear), known)
+        choice = choose(writer.weight(linear), of_convolutions if linear.convolution else known)
         if choice is None:
             decisions.append(Decision(linear.weight, DENSE, f"more than {sparse_op.LARGEST:,} inputs or outputs"))
             continue
@@ -79,6 +92,7 @@ def rewrite(
         if choice.wins:
             writer.replace(linear, choice)
     writer.finish()
+    fuse_norms(model, sparse_op.DOMAIN)
     sparse_op.declare(model)
     return decisions
 
@@ -96,8 +110,7 @@ class _Writer:
 
     def weight(self, linear: Linear) -> np.ndarray:
         """W [K, N]."""
-        array = numpy_helper.to_array(self._tensors[linear.weight])
-        return array.T if linear.turned else array
+        return linear.matrix(numpy_helper.to_array(self._tensors[linear.weight]))
 
     def replace(self, linear: Linear, choice: Choice) -> None:
         weight = self.weight(linear)
@@ -115,10 +128,13 @@ class _Writer:
     ) -> Iterator[NodeProto]:
         padded = encoded.shape[1] > outputs
         output = f"{linear.output}_padded" if padded else linear.output
-        yield sparse_op.make_node(encoded, inputs, output, linear.activation, f"{linear.output}_sparse")
+        yield sparse_op.make_node(
+            encoded, inputs, output, linear.activation, f"{linear.output}_sparse", linear.convolution
+        )
         if padded:
-            cut = [f"{name}{sparse_op.SUFFIX}{part}" for part in ("first_output", "outputs", "last_axis")]
-            self._added |= dict(zip(cut, (np.array([value]) for value in (0, outputs, -1)), strict=True))
+            cut = [f"{name}{sparse_op.SUFFIX}{part}" for part in ("first_output", "outputs", "outputs_axis")]
+            axis = 1 if linear.convolution else -1
+            self._added |= dict(zip(cut, (np.array([value]) for value in (0, outputs, axis)), strict=True))
             yield helper.make_node("Slice", [output, *cut], [linear.output], name=f"{linear.output}_cut")
 
     def _add_weight(self, name: str, encoded: sparse_op.Encoded) -> list[str]:

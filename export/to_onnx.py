@@ -98,8 +98,10 @@ def _rewrite(traced: Path, options: Options) -> tuple[Path, list[sparse_rewrite.
     if options.layout != "sparse-op":
         return traced, []
     model, int8 = onnx.load(traced), options.quantize == "dynamic"
-    figures = break_even.figures(native.target(options.target), int8=int8)
-    decisions = sparse_rewrite.rewrite(model, figures, int8=int8)
+    target = native.target(options.target)
+    figures = break_even.figures(target, int8=int8)
+    of_convolutions = break_even.figures(target, int8=int8, convolutions=True)
+    decisions = sparse_rewrite.rewrite(model, figures, int8=int8, of_convolutions=of_convolutions)
     rewritten = traced.with_name("rewritten.onnx")
     _save(model, rewritten, external=_is_large(model))
     return rewritten, decisions

@@ -42,7 +42,7 @@ def run(
     left = [cell for cell in asked if cell.key not in results["cells"]]
     with tempfile.TemporaryDirectory() as scratch:
         whole = _Whole(Path(scratch), bert_sizes or {})
-        for _, group in groupby(left, key=lambda one: (one.is_bert, one.pattern, one.sparsity)):
+        for _, group in groupby(left, key=lambda one: (one.network, one.pattern, one.sparsity)):
             with tempfile.TemporaryDirectory(dir=scratch) as folder:
                 for cell in group:
                     print(cell.key, flush=True)
@@ -64,6 +64,12 @@ class _Whole:
             networks.write_bert(file, **self._bert_sizes)
         return file
 
+    def resnet(self) -> Path:
+        file = self._folder / "resnet.onnx"
+        if not file.exists():
+            networks.write_resnet(file)
+        return file
+
     def layer(self, inputs: int, outputs: int) -> Path:
         file = self._folder / f"{inputs}-{outputs}.onnx"
         networks.write_layer(file, inputs, outputs)
@@ -75,6 +81,10 @@ def _measure(cell: Cell, whole: _Whole, folder: Path, seconds: float, python: Pa
         return measure(
             cell, networks.Files(whole.bert(), folder, cell.pattern, cell.sparsity), _tokens(cell), seconds, python
         )
+    if cell.part == "resnet":
+        image = np.random.default_rng(1).standard_normal((cell.rows, 3, 224, 224), dtype=np.float32)
+        files = networks.Files(whole.resnet(), folder, cell.pattern, cell.sparsity)
+        return measure(cell, files, {"x": image}, seconds, None)
     found = {}
     for inputs, outputs in networks.LAYERS if cell.part == "layers" else networks.LAYERS[1:2]:
         own = folder / f"{inputs}-{outputs}"

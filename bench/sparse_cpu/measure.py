@@ -31,6 +31,7 @@ def measure(
     candidates = {
         "layers": {DENSE: files.dense, DENSE_INT8: files.dense_int8, SPARSE: files.sparse},
         "lengths": {DENSE: files.dense, SPARSE: files.sparse},
+        "resnet": {DENSE: files.dense, SPARSE: files.sparse},
         "bert": {DENSE: files.dense, DENSE_INT8: files.dense_int8, SPARSE: files.sparse},
         "int8": {DENSE_INT8: files.dense_int8, DENSE: files.dense, SPARSE_INT8: lambda: files.sparse(int8=True)},
     }[cell.part]

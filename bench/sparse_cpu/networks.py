@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+import torchvision
 import transformers
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseticket.export import graph, quantize, sparse_op, sparse_rewrite
 from sparseticket.export.break_even import BLOCKS, Figures
-from sparseticket.export.linears import find_linears
+from sparseticket.export.linears import Linear, find_convolutions, find_linears
 from sparseticket.export.loaded_model import load
 from sparseticket.export.quiet import quiet
 from sparseticket.hub import quiet_transformers
 
 LAYERS = ((768, 768), (768, 3072), (3072, 768))  # inputs, outputs: those of BERT-base
 OPSET = 20
+COLOURS = 3
 ALWAYS = Figures(1.0, {1.0: 1.0})  # rewrite, whatever the table says: that is what is measured
 
 
@@ -56,7 +58,8 @@ class Files:
         file = self._folder / ("sparse-int8.onnx" if int8 else "sparse.onnx")
         if not file.exists():
             model = onnx.load(self.dense())
-            sparse_rewrite.rewrite(model, {self._pattern: ALWAYS}, int8=int8, only=pruned_weights(model))
+            known = {self._pattern: ALWAYS}
+            sparse_rewrite.rewrite(model, known, int8=int8, of_convolutions=known, only=pruned_weights(model))
             onnx.save(model, file)
             if int8:
                 quantize.dynamic(file, file, large=False)
@@ -79,6 +82,41 @@ def write_layer(file: Path, inputs: int, outputs: int) -> None:
         [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
     )
     onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10), file)
+
+
+def write_convolution(file: Path, channels: int, outputs: int, kernel: int, stride: int) -> None:
+    """One convolution with a bias and a Relu: x [batch, channels, height, width]."""
+    draw = np.random.default_rng(0)
+    weight = 0.02 * draw.standard_normal((outputs, channels, kernel, kernel), dtype=np.float32)
+    moves = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [kernel // 2] * 4}
+    made = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w", "b"], ["h"], "convolution", **moves),
+            helper.make_node("Relu", ["h"], ["y"]),
+        ],
+        "convolution",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", channels, "height", "width"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", outputs, None, None])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.zeros(outputs, np.float32), "b")],
+    )
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10), file)
+
+
+def write_resnet(file: Path) -> None:
+    """A ResNet-50 as torchvision initializes it, BatchNorm folded: x [batch, 3, 224, 224]."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet50(weights=None).eval()
+    with quiet():
+        torch.onnx.export(
+            model,
+            (torch.zeros(2, 3, 224, 224),),
+            file,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["x"],
+            dynamic_shapes=({0: "batch"},),
+            external_data=False,
+        )
 
 
 def write_bert(file: Path, **sizes: int) -> None:
@@ -119,10 +157,11 @@ def for_deepsparse(file: Path) -> Path:
 def prune(model: onnx.ModelProto, pattern: str, sparsity: float) -> None:
     """Write 0, in place, into that share of blocks whose weights are smallest, of each product's weight [K, N]."""
     outputs, inputs = BLOCKS[pattern]
-    names = pruned_weights(model)
+    pruned = pruned_weights(model)
     for tensor in model.graph.initializer:
-        if tensor.name in names:
-            weight = numpy_helper.to_array(tensor)
+        if tensor.name in pruned:
+            layer, array = pruned[tensor.name], numpy_helper.to_array(tensor)
+            weight = layer.matrix(array)
             shape = (weight.shape[0] // inputs, inputs, weight.shape[1] // outputs, outputs)
             blocks = weight.reshape(shape).transpose(0, 2, 1, 3)
             score = np.abs(blocks).sum((2, 3))
@@ -130,9 +169,16 @@ def prune(model: onnx.ModelProto, pattern: str, sparsity: float) -> None:
             alive = np.ones(score.size, bool)
             alive[dead] = False
             alive = alive.reshape(score.shape).repeat(inputs, 0).repeat(outputs, 1)
-            tensor.CopyFrom(numpy_helper.from_array(np.where(alive, weight, np.float32(0)), tensor.name))
+            zeroed = layer.array(np.where(alive, weight, np.float32(0)), array.shape)
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(zeroed), tensor.name))
 
 
-def pruned_weights(model: onnx.ModelProto) -> set[str]:
-    """The weights of all products with many rows; a pooler and a classifier (each a Gemm) take one row a text."""
-    return {linear.weight for linear in find_linears(model) if linear.nodes[0].op_type == "MatMul"}
+def pruned_weights(model: onnx.ModelProto) -> dict[str, Linear]:
+    """By weight, the products with many rows (poolers and classifiers, each a Gemm, have one a text) and convolutions.
+
+    Not the convolution that sees the colours: neither paper prunes it.
+    """
+    products = (linear for linear in find_linears(model) if linear.nodes[0].op_type == "MatMul")
+    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    convolutions = (one for one in find_convolutions(model) if shapes[one.weight][1] > COLOURS)
+    return {layer.weight: layer for layer in (*products, *convolutions)}

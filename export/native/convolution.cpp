@@ -26,7 +26,7 @@ struct Convolution::Geometry {
   int64_t positions, panels;
 };
 
-Convolution::Convolution(const OrtApi& api, const Operator& op, const OrtKernelInfo* info) : Node(api, op, info) {
+Convolution::Convolution(const OrtApi& api, const Operator& op, const OrtKernelInfo* info) : SparseNode(api, op, info) {
   const std::vector<int64_t> kernel = integers(api, info, "kernel_shape"), strides = integers(api, info, "strides"),
                              pads = integers(api, info, "pads");
   const auto within = [](const std::vector<int64_t>& values, int64_t least, int64_t most) {

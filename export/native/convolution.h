@@ -10,7 +10,7 @@ namespace sparseticket {
 // The padded image of a channel is one line of floats. Its positions, run through in that order, are the rows of a
 // linear layer: what a kernel's place (i, j) sees of 64 positions are 64 floats side by side, i lines and j floats
 // further on. Positions in the padding are computed and thrown away; a stride s cuts the image in s * s images first.
-class Convolution : public Node {
+class Convolution : public SparseNode {
  public:
   Convolution(const OrtApi& api, const Operator& op, const OrtKernelInfo* info);
   void compute(OrtKernelContext* context) const override;

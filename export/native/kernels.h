@@ -37,6 +37,9 @@ struct Kernels {
   void (*turn_int8)(const float* x, int rows, int inputs, int first, int last, Quantized quantized, uint8_t* panel);
   void (*multiply_int8)(const Weight& weight, int chunk, const uint8_t* panel, int width, int rows, Quantized quantized,
                         Activation activation, float* y);
+  // y = (a + b - mean) / sqrt(variance + epsilon) * scale + bias, row by row of `size`.
+  void (*add_norm)(const float* a, const float* b, const float* scale, const float* bias, int rows, int size,
+                   float epsilon, float* y);
 };
 
 // The fastest that this CPU has, or what SPARSETICKET_ISA names: portable, avx2, avx512, avx512-vnni.

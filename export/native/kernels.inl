@@ -210,6 +210,40 @@ void multiply_rows(const Weight& weight, int chunk, const float* x, int rows, Ac
   }
 }
 
+inline float total(Floats sums) {
+  float all = 0;
+  for (int lane = 0; lane < LANES; ++lane) all += sums[lane];
+  return all;
+}
+
+void add_norm(const float* a, const float* b, const float* scale, const float* bias, int rows, int size, float epsilon,
+              float* y) {
+  const int whole = size / LANES * LANES;
+  for (int row = 0; row < rows; ++row, a += size, b += size, y += size) {
+    Floats sums[4] = {};  // of four, because each waits for itself
+    float mean = 0, variance = 0;
+    for (int i = 0; i < whole; i += LANES) {
+      const Floats value = *(const Loose*)(a + i) + *(const Loose*)(b + i);
+      *(Loose*)(y + i) = value;
+      sums[i / LANES % 4] += value;
+    }
+    for (int i = whole; i < size; ++i) mean += y[i] = a[i] + b[i];
+    mean = (mean + total((sums[0] + sums[1]) + (sums[2] + sums[3]))) / size;
+    for (Floats& sum : sums) sum = Floats{};
+    for (int i = 0; i < whole; i += LANES) {
+      const Floats centred = *(const Loose*)(y + i) - mean;
+      sums[i / LANES % 4] += centred * centred;
+    }
+    for (int i = whole; i < size; ++i) variance += (y[i] - mean) * (y[i] - mean);
+    variance = (variance + total((sums[0] + sums[1]) + (sums[2] + sums[3]))) / size;
+    const float inverse = 1.f / std::sqrt(variance + epsilon);
+    for (int i = 0; i < whole; i += LANES)
+      *(Loose*)(y + i) =
+          (*(const Loose*)(y + i) - mean) * inverse * *(const Loose*)(scale + i) + *(const Loose*)(bias + i);
+    for (int i = whole; i < size; ++i) y[i] = (y[i] - mean) * inverse * scale[i] + bias[i];
+  }
+}
+
 // ---- int8 ----
 
 void extremes(const float* x, size_t count, float* least, float* greatest) {
@@ -230,11 +264,9 @@ void extremes(const float* x, size_t count, float* least, float* greatest) {
   }
 }
 
-// round(x / scale) + zero, within 0 and 255. Where one instruction multiplies and adds, the quotient is corrected once,
-// which gives the division's own result at a third of its time; in two, the correction is rounded to nothing.
+// round(x / scale) + zero, within 0 and 255.
 inline Ints quantize(Floats x, float scale, float inverse, int32_t zero) {
-  const Floats first = x * inverse;
-  Floats quotient = LANES > 4 ? first + (x - first * scale) * inverse : x / scale;
+  Floats quotient = divide(x, broadcast(scale), broadcast(inverse));
   quotient = at_most(at_least(quotient, broadcast(-(float)zero)), broadcast(255.f - zero));
   const float to_even = 12582912.f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
   return __builtin_convertvector((quotient + to_even) - to_even, Ints) + zero;

@@ -5,9 +5,9 @@
 namespace sparseticket {
 
 // y[..., outputs] = act(x[..., inputs] W^T + bias)
-class Linear : public Node {
+class Linear : public SparseNode {
  public:
-  using Node::Node;
+  using SparseNode::SparseNode;
   void compute(OrtKernelContext* context) const override;
 
  private:

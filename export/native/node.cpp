@@ -42,8 +42,7 @@ std::vector<int64_t> integers(const OrtApi& api, const OrtKernelInfo* info, cons
   return {values, values + count};
 }
 
-Node::Node(const OrtApi& api, const Operator& op, const OrtKernelInfo* info)
-    : api_(api), op_(op), kernels_(*chosen_kernels()) {
+SparseNode::SparseNode(const OrtApi& api, const Operator& op, const OrtKernelInfo* info) : Node(api, op) {
   Stored stored;
   const std::vector<int64_t> shape = integers(api, info, "shape");
   if (shape.size() != 2) throw std::invalid_argument("shape must be [inputs, outputs]");
@@ -69,14 +68,14 @@ Node::Node(const OrtApi& api, const Operator& op, const OrtKernelInfo* info)
   if (const std::string wrong = pack(stored, weight_); !wrong.empty()) throw std::invalid_argument(wrong);
 }
 
-Tensor Node::input(OrtKernelContext* context) const {
+Tensor Node::input(OrtKernelContext* context, size_t index) const {
   const OrtValue* value = nullptr;
-  must(api_.KernelContext_GetInput(context, 0, &value));
-  if (!value) throw std::invalid_argument("x is missing");
+  must(api_.KernelContext_GetInput(context, index, &value));
+  if (!value) throw std::invalid_argument("an input is missing");
   Tensor x = read(api_, value);
-  if (x.type != kFloat) throw std::invalid_argument("x must be float");
+  if (x.type != kFloat) throw std::invalid_argument("inputs must be float");
   if (reinterpret_cast<uintptr_t>(x.data) % alignof(float))  // one that a file holds may begin at any byte
-    throw std::invalid_argument("x must lie at a multiple of 4 bytes");
+    throw std::invalid_argument("inputs must lie at multiples of 4 bytes");
   return x;
 }
 

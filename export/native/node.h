@@ -13,9 +13,12 @@
 
 namespace sparseticket {
 
+enum class Kind { kLinear, kConvolution, kAddLayerNorm };
+
 struct Operator : OrtCustomOp {
   const char* name;
-  bool is_convolution, blocked, is_int8;
+  Kind kind;
+  bool blocked, is_int8;
   Activation activation;
 };
 
@@ -37,10 +40,10 @@ struct Tensor {
 Tensor read(const OrtApi& api, const OrtValue* value);
 std::vector<int64_t> integers(const OrtApi& api, const OrtKernelInfo* info, const char* name);
 
-// A node of a session. Its making throws std::invalid_argument where the file holds what cannot be.
+// A node of a session.
 class Node {
  public:
-  Node(const OrtApi& api, const Operator& op, const OrtKernelInfo* info);
+  Node(const OrtApi& api, const Operator& op) : api_(api), op_(op), kernels_(*chosen_kernels()) {}
   virtual ~Node() = default;
   virtual void compute(OrtKernelContext* context) const = 0;
 
@@ -48,7 +51,7 @@ class Node {
   const char* name() const { return op_.name; }
 
  protected:
-  Tensor input(OrtKernelContext* context) const;  // x, checked to be float
+  Tensor input(OrtKernelContext* context, size_t index = 0) const;  // checked to be float
   float* output(OrtKernelContext* context, const std::vector<int64_t>& shape) const;
 
   // Calls work(0) ... work(count - 1) on ONNX Runtime's threads.
@@ -71,6 +74,14 @@ class Node {
   const OrtApi& api_;
   const Operator& op_;
   const Kernels& kernels_;
+};
+
+// A node with a sparse weight. Its making throws std::invalid_argument where the file holds what cannot be.
+class SparseNode : public Node {
+ public:
+  SparseNode(const OrtApi& api, const Operator& op, const OrtKernelInfo* info);
+
+ protected:
   Weight weight_;
 };
 

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "add_layer_norm.h"
 #include "convolution.h"
 #include "linear.h"
 #include "node.h"
@@ -34,11 +35,13 @@ OrtStatus* guarded(const OrtApi& api, const char* name, Work work) {
 const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
 
 Node* make_node(const OrtApi& api, const Operator& op, const OrtKernelInfo* info) {
-  if (op.is_convolution) return new Convolution(api, op, info);
-  return new Linear(api, op, info);
+  switch (op.kind) {
+    case Kind::kConvolution: return new Convolution(api, op, info);
+    case Kind::kAddLayerNorm: return new AddLayerNorm(api, op, info);
+    default: return new Linear(api, op, info);
+  }
 }
 
-enum Kind { kLinear, kConvolution };
 enum Values { kSingle, kBlocks, kInt8Blocks };
 
 Operator make(const char* name, Kind kind, Values values, Activation activation) {
@@ -48,6 +51,7 @@ Operator make(const char* name, Kind kind, Values values, Activation activation)
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
   op.GetInputTypeCount = [](const OrtCustomOp* op) -> size_t { return self(op).is_int8 ? 5 : 4; };
   op.GetInputType = [](const OrtCustomOp* op, size_t index) -> int {
+    if (self(op).kind == Kind::kAddLayerNorm) return kFloat;
     return index == 1 && self(op).is_int8 ? kInt8 : index == 2 ? kUint16 : kFloat;
   };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
@@ -66,7 +70,7 @@ Operator make(const char* name, Kind kind, Values values, Activation activation)
   };
   op.KernelDestroy = [](void* kernel) { delete static_cast<Node*>(kernel); };
   op.name = name;
-  op.is_convolution = kind == kConvolution;
+  op.kind = kind;
   op.blocked = values != kSingle;
   op.is_int8 = values == kInt8Blocks;
   op.activation = activation;
@@ -75,19 +79,20 @@ Operator make(const char* name, Kind kind, Values values, Activation activation)
 
 OrtCustomOpDomain* make_domain(const OrtApi& api) {
   static const Operator operators[] = {
-      make("SparseLinear", kLinear, kSingle, Activation::kNone),
-      make("SparseLinearRelu", kLinear, kSingle, Activation::kRelu),
-      make("SparseLinearGelu", kLinear, kSingle, Activation::kGelu),
-      make("BlockSparseLinear", kLinear, kBlocks, Activation::kNone),
-      make("BlockSparseLinearRelu", kLinear, kBlocks, Activation::kRelu),
-      make("BlockSparseLinearGelu", kLinear, kBlocks, Activation::kGelu),
-      make("BlockSparseLinearInt8", kLinear, kInt8Blocks, Activation::kNone),
-      make("BlockSparseLinearInt8Relu", kLinear, kInt8Blocks, Activation::kRelu),
-      make("BlockSparseLinearInt8Gelu", kLinear, kInt8Blocks, Activation::kGelu),
-      make("SparseConv", kConvolution, kSingle, Activation::kNone),
-      make("SparseConvRelu", kConvolution, kSingle, Activation::kRelu),
-      make("BlockSparseConv", kConvolution, kBlocks, Activation::kNone),
-      make("BlockSparseConvRelu", kConvolution, kBlocks, Activation::kRelu),
+      make("SparseLinear", Kind::kLinear, kSingle, Activation::kNone),
+      make("SparseLinearRelu", Kind::kLinear, kSingle, Activation::kRelu),
+      make("SparseLinearGelu", Kind::kLinear, kSingle, Activation::kGelu),
+      make("BlockSparseLinear", Kind::kLinear, kBlocks, Activation::kNone),
+      make("BlockSparseLinearRelu", Kind::kLinear, kBlocks, Activation::kRelu),
+      make("BlockSparseLinearGelu", Kind::kLinear, kBlocks, Activation::kGelu),
+      make("BlockSparseLinearInt8", Kind::kLinear, kInt8Blocks, Activation::kNone),
+      make("BlockSparseLinearInt8Relu", Kind::kLinear, kInt8Blocks, Activation::kRelu),
+      make("BlockSparseLinearInt8Gelu", Kind::kLinear, kInt8Blocks, Activation::kGelu),
+      make("SparseConv", Kind::kConvolution, kSingle, Activation::kNone),
+      make("SparseConvRelu", Kind::kConvolution, kSingle, Activation::kRelu),
+      make("BlockSparseConv", Kind::kConvolution, kBlocks, Activation::kNone),
+      make("BlockSparseConvRelu", Kind::kConvolution, kBlocks, Activation::kRelu),
+      make("AddLayerNorm", Kind::kAddLayerNorm, kSingle, Activation::kNone),
   };
   OrtCustomOpDomain* domain = nullptr;
   must(api.CreateCustomOpDomain("sparseticket", &domain));

@@ -59,6 +59,9 @@ struct OrtApi {
   OrtStatus* GetTensorTypeAndShape(const OrtValue* value, OrtTensorTypeAndShapeInfo** info) const {
     return call<65, OrtStatus*>(value, info);
   }
+  OrtStatus* KernelInfoGetAttribute_float(const OrtKernelInfo* info, const char* name, float* value) const {
+    return call<85, OrtStatus*>(info, name, value);
+  }
   OrtStatus* KernelInfoGetAttribute_int64(const OrtKernelInfo* info, const char* name, int64_t* value) const {
     return call<86, OrtStatus*>(info, name, value);
   }

@@ -25,8 +25,8 @@ struct Draw {
     return of({nan, -nan, infinity, -infinity, -0.f, 0.f, 1e-40f, -1e-40f, 3e38f, -3e38f, 1e20f, -1e20f});
   }
   int64_t size() {  // around what the kernels take at once: 4, 8, 16 lanes, 64 rows, 128 outputs, 128 and 512 inputs
-    return one_in(3) ? of<int64_t>({1, 2, 4, 8, 16, 64, 128, 256, 512, 1024}) + below(3) - (one_in(2) ? 0 : 1)
-                     : 1 + below(one_in(8) ? 1200 : 150);
+    return one_in(5) ? of<int64_t>({1, 2, 4, 8, 16, 64, 128, 256, 512, 1024}) + below(3) - (one_in(2) ? 0 : 1)
+                     : 1 + below(one_in(25) ? 1200 : 70);
   }
 };
 
