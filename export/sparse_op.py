@@ -16,13 +16,17 @@ import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper, numpy_helper
 
 from sparseticket.errors import UserError
-from sparseticket.export.add_layer_norm import ADD_LAYER_NORM, make_body
+from sparseticket.export import add_layer_norm, attention
 from sparseticket.export.linears import Convolution
 
 DOMAIN, VERSION = "sparseticket", 1
 LARGEST = 65_536  # inputs or outputs: an index is a uint16
 ACTIVATIONS = ("", "Gelu", "Relu")
 INT8_MAX = 127
+BESIDE = {  # operators without a sparse weight, which would be most of the time that is left
+    add_layer_norm.ADD_LAYER_NORM: add_layer_norm.make_body,
+    attention.ATTENTION: attention.make_body,
+}
 CONVOLUTION = ("conv_shape", "kernel_shape", "strides", "pads")  # attributes of a convolution
 SUFFIX = "_sparse_"  # between a weight's name and what its parts are called: values, index, scale
 
@@ -136,7 +140,7 @@ def make_node(
 
 def is_sparse(node: NodeProto) -> bool:
     """Whether ``node`` has a sparse weight."""
-    return node.domain == DOMAIN and node.op_type != ADD_LAYER_NORM
+    return node.domain == DOMAIN and "Sparse" in node.op_type
 
 
 def sparse_nodes(model: onnx.ModelProto) -> list[NodeProto]:
@@ -176,8 +180,10 @@ def add_functions(model: onnx.ModelProto) -> None:
     declare(model)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     model.functions.extend(make_function(name, opset) for name in sorted({n.op_type for n in sparse_nodes(model)}))
-    if any(node.op_type == ADD_LAYER_NORM for node in model.graph.node):
-        model.functions.append(make_body(DOMAIN, opset))
+    used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    for name, make_body in BESIDE.items():
+        if name in used:
+            model.functions.append(make_body(DOMAIN, opset))
 
 
 def make_function(name: str, opset: int) -> FunctionProto:

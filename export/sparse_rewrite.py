@@ -14,6 +14,7 @@ from torch import nn
 from sparseticket.errors import UserError
 from sparseticket.export import sparse_op
 from sparseticket.export.add_layer_norm import fuse_norms
+from sparseticket.export.attention import fuse_attentions
 from sparseticket.export.break_even import Choice, Figures, choose
 from sparseticket.export.layers import TRANSPOSED
 from sparseticket.export.linears import Linear, find_convolutions, find_linears
@@ -80,6 +81,8 @@ def rewrite(
 
     The nodes have no bodies yet (:func:`sparse_op.add_functions`), so that what is left dense can still be quantized.
     """
+    fuse_norms(model, sparse_op.DOMAIN)
+    fuse_attentions(model, sparse_op.DOMAIN)
     writer, decisions = _Writer(model, int8), []
     for linear in (*find_linears(model), *(find_convolutions(model) if of_convolutions else ())):
         if only is not None and linear.weight not in only:
@@ -92,7 +95,6 @@ def rewrite(
         if choice.wins:
             writer.replace(linear, choice)
     writer.finish()
-    fuse_norms(model, sparse_op.DOMAIN)
     sparse_op.declare(model)
     return decisions
 
@@ -156,13 +158,11 @@ class _Writer:
         graph, nodes = self._graph, []
         for node in graph.node:
             nodes += self._instead.get(node.output[0], [] if node.output[0] in self._gone else [node])
-        replaced = {name for node in graph.node if node.output[0] in self._gone for name in node.input}
         nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(nodes)
         read = set(_names_read(graph))
-        kept = [tensor for tensor in graph.initializer if tensor.name in read or tensor.name not in replaced]
-        kept = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+        kept = [onnx.TensorProto.FromString(one.SerializeToString()) for one in graph.initializer if one.name in read]
         del graph.initializer[:]
         graph.initializer.extend(kept)
         graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in self._added.items())

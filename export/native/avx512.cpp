@@ -27,7 +27,7 @@ inline __m512i dot4(__m512i sum, __m512i x, __m512i weights) {
 
 const Kernels* avx512_kernels() {
   static const Kernels kernels = {"avx512", LANES, avx2_kernels(), turn, multiply, multiply_turned, multiply_rows,
-                                  extremes, turn_int8, multiply_int8, add_norm};
+                                  extremes, turn_int8, multiply_int8, add_norm, attend};
   return &kernels;
 }
 

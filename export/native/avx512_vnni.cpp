@@ -22,7 +22,7 @@ inline __m512i dot4(__m512i sum, __m512i x, __m512i weights) { return _mm512_dpb
 
 const Kernels* avx512_vnni_kernels() {
   static const Kernels kernels = {"avx512-vnni", LANES, avx2_kernels(), turn, multiply, multiply_turned, multiply_rows,
-                                  extremes, turn_int8, multiply_int8, add_norm};
+                                  extremes, turn_int8, multiply_int8, add_norm, attend};
   return &kernels;
 }
 

@@ -40,6 +40,10 @@ struct Kernels {
   // y = (a + b - mean) / sqrt(variance + epsilon) * scale + bias, row by row of `size`.
   void (*add_norm)(const float* a, const float* b, const float* scale, const float* bias, int rows, int size,
                    float epsilon, float* y);
+  // One head of one text: y = softmax(q k^T * scale + mask) v. Rows of q, k, v and y are `step` apart, `size` (a
+  // multiple of 16) long; mask is [rows][keys]. `memory` is (size + 4) times the keys, rounded up to 16.
+  void (*attend)(const float* q, const float* k, const float* v, const float* mask, int rows, int keys, int size,
+                 int step, float scale, float* memory, float* y);
 };
 
 // The fastest that this CPU has, or what SPARSETICKET_ISA names: portable, avx2, avx512, avx512-vnni.

@@ -35,13 +35,14 @@ inline void transpose_from(Floats* rows) {
 
 inline void transpose(Floats* rows) { transpose_from<LANES / 2>(rows); }
 
-// Loads LANES x LANES of x from row `row` and input `input`, 0 beyond `rows` and `inputs`, and turns them.
-inline void load_turned(const float* x, int rows, int inputs, int row, int input, Floats* out) {
+// Loads LANES x LANES of x from row `row` and input `input`, 0 beyond `rows` and `inputs`, and turns them. Rows are
+// `step` apart.
+inline void load_turned(const float* x, int rows, int inputs, int step, int row, int input, Floats* out) {
   const int rows_left = std::min(LANES, rows - row), inputs_left = std::min(LANES, inputs - input);
   for (int i = 0; i < LANES; ++i) {
     out[i] = Floats{};
     if (i >= rows_left) continue;
-    const float* own = x + (size_t)(row + i) * inputs + input;
+    const float* own = x + (size_t)(row + i) * step + input;
     if (inputs_left == LANES)
       out[i] = *(const Loose*)own;
     else
@@ -54,7 +55,7 @@ void turn(const float* x, int rows, int inputs, int first, int last, int width, 
   for (int input = first; input < last; input += LANES)
     for (int row = 0; row < width; row += LANES) {
       Floats tile[LANES];
-      load_turned(x, rows, inputs, row, input, tile);
+      load_turned(x, rows, inputs, inputs, row, input, tile);
       for (int i = 0; i < std::min(LANES, last - input); ++i)
         *(Floats*)(panel + (size_t)(input + i) * width + row) = tile[i];
     }
@@ -244,6 +245,100 @@ void add_norm(const float* a, const float* b, const float* scale, const float* b
   }
 }
 
+// ---- attention ----
+
+// exp of what is 0 or less: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2], relative error 2e-7. Below -87 it is e^-87.
+inline Floats exp_of_negative(Floats x) {
+  x = at_least(x, broadcast(-87.f));
+  const float to_whole = 12582912.f;  // 1.5 * 2^23: what is added to it is rounded to a whole number
+  const Floats n = (x * 1.44269504088896341f + to_whole) - to_whole;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  const Floats p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
+                    1.6666665459e-1f) * r + 5.0000001201e-1f;
+  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
+  return (p * r * r + r + 1.f) * (Floats)power;
+}
+
+// scores[4][width] = four rows of q times the turned keys, `vectors` vectors of keys from `key` on.
+template <int vectors>
+void score(const float* const* q, const float* turned, int size, int width, int key, float* scores) {
+  Floats sum[4][vectors] = {};
+  for (int i = 0; i < size; ++i)
+    for (int row = 0; row < 4; ++row)
+      for (int v = 0; v < vectors; ++v)
+        sum[row][v] += broadcast(q[row][i]) * *(const Floats*)(turned + (size_t)i * width + key + v * LANES);
+  for (int row = 0; row < 4; ++row)
+    for (int v = 0; v < vectors; ++v) *(Floats*)(scores + row * width + key + v * LANES) = sum[row][v];
+}
+
+// y = four rows of scores times v, `vectors` vectors of a head's values from `first` on.
+template <int vectors>
+void weigh(const float* scores, const float* factors, const float* v, int keys, int step, int width, int first,
+           float* const* y) {
+  Floats sum[4][vectors] = {};
+  for (int key = 0; key < keys; ++key)
+    for (int row = 0; row < 4; ++row)
+      for (int i = 0; i < vectors; ++i)
+        sum[row][i] += broadcast(scores[row * width + key]) * *(const Loose*)(v + (size_t)key * step + first + i * LANES);
+  for (int row = 0; row < 4; ++row)
+    for (int i = 0; i < vectors; ++i) *(Loose*)(y[row] + first + i * LANES) = sum[row][i] * factors[row];
+}
+
+// Turns scores * scale + mask into exponentials; returns 1 / their sum.
+inline float soften(float* scores, const float* mask, int keys, int width, float scale) {
+  for (int key = keys; key < width; ++key) scores[key] = 0;
+  Floats greatest = broadcast(-__builtin_inff());
+  int key = 0;
+  for (; key + LANES <= keys; key += LANES) {
+    const Floats value = *(const Floats*)(scores + key) * scale + *(const Loose*)(mask + key);
+    *(Floats*)(scores + key) = value;
+    greatest = pick(value > greatest, value, greatest);
+  }
+  float most = -__builtin_inff();
+  for (int lane = 0; lane < LANES; ++lane) most = std::max(most, greatest[lane]);
+  for (int rest = key; rest < keys; ++rest) most = std::max(most, scores[rest] = scores[rest] * scale + mask[rest]);
+  Floats sum{};
+  for (key = 0; key < width; key += LANES) {
+    Floats value = exp_of_negative(*(const Floats*)(scores + key) - most);
+    if (key + LANES > keys)
+      for (int lane = std::max(0, keys - key); lane < LANES; ++lane) value[lane] = 0;
+    *(Floats*)(scores + key) = value;
+    sum += value;
+  }
+  return 1.f / total(sum);
+}
+
+void attend(const float* q, const float* k, const float* v, const float* mask, int rows, int keys, int size, int step,
+            float scale, float* memory, float* y) {
+  constexpr int most = SUMS / 4;
+  const int width = (keys + 15) / 16 * 16;
+  float *turned = memory, *scores = memory + (size_t)size * width;
+  for (int input = 0; input < size; input += LANES)
+    for (int key = 0; key < width; key += LANES) {
+      Floats tile[LANES];
+      load_turned(k, keys, size, step, key, input, tile);
+      for (int i = 0; i < LANES; ++i) *(Floats*)(turned + (size_t)(input + i) * width + key) = tile[i];
+    }
+  for (int first = 0; first < rows; first += 4) {
+    const float* q_rows[4];
+    float *y_rows[4], factors[4];
+    for (int i = 0; i < 4; ++i) {  // the last row again, where there are fewer than four
+      const size_t row = std::min(first + i, rows - 1);
+      q_rows[i] = q + row * step;
+      y_rows[i] = y + row * step;
+    }
+    int key = 0;
+    for (; width - key >= most * LANES; key += most * LANES) score<most>(q_rows, turned, size, width, key, scores);
+    for (; key < width; key += LANES) score<1>(q_rows, turned, size, width, key, scores);
+    for (int i = 0; i < 4; ++i)
+      factors[i] = soften(scores + i * width, mask + (size_t)std::min(first + i, rows - 1) * keys, keys, width, scale);
+    int value = 0;
+    for (; size - value >= most * LANES; value += most * LANES)
+      weigh<most>(scores, factors, v, keys, step, width, value, y_rows);
+    for (; value < size; value += LANES) weigh<1>(scores, factors, v, keys, step, width, value, y_rows);
+  }
+}
+
 // ---- int8 ----
 
 void extremes(const float* x, size_t count, float* least, float* greatest) {
@@ -277,7 +372,7 @@ void turn_int8(const float* x, int rows, int inputs, int first, int last, Quanti
   for (int input = first; input < last; input += LANES)
     for (int row = 0; row < rows; row += LANES) {
       Floats tile[LANES];
-      load_turned(x, rows, inputs, row, input, tile);
+      load_turned(x, rows, inputs, inputs, row, input, tile);
       for (int i = 0; i < std::min(LANES, last - input); ++i)
         store_bytes(quantize(tile[i], quantized.scale, inverse, quantized.zero), row,
                     panel + (size_t)(input + i) * kPanel);

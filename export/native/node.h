@@ -13,7 +13,7 @@
 
 namespace sparseticket {
 
-enum class Kind { kLinear, kConvolution, kAddLayerNorm };
+enum class Kind { kLinear, kConvolution, kAddLayerNorm, kAttention };
 
 struct Operator : OrtCustomOp {
   const char* name;

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "add_layer_norm.h"
+#include "attention.h"
 #include "convolution.h"
 #include "linear.h"
 #include "node.h"
@@ -38,6 +39,7 @@ Node* make_node(const OrtApi& api, const Operator& op, const OrtKernelInfo* info
   switch (op.kind) {
     case Kind::kConvolution: return new Convolution(api, op, info);
     case Kind::kAddLayerNorm: return new AddLayerNorm(api, op, info);
+    case Kind::kAttention: return new Attention(api, op, info);
     default: return new Linear(api, op, info);
   }
 }
@@ -51,7 +53,7 @@ Operator make(const char* name, Kind kind, Values values, Activation activation)
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
   op.GetInputTypeCount = [](const OrtCustomOp* op) -> size_t { return self(op).is_int8 ? 5 : 4; };
   op.GetInputType = [](const OrtCustomOp* op, size_t index) -> int {
-    if (self(op).kind == Kind::kAddLayerNorm) return kFloat;
+    if (self(op).kind == Kind::kAddLayerNorm || self(op).kind == Kind::kAttention) return kFloat;
     return index == 1 && self(op).is_int8 ? kInt8 : index == 2 ? kUint16 : kFloat;
   };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
@@ -93,6 +95,7 @@ OrtCustomOpDomain* make_domain(const OrtApi& api) {
       make("BlockSparseConv", Kind::kConvolution, kBlocks, Activation::kNone),
       make("BlockSparseConvRelu", Kind::kConvolution, kBlocks, Activation::kRelu),
       make("AddLayerNorm", Kind::kAddLayerNorm, kSingle, Activation::kNone),
+      make("MaskedAttention", Kind::kAttention, kSingle, Activation::kNone),
   };
   OrtCustomOpDomain* domain = nullptr;
   must(api.CreateCustomOpDomain("sparseticket", &domain));

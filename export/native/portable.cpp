@@ -38,7 +38,7 @@ inline void dot_quads(const Quad* quads, size_t count, const uint8_t* panel, int
 
 const Kernels* portable_kernels() {
   static const Kernels kernels = {"portable", LANES, nullptr, turn, multiply, multiply_turned, multiply_rows,
-                                  extremes, turn_int8, multiply_int8, add_norm};
+                                  extremes, turn_int8, multiply_int8, add_norm, attend};
   return &kernels;
 }
 

@@ -1,4 +1,4 @@
-"""Convolutions on the sparse operator, and layer norms of sums: as PyTorch answers, with the library and without it."""
+"""Convolutions on the sparse operator, layer norms of sums, attentions: as PyTorch, with the library and without it."""
 
 import numpy as np
 import onnx
@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparseticket.export import native, runtime, sparse_op
 from sparseticket.export.add_layer_norm import ADD_LAYER_NORM, fuse_norms
+from sparseticket.export.attention import ATTENTION
 from sparseticket.export.break_even import Figures
 from sparseticket.export.linears import find_convolutions
 from sparseticket.export.sparse_rewrite import rewrite
@@ -133,3 +134,77 @@ def test_a_sum_that_broadcasts_and_a_norm_over_more_dimensions_are_left_alone():
     del wide.graph.node[:]
     wide.graph.node.extend([helper.make_node("Add", ["a", "b"], ["s"]), norm])
     assert fuse_norms(wide, sparse_op.DOMAIN) == 0
+
+
+def attention(heads, size, *, second=0.125, transposed=(0, 2, 3, 1)):
+    """transformers' eager attention as torch writes it; its shapes are named batch and rows."""
+    whole, split = ["batch", "rows", heads * size], ["batch", "rows", heads, size]
+    square = ["batch", heads, "rows", "rows"]
+
+    def info(name, shape):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    node = helper.make_node
+    nodes = [node("Reshape", [name, "split"], [f"{name}4"]) for name in "qkv"]
+    nodes += [
+        node("Transpose", ["q4"], ["qh"], perm=(0, 2, 1, 3)),
+        node("Transpose", ["k4"], ["kh"], perm=transposed),
+        node("Transpose", ["v4"], ["vh"], perm=(0, 2, 1, 3)),
+        node("MatMul", ["qh", "kh"], ["scores"]),
+        node("Mul", ["scores", "scale"], ["scaled"]),
+        node("Add", ["scaled", "mask"], ["masked"]),
+        node("Softmax", ["masked"], ["weights"], axis=-1),
+        node("MatMul", ["weights", "vh"], ["mixed"]),
+        node("Transpose", ["mixed"], ["turned"], perm=(0, 2, 1, 3)),
+        node("Reshape", ["turned", "merged"], ["y"]),
+    ]
+    constants = {"split": np.array([0, 0, heads, size]), "merged": np.array([0, 0, heads * size])}
+    constants["scale"] = np.array(second, np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [*(info(name, whole) for name in "qkv"), info("mask", ["batch", 1, "rows", "rows"])],
+        [info("y", whole)],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+        value_info=[*(info(f"{name}4", split) for name in "qkv"), info("scores", square), info("y", whole)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    rewrite(model, {}, int8=False)
+    sparse_op.add_functions(model)
+    onnx.checker.check_model(model)
+    return model
+
+
+@pytest.mark.parametrize("with_library", [pytest.param(True, marks=library), False])
+@pytest.mark.parametrize(
+    ("heads", "size", "rows", "texts"), [(12, 64, 128, 1), (2, 16, 1, 2), (3, 48, 70, 3), (4, 32, 17, 2)]
+)
+def test_an_attention_is_one_operator_and_answers_as_pytorch(tmp_path, with_library, heads, size, rows, texts):
+    model = attention(heads, size)
+    assert [node.op_type for node in model.graph.node] == [ATTENTION] and not model.graph.initializer
+    q, k, v = torch.randn(3, texts, rows, heads * size)
+    hidden = torch.rand(texts, 1, rows, rows) < 0.3
+    hidden[0, 0, 0] = True  # a row that sees nothing is the mean of all, as it is in PyTorch
+    mask = torch.where(hidden, torch.finfo(torch.float32).min, 0.0)
+    split = [one.view(texts, rows, heads, size).transpose(1, 2).double() for one in (q, k, v)]
+    weights = torch.softmax((split[0] @ split[1].mT).float() * 0.125 + mask, -1).double()
+    expected = (weights @ split[2]).transpose(1, 2).reshape(texts, rows, -1)
+    feeds = {"q": q.numpy(), "k": k.numpy(), "v": v.numpy(), "mask": mask.numpy()}
+    found = run(model, tmp_path / "net.onnx", feeds, library=with_library)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_heads_of_another_size_and_other_transpositions_are_left_alone():
+    for model in (attention(3, 20), attention(2, 16, transposed=(0, 2, 1, 3))):
+        assert "Softmax" in {node.op_type for node in model.graph.node}
+
+
+@library
+@pytest.mark.parametrize("mask", [(1, 1, 5, 5), (2, 1, 5, 6), (2, 3, 5, 5)])
+def test_a_mask_of_another_shape_than_the_rows_is_a_clear_error(tmp_path, mask):
+    feeds = {name: np.zeros((2, 5, 48), np.float32) for name in "qkv"} | {"mask": np.zeros(mask, np.float32)}
+    model = attention(3, 16)
+    for one in model.graph.input:
+        one.type.tensor_type.ClearField("shape")
+    with pytest.raises(Exception, match=r"mask must be \[n, 1, rows, keys\]"):
+        run(model, tmp_path / "net.onnx", feeds, library=True)
