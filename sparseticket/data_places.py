@@ -19,7 +19,11 @@ FOLDERS = {  # of each task, from the most likely
     "cola": ("CoLA",),
     "squad": ("squad", "SQuAD", "squad-v1.1"),
     "mlm": ("wikitext-103-raw", "wikitext-103", "wikitext-2-raw", "wikitext-2", "mlm"),
-    "cifar10": ("cifar-10", "cifar-10-batches-bin"),
+    "cifar10": ("cifar-10-batches-bin", "cifar-10-binary.tar.gz", "cifar-10"),
+    "cifar100": ("cifar-100-binary", "cifar-100-binary.tar.gz", "cifar-100"),
+    "svhn": ("SVHN", "svhn"),
+    "fashion-mnist": ("FashionMNIST", "fashion-mnist"),
+    "visda17": ("visda-2017", "visda17", "VisDA-2017"),
 }
 
 
