@@ -258,7 +258,7 @@ def test_a_task_trains_a_second_network_as_if_it_were_its_first(pictures):
 def test_a_checkpoint_of_another_queue_is_refused(pictures, tmp_path):
     checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors", every=0.0)
     with pytest.raises(KeyboardInterrupt):
-        trained("moco", pictures, checkpoint=checkpoint, stop=1)
+        trained("moco", pictures, checkpoint=checkpoint, stop=2)
     with pytest.raises(UserError, match="no state of this MoCo training"):
         trained("moco", pictures, checkpoint=checkpoint, task=task_of("moco", pictures, queue=32))
 
