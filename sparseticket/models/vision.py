@@ -192,7 +192,7 @@ def describe_saved(folder: Path) -> SavedModel:
     names = found["class_names"]
     sound = (
         isinstance(found["architecture"], str)
-        and (_is_count(found["classes"]) or found["classes"] is HEADLESS)
+        and _is_count(found["classes"], least=HEADLESS)
         and _is_count(found["size"])
         and _are_three_numbers(found["mean"])
         and _are_three_numbers(found["std"])
@@ -208,8 +208,8 @@ def describe_saved(folder: Path) -> SavedModel:
     return SavedModel(**{**found, "class_names": None if names is None else tuple(names)})
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= 1_000_000
 
 
 def _are_three_numbers(value: Any) -> bool:

@@ -284,9 +284,10 @@ def test_training_lowers_the_loss_on_the_views_that_it_saw(pictures, name):
     ("options", "said"),
     [({"batch_size": 25}, "smaller --batch-size"), ({"queue": 7}, "larger --queue")],
 )
-def test_batches_that_cannot_be_are_refused(pictures, options, said):
+def test_batches_that_cannot_be_are_refused_before_anything_is_written(pictures, tmp_path, options, said):
     with pytest.raises(UserError, match=said):
-        task_of("moco", pictures, **options)
+        find(settings_of("moco", pictures, **options), tmp_path / "run", screen=Screen(quiet=True))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", [*TASKS, "imagenet"])

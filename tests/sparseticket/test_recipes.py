@@ -72,6 +72,37 @@ def test_the_cifar10_recipe_reaches_the_highest_winning_ticket_of_the_paper():
     assert sparsities == [0, 20, 36, 48.8, 59.04, 67.23, 73.79, 79.03, 83.22, 86.58, 89.26, 91.41]
 
 
+# protocol.md of the papers: lr and weight decay, as in the paper and as released
+PRE_TRAININGS = {"imagenet": (1e-4, 1e-4, 1e-4), "simclr": (1e-4, 1e-4, 1e-6), "moco": (3e-4, 1e-4, 1e-4)}
+
+
+@pytest.mark.parametrize("task", PRE_TRAININGS)
+def test_the_pre_training_recipes_have_the_papers_settings(task):
+    paper, released = (task_defaults(task, name) for name in ("paper", "released"))
+    lr, *decays = PRE_TRAININGS[task]
+    for settings, decay in zip((paper, released), decays, strict=True):
+        training, protocol = settings.training, settings.protocol
+        assert (settings.model, protocol.schedule, protocol.rewind) == ("resnet50", "geometric:0.2", "theta_p")
+        assert (training.lr, training.weight_decay, training.momentum, training.decay) == (lr, decay, 0.9, "constant")
+        assert (training.round_length, training.batch_size) == ("10ep", 256)
+    assert paper.training.optimizer == "sgd"
+    assert released.training.optimizer == ("lars" if task == "simclr" else "sgd")
+    assert paper.protocol.optimizer_state == "fresh" and paper.protocol.head == "rewind"
+    assert released.protocol.optimizer_state == ("fresh" if task == "imagenet" else "keep")
+
+
+def test_the_released_simclr_recipe_lists_images_averages_before_the_logarithm_and_blurs_nothing():
+    paper, released = (task_defaults("simclr", name).training for name in ("paper", "released"))
+    assert (paper.nt_xent, paper.order, paper.blur, paper.temperature) == ("mean-of-logs", "shuffled", True, 0.5)
+    assert (released.nt_xent, released.order, released.blur, released.temperature) == (
+        "log-of-mean",
+        "listed",
+        False,
+        0.5,
+    )
+    assert task_defaults("simclr", "released").protocol.head == "keep"
+
+
 @pytest.mark.parametrize("name", names())
 def test_every_packaged_recipe_is_fine_and_says_where_it_is_from(name, cli):
     recipe = load_any(name)
