@@ -282,7 +282,7 @@ def test_training_lowers_the_loss_on_the_views_that_it_saw(pictures, name):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"batch_size": 25}, "smaller --batch-size"), ({"queue": 7}, "larger --queue")],
+    [({"batch_size": 25, "queue": 32}, "smaller --batch-size"), ({"queue": 7}, "larger --queue")],
 )
 def test_batches_that_cannot_be_are_refused_before_anything_is_written(pictures, tmp_path, options, said):
     with pytest.raises(UserError, match=said):
