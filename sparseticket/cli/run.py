@@ -12,11 +12,15 @@ def run(
     recipe: Annotated[str, Argument(help="A name of `sparseticket recipes ls`, or a .toml file.")],
     data: Annotated[Path | None, Option(help="The task's data, or a folder that holds those of several.")] = None,
     weights: Annotated[Path | None, Option(help="File of the pre-trained weights.")] = None,
+    model: Annotated[str | None, Option(help="Another model than the recipe's.")] = None,
+    seeds: Annotated[int | None, Option(min=1, help="Runs of each arm, instead of the recipe's.")] = None,
     out: Annotated[Path | None, Option(help="Folder. Default: runs/RECIPE.")] = None,
 ) -> None:
     """Run a whole recipe: find, then transfer where it says so; or all its steps. Run again to continue."""
     from sparseticket.progress import Screen
-    from sparseticket.recipes import load_any
+    from sparseticket.recipes import check_names, load_any
     from sparseticket.recipes.runner import run_recipe
 
-    run_recipe(load_any(recipe), data=data, weights=weights, out=out, screen=Screen())
+    asked = load_any(recipe).instead(model=model, seeds=seeds)
+    check_names(asked)
+    run_recipe(asked, data=data, weights=weights, out=out, screen=Screen())

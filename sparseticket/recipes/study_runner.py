@@ -32,7 +32,8 @@ def run_study(study: Study, out: Path, *, data: Path | None, weights: Path | Non
     results: dict[str, Any] = {}
     for number, step in enumerate(study.steps, 1):
         screen.say(f"\nStep {number} of {len(study.steps)}: {step.name} ({step.verb} {', '.join(step.of)})")
-        results[step.name] = {"verb": step.verb, "result": running.verbs[step.verb](step), "paper": step.paper or None}
+        result = running.verbs[step.verb](step)
+        results[step.name] = {"verb": step.verb, "of": step.of, "result": result, "paper": step.paper or None}
         write_json(out / "study.json", {"recipe": study.name, "title": study.title, "steps": results})
     screen.say(f"\nAll steps: {out / 'study.json'}")
     return results
@@ -58,7 +59,8 @@ class _Running:
             data=str(data.resolve()) if data else settings.data,
             weights=str(self.weights.resolve()) if self.weights else settings.weights,
         )
-        found = find(settings, self.out / step.name, screen=self.screen)
+        dense_from = self.out / step.dense_round if step.dense_round else None
+        found = find(settings, self.out / step.name, screen=self.screen, dense_from=dense_from)
         show_find(self.screen, found, self.out / step.name)
         return found
 

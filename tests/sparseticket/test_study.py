@@ -173,3 +173,75 @@ def test_the_arm_that_is_pruned_once_trains_as_long_as_the_released_one_before_i
     before_last_pruning = len(released.protocol.sparsities()) - 1
     assert released.protocol.prune_first and once.protocol.sparsities() == [0, released.protocol.sparsity]
     assert steps["pruned-once"] == before_last_pruning * steps["released"]
+
+
+CURVE = """
+title = "A curve on digits"
+source = "mine"
+model = "resnet20-cifar"
+
+[training]
+round_length = "2it"
+batch_size = 16
+
+[[step]]
+name = "imp"
+find = "demo/digits"
+protocol = { schedule = "steps:0.3,0.5", sparsity = 0.5 }
+
+[[step]]
+name = "once"
+find = "demo/digits"
+protocol = { schedule = "one-round", sparsity = 0.5 }
+dense_round = "imp"
+
+[[step]]
+name = "at-30"
+transfer = "imp"
+round = 1
+controls = ["random-mask", "one-shot"]
+
+[[step]]
+name = "at-50"
+transfer = "once"
+"""
+
+
+def test_a_study_shares_a_dense_round_takes_another_model_and_seeds_and_is_drawn_as_a_curve(cli, tmp_path):
+    from sparseticket.bench.curves import draw, study_lines, study_table
+
+    (tmp_path / "curve.toml").write_text(CURVE)
+    arguments = ("run", tmp_path / "curve.toml", "--model", "resnet32-cifar", "--seeds", "2")
+    code, text = cli(*arguments, "--out", tmp_path / "out")
+    assert code == 0, text
+    assert "taken_from" in json.loads((tmp_path / "out/once/round-00/metrics.json").read_text())
+    title, metric, lines = study_lines(tmp_path / "out")
+    assert (title, metric) == ("resnet32-cifar on digits", "accuracy")
+    assert list(lines) == ["dense", "IMP", "random-mask", "one-shot", "one-round"]
+    assert [[round(at, 3) for at in line] for line in lines.values()] == [[0.0], [0.3], [0.3], [0.3], [0.5]]
+    assert all(arm["n"] == 2 for line in lines.values() for arm in line.values())
+    table = study_table(lines).splitlines()
+    assert table[0].startswith("| arm | 30.0") and table[3].split(" | ")[2] == "– |"
+    draw([tmp_path / "out"], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+    code, text = cli("run", tmp_path / "curve.toml", "--model", "bert-base", "--out", tmp_path / "other")
+    assert code == 2 and "is for vision models" in text and not (tmp_path / "other").exists()
+
+
+def test_a_dense_round_of_a_step_that_is_no_find_before_it_is_refused(cli, tmp_path):
+    (tmp_path / "curve.toml").write_text(CURVE.replace('dense_round = "imp"', 'dense_round = "at-30"'))
+    code, text = cli("recipes", "check", tmp_path / "curve.toml")
+    assert code == 2 and "the finds before it are ['imp']" in text
+
+
+def test_the_curve_of_a_cifar_resnet_has_every_way_of_finding_at_the_same_five_sparsities():
+    study = load_any("cifar/curve")
+    rounds = study.found["imp"].protocol.sparsities()
+    at = {step.name: rounds[step.round] for step in study.steps if step.of == ["imp"]}
+    assert sorted(at.values()) == pytest.approx([0.36, 0.6723, 0.7903, 0.8926, 0.956], abs=1e-4)
+    once = {f"at-{name.removeprefix('one-round-')}": found for name, found in study.found.items() if name != "imp"}
+    assert {name: found.protocol.sparsity for name, found in once.items()} == pytest.approx(at, abs=1e-4)
+    assert {found.protocol.schedule for found in once.values()} == {"one-round"}
+    assert all(step.dense_round == "imp" for step in study.steps if step.name in study.found and step.name != "imp")
+    assert {step.seeds for step in study.steps if step.verb == "transfer"} == {3}
