@@ -20,6 +20,7 @@ FOLDERS = {  # of each task, from the most likely
     "cola": ("CoLA",),
     "squad": ("squad", "SQuAD", "squad-v1.1"),
     "mlm": ("wikitext-103-raw", "wikitext-103", "wikitext-2-raw", "wikitext-2", "mlm"),
+    **dict.fromkeys(("imagenet", "simclr", "moco"), ("imagenet", "ImageNet", "imagenet-1k")),
     "cifar10": ("cifar-10", "cifar-10-batches-bin"),
 }
 

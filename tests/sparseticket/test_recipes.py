@@ -3,7 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from sparseticket.models import resolve
+from sparseticket.models.vision import prunable_names
 from sparseticket.recipes import FOLDER, Recipe, check_names, load, load_any, names, task_defaults
 from sparseticket.tasks import entries
 
@@ -101,6 +104,23 @@ def test_the_released_simclr_recipe_lists_images_averages_before_the_logarithm_a
         0.5,
     )
     assert task_defaults("simclr", "released").protocol.head == "keep"
+
+
+def test_resnet152_is_transferred_with_as_many_weights_left_as_resnet50():
+    study = load_any("cvpr21/resnet152")
+    sparsities = {name: settings.protocol.sparsities() for name, settings in study.found.items()}
+    left = {}
+    for step in (step for step in study.steps if step.verb == "transfer"):
+        with torch.device("meta"):
+            module = resolve(step.of[0]).make_module(1000)
+        weights = sum(dict(module.named_parameters())[name].numel() for name in prunable_names(module))
+        model, _, pair = step.name.partition("-")
+        left.setdefault(pair[3:], {})[model] = weights * (1 - sparsities[step.of[0]][step.round])
+    assert left.keys() == {"36", "59", "79", "dense"} and left["dense"]["resnet152"] == pytest.approx(
+        23_445_504, rel=1e-3
+    )
+    for pair in ("36", "59", "79"):
+        assert left[pair]["resnet152"] == pytest.approx(left[pair]["resnet50"], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", names())
