@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sparseticket.errors import UserError
 
+IMAGE_FOLDERS = ("image-folder", "imagenet", "simclr", "moco")  # tasks whose data are of one and the same layout
 FOLDERS = {  # of each task, from the most likely
     "mnli": ("MNLI",),
     "qqp": ("QQP",),
@@ -24,13 +25,15 @@ FOLDERS = {  # of each task, from the most likely
     "svhn": ("SVHN", "svhn"),
     "fashion-mnist": ("FashionMNIST", "fashion-mnist"),
     "visda17": ("visda-2017", "visda17", "VisDA-2017"),
+    **dict.fromkeys(("imagenet", "simclr", "moco"), ("imagenet", "ImageNet", "imagenet-1k")),
 }
 
 
 def data_of(task: str, root: Path | None, *, alone: bool, nameable: bool = False) -> Path | None:
     """The data of ``task`` under ``root``: in the task's own folder there, or in that inside ``root/glue``.
 
-    ``root`` itself is taken where it is the only task's (``alone``); without one, a task needs none or fetches its own.
+    ``root`` itself is taken where it is the only task's (``alone``), and by every task on class folders where it has
+    ``train`` or is an archive; without one, a task needs none or fetches its own.
     ``nameable`` says that the verb takes ``TASK=PATH`` too.
 
     Raises:
@@ -45,12 +48,16 @@ def data_of(task: str, root: Path | None, *, alone: bool, nameable: bool = False
         for name in names:
             if (folder / name).exists():
                 return folder / name
-    if alone:
+    if alone or (task in IMAGE_FOLDERS and _holds_image_folders(root)):
         return root
     named = f", or name its place with --data {task}=PATH" if nameable else " (a link will do)"
     raise UserError(
         f"--data {root} has nothing for the task {task}: put its data there as {' or '.join(names)}{named}."
     )
+
+
+def _holds_image_folders(root: Path) -> bool:
+    return root.is_file() or (root / "train").is_dir()
 
 
 def places(given: Iterable[str]) -> tuple[Path | None, dict[str, Path]]:

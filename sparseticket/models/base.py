@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-HeadKind = Literal["sequence-classification", "regression", "masked-lm", "question-answering", "image-classification"]
+HeadKind = Literal[
+    "sequence-classification", "regression", "masked-lm", "question-answering", "image-classification", "projection"
+]
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a task puts on the backbone: its kind and, for a classifier, how many classes (and their names if known)."""
+    """What a task puts on the backbone: its kind and, for a classifier, how many classes (and their names if known).
+
+    Of a projection, ``classes`` is the number of dimensions that it projects to.
+    """
 
     kind: HeadKind
     classes: int = 0

@@ -3,7 +3,8 @@
 It has ``title`` and ``source``, optionally ``model`` and ``[training]`` (they replace those of every step), and steps,
 each a ``[[step]]`` with a ``name`` and one verb:
 
-- ``find = RECIPE``: a ticket by that recipe; ``protocol`` and ``training`` replace fields of it, ``seed`` its seed;
+- ``find = RECIPE``: a ticket by that recipe; ``protocol`` and ``training`` replace fields of it, ``seed`` its seed,
+  ``model`` its model;
   ``dense_round = STEP`` takes the dense round of an earlier ``find`` with another schedule, sparsity or pattern;
 - ``control = STEP``: a control of that step's ticket, of the ``kind`` that is named;
 - ``transfer = STEP``: its ticket beside dense and ``controls``, over ``seeds``, on its own or another ``task``;
@@ -26,7 +27,7 @@ from sparseticket.errors import UserError
 from sparseticket.settings import Protocol, RunSettings, Training, from_table
 
 USES = {  # what may stand beside each verb
-    "find": {"protocol", "training", "seed", "dense_round"},
+    "find": {"protocol", "training", "seed", "model", "dense_round"},
     "control": {"kind", "seed", "round"},
     "transfer": {"task", "seeds", "controls", "round", "training", "paper"},
     "sweep": {"seeds", "training", "paper"},
@@ -46,6 +47,7 @@ class Step:
     of: list[str]
     kind: str = ""
     task: str = ""
+    model: str = ""
     tasks: list[str] = field(default_factory=list)
     controls: list[str] = field(default_factory=list)
     seed: int = 0
@@ -170,7 +172,7 @@ def _settings(base: RunSettings, step: Step, model: str | None, training: dict[s
         from_table(kind, {**vars(getattr(base, what)), **table}, where=what)
     return replace(
         base,
-        model=model or base.model,
+        model=step.model or model or base.model,
         seed=step.seed,
         protocol=replace(base.protocol, **step.protocol),
         training=replace(base.training, **(training | step.training)),
