@@ -60,8 +60,10 @@ def _holds_image_folders(root: Path) -> bool:
     return root.is_file() or (root / "train").is_dir()
 
 
-def places(given: Iterable[str]) -> tuple[Path | None, dict[str, Path]]:
-    """What several ``--data`` say: ``DIR`` for all tasks, ``TASK=PATH`` for one.
+def places(
+    given: Iterable[str], *, option: str = "--data", example: str = "sst2"
+) -> tuple[Path | None, dict[str, Path]]:
+    """What several ``--data`` say: ``DIR`` for all tasks, ``TASK=PATH`` for one (or of another ``option``).
 
     Raises:
         UserError: more than one for all.
@@ -74,5 +76,7 @@ def places(given: Iterable[str]) -> tuple[Path | None, dict[str, Path]]:
         elif root is None:
             root = Path(text)
         else:
-            raise UserError(f"--data is given for all tasks twice, {root} and {text}: name the task, as sst2={text}.")
+            raise UserError(
+                f"{option} is given twice without a name, {root} and {text}: say what one is for, as {example}={text}."
+            )
     return root, own
