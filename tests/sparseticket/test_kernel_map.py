@@ -26,7 +26,7 @@ def three_layers():
     second[:, 1] = False
     third = torch.ones(2, 3, 3, 3, dtype=torch.bool)
     third[1, 2] = False
-    return ticket(layer10_conv_weight=third, layer2_conv_weight=second, layer1_conv_weight=first)
+    return ticket(layer2_10_weight=third, layer2_2_weight=second, layer1_0_weight=first)
 
 
 def test_kernels_without_a_living_weight_are_counted_layer_by_layer(three_layers):
@@ -36,9 +36,9 @@ def test_kernels_without_a_living_weight_are_counted_layer_by_layer(three_layers
         for name, layer in report["layers"].items()
     }
     assert list(counts.items()) == [
-        ("layer1.conv.weight", ("3x3", 8, 5, 2)),
-        ("layer2.conv.weight", ("1x1", 12, 3, 0)),
-        ("layer10.conv.weight", ("3x3", 6, 1, 0)),
+        ("layer1.0.weight", ("3x3", 8, 5, 2)),
+        ("layer2.2.weight", ("1x1", 12, 3, 0)),
+        ("layer2.10.weight", ("3x3", 6, 1, 0)),
     ]
     assert [one["sparsity"] for one in report["layers"].values()] == pytest.approx([53 / 72, 1 / 4, 1 / 6])
     assert report["all"] == {"kernels": 14, "dead": 6}
