@@ -20,8 +20,12 @@ FOLDERS = {  # of each task, from the most likely
     "cola": ("CoLA",),
     "squad": ("squad", "SQuAD", "squad-v1.1"),
     "mlm": ("wikitext-103-raw", "wikitext-103", "wikitext-2-raw", "wikitext-2", "mlm"),
+    "cifar10": ("cifar-10-batches-bin", "cifar-10-binary.tar.gz", "cifar-10"),
+    "cifar100": ("cifar-100-binary", "cifar-100-binary.tar.gz", "cifar-100"),
+    "svhn": ("SVHN", "svhn"),
+    "fashion-mnist": ("FashionMNIST", "fashion-mnist"),
+    "visda17": ("visda-2017", "visda17", "VisDA-2017"),
     **dict.fromkeys(("imagenet", "simclr", "moco"), ("imagenet", "ImageNet", "imagenet-1k")),
-    "cifar10": ("cifar-10", "cifar-10-batches-bin"),
 }
 
 
@@ -56,8 +60,10 @@ def _holds_image_folders(root: Path) -> bool:
     return root.is_file() or (root / "train").is_dir()
 
 
-def places(given: Iterable[str]) -> tuple[Path | None, dict[str, Path]]:
-    """What several ``--data`` say: ``DIR`` for all tasks, ``TASK=PATH`` for one.
+def places(
+    given: Iterable[str], *, option: str = "--data", example: str = "sst2"
+) -> tuple[Path | None, dict[str, Path]]:
+    """What several ``--data`` say: ``DIR`` for all tasks, ``TASK=PATH`` for one (or of another ``option``).
 
     Raises:
         UserError: more than one for all.
@@ -70,5 +76,7 @@ def places(given: Iterable[str]) -> tuple[Path | None, dict[str, Path]]:
         elif root is None:
             root = Path(text)
         else:
-            raise UserError(f"--data is given for all tasks twice, {root} and {text}: name the task, as sst2={text}.")
+            raise UserError(
+                f"{option} is given twice without a name, {root} and {text}: say what one is for, as {example}={text}."
+            )
     return root, own

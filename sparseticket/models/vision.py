@@ -41,12 +41,14 @@ class VisionModel(ModelSpec):
     """A ResNet by alias. Families say how the bare network is made and where its usual weights come from.
 
     ``small_stem`` is the 3x3 stride-1 stem without max-pool for 32x32 images; ``class_names`` are the task's, if known.
+    ``scratch``: :meth:`build` without a weights file leaves the usual ones out.
     """
 
     format: ImageFormat
     head_name: str
     small_stem: bool = False
     class_names: tuple[str, ...] | None = None
+    scratch: bool = False
 
     def make_module(self, classes: int) -> nn.Module:
         """The bare network, randomly initialised from torch's global generator."""
@@ -55,6 +57,10 @@ class VisionModel(ModelSpec):
     def default_weights(self) -> dict[str, Tensor] | None:
         """The weights that this architecture is usually pre-trained with; None where there are none to be had."""
         raise NotImplementedError
+
+    def from_scratch(self) -> VisionModel:
+        """See :meth:`ModelSpec.from_scratch`."""
+        return replace(self, scratch=True)
 
     def for_images(self, size: int) -> VisionModel:
         """The same architecture for images of another size."""
@@ -80,7 +86,7 @@ class VisionModel(ModelSpec):
         if weights is not None:
             stored: Stored | None = read_weights(weights)
         else:
-            usual = self.default_weights()
+            usual = None if self.scratch else self.default_weights()
             stored = None if usual is None else Stored(usual, {})
         if stored is None:
             network.notes.append(

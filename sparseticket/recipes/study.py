@@ -4,7 +4,7 @@ It has ``title`` and ``source``, optionally ``model`` and ``[training]`` (they r
 each a ``[[step]]`` with a ``name`` and one verb:
 
 - ``find = RECIPE``: a ticket by that recipe; ``protocol`` and ``training`` replace fields of it, ``seed`` its seed,
-  ``model`` its model;
+  ``model`` its model, ``weights`` its θ_p (``random``, or a name that the user gives a file for);
   ``dense_round = STEP`` takes the dense round of an earlier ``find`` with another schedule, sparsity or pattern;
 - ``control = STEP``: a control of that step's ticket, of the ``kind`` that is named;
 - ``transfer = STEP``: its ticket beside dense and ``controls``, over ``seeds``, on its own or another ``task``;
@@ -27,7 +27,7 @@ from sparseticket.errors import UserError
 from sparseticket.settings import Protocol, RunSettings, Training, from_table
 
 USES = {  # what may stand beside each verb
-    "find": {"protocol", "training", "seed", "model", "dense_round"},
+    "find": {"protocol", "training", "seed", "model", "weights", "dense_round"},
     "control": {"kind", "seed", "round"},
     "transfer": {"task", "seeds", "controls", "round", "training", "paper"},
     "sweep": {"seeds", "training", "paper"},
@@ -48,6 +48,7 @@ class Step:
     kind: str = ""
     task: str = ""
     model: str = ""
+    weights: str = ""
     tasks: list[str] = field(default_factory=list)
     controls: list[str] = field(default_factory=list)
     seed: int = 0

@@ -58,7 +58,10 @@ def test_the_released_bert_recipes_differ_from_the_paper_in_the_named_fields_alo
     assert task_defaults(task, "released").training == training
 
 
-@pytest.mark.parametrize("name", ["cvpr21/cifar10", "cvpr21/image-folder", "cvpr21/cifar10-released"])
+SMALL = ("cifar10", "cifar100", "svhn", "fashion-mnist")
+
+
+@pytest.mark.parametrize("name", [f"cvpr21/{t}{r}" for t in SMALL for r in ("", "-released")] + ["cvpr21/image-folder"])
 def test_the_vision_recipes_have_the_papers_settings(name):
     settings = load(name).settings
     training, protocol = settings.training, settings.protocol
@@ -68,6 +71,25 @@ def test_the_vision_recipes_have_the_papers_settings(name):
     assert training.decay == "steps" and [round(m * 182) for m in training.milestones] == [91, 136]
     assert round(training.warmup * 182, 2) == (1.0 if name.endswith("released") else 0.0)
     assert not protocol.prune_first  # only on the pre-training tasks themselves
+
+
+def test_visda_has_settings_of_its_own():
+    settings = load("cvpr21/visda17").settings
+    training, protocol = settings.training, settings.protocol
+    assert (settings.model, protocol.schedule, protocol.rewind) == ("resnet50", "geometric:0.2", "theta_p")
+    assert (training.optimizer, training.lr, training.batch_size) == ("sgd", 1e-3, 128)
+    assert (training.momentum, training.weight_decay, training.round_length) == (0.9, 5e-4, "20ep")
+    assert training.decay == "steps" and [m * 20 for m in training.milestones] == [10]
+
+
+@pytest.mark.parametrize(
+    ("task", "highest"),
+    [("cifar10", 91.41), ("cifar100", 86.58), ("svhn", 91.41), ("fashion-mnist", 89.26), ("visda17", 67.23)],
+)
+def test_each_tasks_recipe_ends_at_the_highest_winning_imagenet_ticket_of_the_paper(task, highest):
+    protocol = load(f"cvpr21/{task}").settings.protocol
+    assert round(100 * protocol.sparsities()[-1], 2) == highest
+    assert protocol.sparsities() == load("cvpr21/cifar10").settings.protocol.sparsities()[: len(protocol.sparsities())]
 
 
 def test_the_cifar10_recipe_reaches_the_highest_winning_ticket_of_the_paper():

@@ -245,3 +245,87 @@ def test_the_curve_of_a_cifar_resnet_has_every_way_of_finding_at_the_same_five_s
     assert {found.protocol.schedule for found in once.values()} == {"one-round"}
     assert all(step.dense_round == "imp" for step in study.steps if step.name in study.found and step.name != "imp")
     assert {step.seeds for step in study.steps if step.verb == "transfer"} == {3}
+
+
+BEGINNINGS = """
+title = "Three beginnings"
+source = "mine"
+model = "resnet20-cifar"
+
+[training]
+round_length = "1it"
+batch_size = 8
+
+[[step]]
+name = "pre-trained"
+find = "demo/digits"
+weights = "simclr"
+protocol = { schedule = "one-round", sparsity = 0.5 }
+
+[[step]]
+name = "late"
+find = "demo/digits"
+weights = "random"
+training = { round_length = "2it" }
+protocol = { schedule = "one-round", sparsity = 0.5, rewind = "50%" }
+
+[[step]]
+name = "similarity"
+compare = ["pre-trained", "late"]
+"""
+
+
+@pytest.fixture
+def beginnings(tmp_path):
+    import torch
+
+    from sparseticket.models import resolve
+    from sparseticket.models.base import Head
+
+    (tmp_path / "mine.toml").write_text(BEGINNINGS)
+    network = resolve("resnet20-cifar").build(Head("image-classification", 10), seed=7)
+    torch.save(network.module.state_dict(), tmp_path / "simclr.pth")
+    return tmp_path
+
+
+def test_steps_begin_at_the_weights_that_they_name_or_at_random_ones(cli, beginnings):
+    out = beginnings / "out"
+    code, text = cli("run", beginnings / "mine.toml", "--weights", f"simclr={beginnings / 'simclr.pth'}", "--out", out)
+    assert code == 0, text
+    begun = {name: (out / name / "run.toml").read_text() for name in ("pre-trained", "late")}
+    assert f'weights = "{beginnings / "simclr.pth"}"' in begun["pre-trained"] and 'weights = "random"' in begun["late"]
+    result = json.loads((out / "study.json").read_text())["steps"]["similarity"]["result"]
+    assert not result["same_theta"]
+    assert abs(result["all"]["overlap"] - result["all"]["chance"]) < 0.05  # two independent networks
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ([], "--weights simclr=FILE"),
+        (["simclr=x.pth", "--weights", "moco=y.pth"], "no weights called 'moco'; it names simclr"),
+        (["simclr=x.pth"], "there is no file"),
+        (["x.pth", "--weights", "y.pth"], "as simclr=y.pth"),
+    ],
+)
+def test_weights_that_are_missing_or_not_asked_for_are_said_before_anything_is_trained(cli, beginnings, weights, says):
+    given = ["--weights", *weights] if weights else []
+    code, text = cli("run", beginnings / "mine.toml", *given, "--out", beginnings / "out")
+    assert code == 2 and says in text, text
+    assert not (beginnings / "out" / "pre-trained").exists()
+
+
+def test_the_vision_papers_classification_studies_are_there_with_their_figures():
+    wanted = {"sparsities", "baselines", "perturbations", "similarity", "transfers"}
+    assert {f"cvpr21/{name}" for name in wanted} <= set(studies())
+    sweeps = [step for step in load_any("cvpr21/sparsities").steps if step.verb == "sweep"]
+    assert {step.name: step.paper["matching"] for step in sweeps if "svhn" in step.name} == {
+        "svhn-imagenet-sweep": 91.41,
+        "svhn-simclr-sweep": 96.48,
+        "svhn-moco-sweep": 93.13,
+    }
+    assert len(sweeps) == 15 and {step.seeds for step in sweeps} == {3}
+    for name in ("baselines", "perturbations"):
+        study = load_any(f"cvpr21/{name}")
+        begun = {(step.weights, found.protocol.rewind) for step in study.steps if (found := study.found.get(step.name))}
+        assert begun == {("", "theta_p"), ("random", "theta_p"), ("random", "5%")}
