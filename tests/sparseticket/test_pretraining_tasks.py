@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sparseticket.checkpoint import Checkpoint
+from sparseticket.data_places import data_of
 from sparseticket.errors import RunFailure, UserError
 from sparseticket.imp import Search, find
 from sparseticket.lars import Lars
@@ -73,6 +74,13 @@ def test_nt_xent_is_equation_1_of_simclr_and_as_released_the_log_of_the_mean(tem
     released = -math.log(np.mean(np.exp(-np.array(losses))))
     assert float(nt_xent(first, second, temperature, "log-of-mean")) == pytest.approx(released, rel=1e-5)
     assert released < np.mean(losses)
+
+
+def test_mixed_precision_does_not_reach_the_losses():
+    first, second = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = nt_xent(first, second, 0.1), info_nce(first, second, first, 0.1)
+    assert mixed == (nt_xent(first, second, 0.1), info_nce(first, second, first, 0.1))
 
 
 def test_info_nce_is_equation_1_of_moco():
@@ -369,6 +377,16 @@ def test_as_released_simclr_keeps_its_head_and_optimizer_over_a_rewind_and_zeros
     weights = load_file(last / "model" / "model.safetensors")
     for name, mask in Ticket.load(tmp_path / "run" / found["ticket"]).masks.items():
         assert not weights[name][~mask].any()
+
+
+def test_the_tasks_on_class_folders_share_one_folder_or_archive_of_them(pictures, tmp_path):
+    (tmp_path / "imagenet").mkdir()
+    for task in ("simclr", "moco", "imagenet", "image-folder"):
+        assert data_of(task, pictures, alone=False) == pictures
+        if task != "image-folder":
+            assert data_of(task, tmp_path, alone=False) == tmp_path / "imagenet"
+    with pytest.raises(UserError, match="nothing for the task cola"):
+        data_of("cola", pictures, alone=False)
 
 
 GLOO = """
