@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-HeadKind = Literal["sequence-classification", "regression", "masked-lm", "question-answering", "image-classification"]
+HeadKind = Literal[
+    "sequence-classification",
+    "regression",
+    "masked-lm",
+    "question-answering",
+    "image-classification",
+    "detection",
+    "segmentation",
+    "segmentation-v3",
+]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from sparseticket.errors import UserError
 from sparseticket.files import replace_folder, write_json, write_whole
 from sparseticket.models.base import Head, ModelSpec, Network
+from sparseticket.models.scene import MODULES, head_of, scene_module, scene_network
+from sparseticket.models.stages import SceneFormat
 from sparseticket.models.vision_weights import check_fit, read_weights
 from sparseticket.seeds import derive
 
@@ -43,6 +45,7 @@ class VisionModel(ModelSpec):
 
     format: ImageFormat
     head_name: str
+    scene: SceneFormat
     small_stem: bool = False
     class_names: tuple[str, ...] | None = None
 
@@ -64,6 +67,8 @@ class VisionModel(ModelSpec):
         Raises:
             UserError: the file cannot be read or does not fit, or there is no network to fetch the usual weights.
         """
+        if head.kind in MODULES:
+            return self._scene_network(head, seed, weights)
         if head.kind != "image-classification":
             raise UserError(f"{self.name} classifies images: it cannot have a head for {head.kind}.")
         module = self._random_module(head.classes, seed)
@@ -77,15 +82,26 @@ class VisionModel(ModelSpec):
         )
         stored = self.default_weights() if weights is None else read_weights(weights)
         if stored is None:
-            network.notes.append(
-                f"no pre-trained weights: {self.name} starts from random initialisation, drawn from the seed "
-                "(pass --weights FILE for pre-trained ones)"
-            )
+            network.notes.append(self._no_weights)
         else:
             _load_pretrained(network, stored, source=str(weights or f"the usual weights of {self.name}"))
         if stored is not None and STEM not in network.pretrained:
             network.notes.append(f"{self.name} for small images: its 3x3 conv1 is drawn from the seed")
         return network
+
+    def _scene_network(self, head: Head, seed: int, weights: Path | None) -> Network:
+        stored = self.default_weights() if weights is None else read_weights(weights)
+        network = scene_network(self, head, seed, stored, str(weights or f"the usual weights of {self.name}"))
+        if stored is None:
+            network.notes.append(self._no_weights)
+        return network
+
+    @property
+    def _no_weights(self) -> str:
+        return (
+            f"no pre-trained weights: {self.name} starts from random initialisation, drawn from the seed "
+            "(pass --weights FILE for pre-trained ones)"
+        )
 
     def _random_module(self, classes: int, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -97,8 +113,13 @@ class VisionModel(ModelSpec):
 
     def untrained(self, network: Network, *, seed: int) -> Network:
         """See :meth:`ModelSpec.untrained`."""
-        classes = network.module.get_submodule(self.head_name).out_features
-        return replace(network, module=self._random_module(classes, seed))
+        head = self._head_of(network.module)
+        if head.kind in MODULES:
+            return replace(network, module=scene_module(self, head, seed))
+        return replace(network, module=self._random_module(head.classes, seed))
+
+    def _head_of(self, module: nn.Module) -> Head:
+        return head_of(module) or Head("image-classification", module.get_submodule(self.head_name).out_features)
 
     def save(self, network: Network, folder: Path) -> None:
         """Write ``model.safetensors`` (a plain state_dict) and ``model.json``; an earlier save there is replaced.
@@ -109,9 +130,16 @@ class VisionModel(ModelSpec):
         """
         if folder.exists() and {file.name for file in folder.iterdir()} - {WEIGHTS, DESCRIPTION}:
             raise UserError(f"{folder} holds other files: give a new folder to save the model in.")
-        classes = network.module.get_submodule(self.head_name).out_features
+        head, format = self._head_of(network.module), self.format
         description = SavedModel(
-            self.name, classes, self.class_names, self.format.size, self.format.mean, self.format.std, self.small_stem
+            architecture=self.name,
+            classes=head.classes,
+            class_names=self.class_names,
+            size=format.size,
+            mean=format.mean,
+            std=format.std,
+            small_stem=self.small_stem,
+            head=head.kind,
         )
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.module.state_dict().items()}
         with replace_folder(folder) as new:
@@ -154,6 +182,7 @@ class SavedModel:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     small_stem: bool
+    head: str = "image-classification"
 
 
 def describe_saved(folder: Path) -> SavedModel:
@@ -163,6 +192,8 @@ def describe_saved(folder: Path) -> SavedModel:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no saved vision model: {path.name} cannot be read ({error}).") from error
+    if isinstance(found, dict):
+        found = {"head": "image-classification", **found}  # not said by files from before there were others
     if not isinstance(found, dict) or set(found) != set(SavedModel.__dataclass_fields__):
         raise UserError(f"{path} does not describe a saved vision model.")
     names = found["class_names"]
@@ -174,6 +205,7 @@ def describe_saved(folder: Path) -> SavedModel:
         and _are_three_numbers(found["std"])
         and min(found["std"]) > 0
         and isinstance(found["small_stem"], bool)
+        and found["head"] in ("image-classification", *MODULES)
         and (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)))
         and (names is None or len(names) == found["classes"])
     )
@@ -208,7 +240,10 @@ def make_saved(folder: Path) -> nn.Module:
     spec = resolve(saved.architecture)
     if not isinstance(spec, VisionModel):
         raise UserError(f"{folder / DESCRIPTION}: {saved.architecture!r} is not a vision model.")
-    return replace(spec.for_images(saved.size), small_stem=saved.small_stem)._random_module(saved.classes, seed=0)
+    spec = replace(spec.for_images(saved.size), small_stem=saved.small_stem)
+    if saved.head in MODULES:
+        return scene_module(spec, Head(saved.head, saved.classes), seed=0)
+    return spec._random_module(saved.classes, seed=0)
 
 
 def load_saved(folder: Path) -> nn.Module:
