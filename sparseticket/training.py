@@ -21,6 +21,7 @@ from sparseticket.on_kernels import can_use_kernels, masked_optimizer, restore, 
 from sparseticket.seeds import derive
 from sparseticket.settings import Length, Training
 from sparseticket.tasks import Batch, Task
+from sparseticket.tasks.prefetch import in_order
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -128,15 +129,19 @@ def train(
     if accelerator.scaler:  # it outlives a training: each begins with a fresh one, so that arms are trained alike
         accelerator.scaler.load_state_dict(scaler_state or torch.amp.GradScaler("cuda").state_dict())
     module.train()
-    begun, batches, epoch = time.monotonic(), None, -1
+    begun, batches, epoch = time.monotonic(), iter(()), -1
     while step < total:
         if step // per_epoch != epoch:
             epoch = step // per_epoch
-            batches = task.batches("train", seed=place.seed, round=place.number, epoch=epoch)
+            batches = in_order(
+                task.batches("train", seed=place.seed, round=place.number, epoch=epoch),
+                accelerator.device,
+                start=step % per_epoch,
+            )
         lr = settings.lr * settings.lr_factor(place.schedule_offset + step, place.schedule_rounds * total)
         for group in raw_optimizer.param_groups:
             group["lr"] = lr
-        batch, weight = _share_of_process(batches[step % per_epoch], accelerator)
+        batch, weight = _share_of_process(next(batches), accelerator)
         torch.manual_seed(derive(place.seed, "dropout", place.number, step, accelerator.process_index))
         loss = objective(batch, step)
         value = float(loss.detach())

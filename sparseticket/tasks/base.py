@@ -30,7 +30,8 @@ class Task(Protocol):
     ``batches`` is a sequence, so that a resumed round goes straight to its next batch: element i is a function of
     (split, seed, round, epoch, i) alone, tensors on the CPU, every tensor's first dimension the batch. Its length does
     not depend on seed, round or epoch. Split "train" is shuffled and augmented, "eval" is neither. An example's own
-    randomness (augmentation, MLM masking) is a function of (seed, round, epoch, index of the example).
+    randomness (augmentation, MLM masking) is a function of (seed, round, epoch, index of the example). A sequence whose
+    elements take long to make says so with the attribute ``in_workers = True`` (:mod:`sparseticket.tasks.prefetch`).
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Any images sorted into class folders, on disk or in a zip."""
+"""Any images sorted into class folders, on disk, in a zip or in a tar."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from sparseticket.errors import UserError
 from sparseticket.models.vision import VisionModel
 from sparseticket.tasks import register
 from sparseticket.tasks.base import TaskOptions
-from sparseticket.tasks.image_files import LAYOUT, identity, open_images, split_by_folders
+from sparseticket.tasks.class_folders import LAYOUT, open_class_folders, split_by_folders
+from sparseticket.tasks.image_files import identity
 from sparseticket.tasks.image_pixels import (
     DecodedPixels,
     Pixels,
@@ -20,7 +21,7 @@ from sparseticket.tasks.image_task import SMALL_SIDE, ImageTask, Split
 
 @register("image-folder", kind="vision", recipe="cvpr21/image-folder")
 class ImageFolder(ImageTask):
-    """``--data``: a folder or zip with ``train/<class>/`` and ``test|val|valid|eval/<class>/``.
+    """``--data``: a folder, zip or tar with ``train/<class>/`` and ``test|val|valid|validation|eval/<class>/``.
 
     Images are brought to the model's size; for a model of large images training crops are torchvision's random
     resized ones, decoded anew each epoch.
@@ -28,8 +29,8 @@ class ImageFolder(ImageTask):
 
     def __init__(self, spec: VisionModel, options: TaskOptions) -> None:
         if options.data is None:
-            raise UserError(f"task image-folder needs --data: a folder or zip with {LAYOUT}.")
-        files = open_images(options.data)
+            raise UserError(f"task image-folder needs --data: a folder, zip or tar with {LAYOUT}.")
+        files = open_class_folders(options.data)
         train, evaluation, class_names = split_by_folders(files)
         size = spec.format.size
         if size <= SMALL_SIDE:

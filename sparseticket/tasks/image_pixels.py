@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from sparseticket.seeds import derive, generator
-from sparseticket.tasks.image_files import ImageFiles, decode_all
+from sparseticket.tasks.image_files import DataFiles, decode_all
 
 HELD_BYTES = 2 * 2**30  # a split larger than this is decoded batch by batch
 PADDING = 4  # pixels, as for CIFAR since He et al. 2015
@@ -34,7 +34,7 @@ class Pixels(Protocol):
 class DecodedPixels:
     """Images decoded when they are asked for; ``shape`` brings each [3, H, W] to [3, S, S]."""
 
-    files: ImageFiles
+    files: DataFiles
     names: tuple[str, ...]
     shape: Callable[[Tensor], Tensor]
 

@@ -16,6 +16,7 @@ from sparseticket.models.vision import ImageFormat, VisionModel
 from sparseticket.seeds import generator
 from sparseticket.tasks.base import Batch, Stateless
 from sparseticket.tasks.image_pixels import Pixels, ShiftedPixels
+from sparseticket.tasks.prefetch import in_order
 
 SMALL_SIDE = 64  # pixels; larger images are augmented and evaluated as ImageNet is
 EVAL_BATCH_SMALL, EVAL_BATCH_LARGE = 500, 64  # 64 images of 224x224 keep ResNet-50's activations near 1 GB
@@ -35,6 +36,8 @@ class ImageBatches(Sequence[Batch]):
     The last batch may be smaller; with ``drop_single`` one of a single example is left out (BatchNorm in training has
     no variance to speak of there).
     """
+
+    in_workers = True
 
     def __init__(
         self, split: Split, order: Tensor, batch_size: int, format: ImageFormat, *, drop_single: bool = False
@@ -116,7 +119,7 @@ class ImageTask(Stateless):
         model.eval()
         try:
             with torch.inference_mode():
-                for batch in self.batches("eval", seed=0, round=0, epoch=0):
+                for batch in in_order(self.batches("eval", seed=0, round=0, epoch=0), device):
                     accuracy.update(model(batch["pixels"].to(device)), batch["labels"].to(device))
         finally:
             for part, training in modes:
