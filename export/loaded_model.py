@@ -63,7 +63,9 @@ class LoadedModel:
     def answer(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name."""
         result = self.module(**inputs) if self.kind == "text" else self.module(inputs["pixel_values"])
-        return {"logits": result} if isinstance(result, Tensor) else {name: result[name] for name in self.outputs}
+        return (
+            {self.outputs[0]: result} if isinstance(result, Tensor) else {name: result[name] for name in self.outputs}
+        )
 
 
 def by_name(names: Sequence[str], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,7 +116,7 @@ def _load_vision(folder: Path) -> LoadedModel:
         kind="vision",
         module=module,
         inputs=("pixel_values",),
-        outputs=("logits",),
+        outputs=("logits",) if described["classes"] else ("features",),
         image=(stem.in_channels, described["size"], described["size"]),
         companions={"preprocessing.json": (json.dumps(preprocessing, indent=2) + "\n").encode()},
     )

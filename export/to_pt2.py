@@ -101,10 +101,10 @@ class _Image(nn.Module):
 
     def __init__(self, model: LoadedModel, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.name = module, model.outputs[0]
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.module(pixel_values)}
+        return {self.name: self.module(pixel_values)}
 
 
 def _block_masks(module: nn.Module, ticket: Ticket | None) -> Masks:

@@ -11,7 +11,6 @@ from sparseticket.errors import UserError
 from sparseticket.pattern import NOfM, parse
 from sparseticket.schedule import SNAP, check_sparsity, kind_and_step, round_sparsities
 
-
 POLY_POWER = 0.9  # DeepLab, arXiv 1606.00915, section 4.1
 
 
@@ -171,13 +170,19 @@ class Training(_Checked):
         decay: the learning rate over a round: linear to 0, constant, ×0.1 at each of ``milestones``, half a cosine to
             ``final_lr``, or DeepLab's poly, (1 − step / steps)^0.9.
         precision: mixed precision, by Accelerate.
+        temperature: what similarities are divided by in ``simclr`` and ``moco``; these fields are theirs alone:
+        nt_xent: ``simclr``'s mean over a batch, of −log p (its paper) or of p before the logarithm (the released code).
+        order: images drawn anew each epoch, or as they are listed, class by class (the released ``simclr``).
+        blur: views of images above 64 pixels may be blurred (both papers; not the released ``simclr``).
+        queue: keys of past batches that ``moco`` holds against an image.
+        key_momentum: of ``moco``'s momentum encoder: k ← m·k + (1 − m)·q.
         kernels: on a GPU, let a layer run on a sparse kernel where that was measured to be faster; or never.
     """
 
     round_length: str = "3ep"
     batch_size: int = 32
     max_length: int = 128
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: float = 2e-5
     weight_decay: float = 0.0
     eps: float = 1e-8
@@ -188,13 +193,22 @@ class Training(_Checked):
     milestones: list[float] = field(default_factory=list)
     warmup: float = 0.0
     precision: Literal["no", "fp16", "bf16"] = "no"
+    temperature: float = 0.5
+    nt_xent: Literal["mean-of-logs", "log-of-mean"] = "mean-of-logs"
+    order: Literal["shuffled", "listed"] = "shuffled"
+    blur: bool = True
+    queue: int = 65536
+    key_momentum: float = 0.999
     kernels: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Length.parse(self.round_length)
-        if self.lr == 0:
-            raise UserError("lr is a number above 0.")
+        for name in ("lr", "temperature"):
+            if getattr(self, name) == 0:
+                raise UserError(f"{name} is a number above 0.")
+        if self.key_momentum > 1:
+            raise UserError(f"key-momentum is a share, from 0 to 1, not {self.key_momentum}.")
         milestones = self.milestones
         if not (isinstance(milestones, list) and all(_is_number(m) and 0 < m < 1 for m in milestones)):
             raise UserError(f"milestones are fractions of a round, above 0 and below 1, not {milestones!r}.")

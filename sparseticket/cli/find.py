@@ -26,11 +26,13 @@ def find(
     pattern: Annotated[
         str | None, Option(help="unstructured, 2:4, block:64x64, heads, neurons, heads+neurons, channels.")
     ] = None,
-    optimizer: Annotated[str | None, Option(help="adamw or sgd.")] = None,
+    optimizer: Annotated[str | None, Option(help="adamw, sgd or lars.")] = None,
     lr: Annotated[float | None, Option(help="Learning rate.")] = None,
     batch_size: Annotated[int | None, Option(help="Examples a step, over all processes.")] = None,
     max_length: Annotated[int | None, Option(help="Tokens of a text.")] = None,
     weight_decay: Annotated[float | None, Option(help="Weight decay.")] = None,
+    temperature: Annotated[float | None, Option(help="Of simclr's and moco's losses.")] = None,
+    queue: Annotated[int | None, Option(help="Keys that moco holds.")] = None,
     precision: Annotated[str | None, Option(help="no, fp16 or bf16 (mixed precision).")] = None,
     kernels: Annotated[
         str | None, Option(help="auto: on a GPU, sparse kernels where they are faster. off: dense everywhere.")
@@ -76,6 +78,8 @@ def find(
             "optimizer": optimizer,
             "lr": lr,
             "weight_decay": weight_decay,
+            "temperature": temperature,
+            "queue": queue,
             "precision": precision,
             "kernels": kernels,
         },

@@ -15,6 +15,7 @@ HeadKind = Literal[
     "masked-lm",
     "question-answering",
     "image-classification",
+    "projection",
     "detection",
     "segmentation",
     "segmentation-v3",
@@ -23,7 +24,10 @@ HeadKind = Literal[
 
 @dataclass(frozen=True)
 class Head:
-    """What a task puts on the backbone: its kind and, for a classifier, how many classes (and their names if known)."""
+    """What a task puts on the backbone: its kind and, for a classifier, how many classes (and their names if known).
+
+    Of a projection, ``classes`` is the number of dimensions that it projects to.
+    """
 
     kind: HeadKind
     classes: int = 0

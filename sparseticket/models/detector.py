@@ -48,7 +48,9 @@ class Detector(FCOS):
         super().__init__(
             Pyramid(body, scene),
             classes,
-            anchor_generator=AnchorGenerator(tuple((stride,) for stride in scene.strides), ((1.0,),) * len(scene.strides)),
+            anchor_generator=AnchorGenerator(
+                tuple((stride,) for stride in scene.strides), ((1.0,),) * len(scene.strides)
+            ),
             head=FCOSHead(scene.channels, 1, classes, scene.convolutions),
         )
         self.classes = classes

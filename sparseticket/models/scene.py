@@ -35,7 +35,9 @@ def scene_module(spec: VisionModel, head: Head, seed: int) -> nn.Module:
         return MODULES[head.kind](body, head.classes, spec.scene)
 
 
-def scene_network(spec: VisionModel, head: Head, seed: int, stored: Mapping[str, Tensor] | None, source: str) -> Network:
+def scene_network(
+    spec: VisionModel, head: Head, seed: int, stored: Mapping[str, Tensor] | None, source: str
+) -> Network:
     """A network for ``head``, its backbone from the classifier's weights ``stored`` unless they are None.
 
     Raises:
@@ -56,7 +58,8 @@ def scene_network(spec: VisionModel, head: Head, seed: int, stored: Mapping[str,
     if stored is None:
         return network
     live = network.backbone()
-    wanted = {name: tensor for name, tensor in stored.items() if not name.startswith(f"{spec.head_name}.")}
+    of_classifier = (f"{spec.head_name}.", "fc.")  # published checkpoints call it fc, whatever the network does
+    wanted = {name: tensor for name, tensor in stored.items() if not name.startswith(of_classifier)}
     check_fit(wanted, live, missing_allowed=frozenset(), source=source, model=spec.name)
     with torch.no_grad():
         for name, tensor in wanted.items():

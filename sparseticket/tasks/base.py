@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,17 +11,33 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sparseticket.models import Head
+    from sparseticket.settings import Training
 
 Batch = Mapping[str, "Tensor"]
 
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What a user may say about a task's data. ``batch_size`` is global; ``max_length`` (tokens) is for text only."""
+    """What a user may say about a task's data. ``batch_size`` is global; ``max_length`` (tokens) is for text only.
+
+    The others are ``simclr``'s and ``moco``'s, and explained at :class:`sparseticket.settings.Training`.
+    """
 
     data: Path | None = None
     batch_size: int = 32
     max_length: int = 128
+    temperature: float = 0.5
+    nt_xent: str = "mean-of-logs"
+    order: str = "shuffled"
+    blur: bool = True
+    queue: int = 65536
+    key_momentum: float = 0.999
+
+    @classmethod
+    def of(cls, training: Training, data: str) -> TaskOptions:
+        """Those that a training's settings hold; ``data`` is a path, or "" for none."""
+        named = {item.name: getattr(training, item.name) for item in fields(cls) if item.name != "data"}
+        return cls(Path(data) if data else None, **named)
 
 
 class Task(Protocol):
@@ -41,6 +57,13 @@ class Task(Protocol):
 
     def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]: ...
 
+    def begin(self, model: nn.Module, *, seed: int, round: int) -> Sequence[nn.Module]:
+        """Called before a training's first step, and before a checkpoint is loaded; ``model`` is masked already.
+
+        Returns networks with the names of ``model`` that the task keeps beside it (a momentum encoder): pruned weights
+        are 0 in them too, which is enforced as it is in ``model``.
+        """
+
     def loss(self, model: nn.Module, batch: Batch, *, step: int) -> Tensor:
         """Mean loss over the batch, a scalar; ``batch`` is on the model's device."""
 
@@ -57,6 +80,9 @@ class Task(Protocol):
 
 class Stateless:
     """The half of a task that most tasks leave empty."""
+
+    def begin(self, model: nn.Module, *, seed: int, round: int) -> Sequence[nn.Module]:
+        return ()
 
     def after_step(self, model: nn.Module) -> None:
         return None

@@ -21,10 +21,10 @@ from sparseticket.models.vision import VisionModel
 from sparseticket.seeds import generator
 from sparseticket.tasks import register
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
-from sparseticket.tasks.image_files import identity
+from sparseticket.tasks.image_files import DataFiles, identity
 from sparseticket.tasks.image_pixels import DecodedPixels, Pixels, hold_if_it_fits, resize_to
 from sparseticket.tasks.scene_batches import EVAL_BATCH, SceneBatches, evaluating, for_scenes, normalised
-from sparseticket.tasks.voc import LAYOUT, Annotation, files_of, find_root, read_annotations, read_splits
+from sparseticket.tasks.voc import LAYOUT, Annotation, open_layout, read_annotations, read_splits, sizes_of
 
 NO_BOX = -1  # the label of what fills up a batch to as many boxes as its richest image has
 METRICS = {"AP": "map", "AP50": "map_50", "AP75": "map_75"}  # ours, and torchmetrics' names
@@ -33,9 +33,11 @@ METRICS = {"AP": "map", "AP50": "map_50", "AP75": "map_75"}  # ours, and torchme
 class BoxedImages:
     """One split: images brought to ``size``, and their boxes in its pixels."""
 
-    def __init__(self, files, ids: list[str], found: list[Annotation], classes: tuple[str, ...], size: int) -> None:  # noqa: ANN001
+    def __init__(
+        self, files: DataFiles, ids: list[str], found: list[Annotation], classes: tuple[str, ...], size: int
+    ) -> None:
         number = {name: index for index, name in enumerate(classes)}
-        names = tuple(f"JPEGImages/{name}.jpg" for name in ids)
+        names = tuple(_image(name) for name in ids)
         self.pixels: Pixels = hold_if_it_fits(DecodedPixels(files, names, resize_to(size)), size)
         scales = [torch.tensor([size / one.size[1], size / one.size[0]]).repeat(2) for one in found]
         self.boxes = [one.boxes * scale for one, scale in zip(found, scales, strict=True)]
@@ -48,7 +50,7 @@ class BoxedImages:
 
 @register("detection", kind="vision", recipe="cvpr21/detection")
 class Detection(Stateless):
-    """``--data``: a folder in Pascal VOC's layout, or one around it (VOCdevkit)."""
+    """``--data``: a folder, zip or tar in Pascal VOC's layout, or one around it (VOCdevkit)."""
 
     name, metric = "detection", "AP"
 
@@ -56,21 +58,22 @@ class Detection(Stateless):
         if importlib.util.find_spec("pycocotools") is None:
             raise UserError("average precision needs pycocotools: pip install 'sparseticket[detection]'")
         if options.data is None:
-            raise UserError(f"task detection needs --data: a folder with {LAYOUT}.")
-        root = find_root(options.data, "ImageSets/Main", LAYOUT)
-        splits = read_splits(root / "ImageSets" / "Main", root / "Annotations", ".xml")
-        train, evaluation = (read_annotations(root, ids) for ids in splits)
+            raise UserError(f"task detection needs --data: a folder, zip or tar with {LAYOUT}.")
+        files = open_layout(options.data, "Annotations", "JPEGImages", "ImageSets")
+        if files is None:
+            raise UserError(f"--data {options.data}: expected a folder, zip or tar with {LAYOUT}.")
+        splits = read_splits(files, "ImageSets/Main", "Annotations/{}.xml")
+        train, evaluation = (read_annotations(files, ids) for ids in splits)
         self.class_names = tuple(sorted({name for one in train for name in one.names}))
         strangers = sorted({name for one in evaluation for name in one.names} - set(self.class_names))
         if strangers or not self.class_names or not any(one.names for one in evaluation):
             what = f"classes that are not trained on: {', '.join(strangers[:3])}" if strangers else "no boxes"
-            raise UserError(f"--data {root}: the images of a split have {what}.")
+            raise UserError(f"--data {options.data}: the images of a split have {what}.")
         self.head = Head("detection", len(self.class_names))
         self.format, self.strides = for_scenes(spec).format, spec.scene.strides
         self.batch_size = options.batch_size
-        files = files_of(root, (f"JPEGImages/{name}.jpg" for ids in splits for name in ids))
-        annotated = files_of(root, (f"Annotations/{name}.xml" for ids in splits for name in ids))
-        self.data_id = identity(files.sizes | annotated.sizes)
+        used = [name for ids in splits for one in ids for name in (_image(one), f"Annotations/{one}.xml")]
+        self.data_id = identity(sizes_of(files, used))
         size = self.format.size
         self._train = BoxedImages(files, splits[0], train, self.class_names, size)
         self._eval = BoxedImages(files, splits[1], evaluation, self.class_names, size)
@@ -137,6 +140,10 @@ class Detection(Stateless):
                 measured.update(found, _true_boxes(batch))
         result = measured.compute()
         return {ours: max(0.0, result[theirs].item()) for ours, theirs in METRICS.items()}
+
+
+def _image(name: str) -> str:
+    return f"JPEGImages/{name}.jpg"
 
 
 def _true_boxes(batch: Batch) -> list[dict[str, Tensor]]:

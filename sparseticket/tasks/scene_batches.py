@@ -32,6 +32,8 @@ class SceneBatches(Sequence[Batch]):
     In training (``drop_single``) a last batch of one image is left out: BatchNorm has no variance to speak of there.
     """
 
+    in_workers = True
+
     def __init__(self, make: Callable[[Tensor], Batch], order: Tensor, batch_size: int, *, drop_single: bool) -> None:
         self.make = make
         self.rows = order.split(batch_size)

@@ -28,7 +28,7 @@ CROP = (0.25, 1.0)  # of the image's area: sides of a half to all of it
 
 
 class Segmentation(Stateless):
-    """``--data``: a folder in CamVid's layout or in Pascal VOC's, or one around it.
+    """``--data``: a folder, zip or tar in CamVid's layout or in Pascal VOC's, or one around it.
 
     The decoder is that of ``head``: DeepLabv3+ (``segmentation``) or DeepLabv3 (``segmentation-v3``).
     """
@@ -37,13 +37,13 @@ class Segmentation(Stateless):
 
     def __init__(self, head: HeadKind, spec: VisionModel, options: TaskOptions) -> None:
         if options.data is None:
-            raise UserError(f"task {head} needs --data: a folder with {LAYOUT}.")
+            raise UserError(f"task {head} needs --data: a folder, zip or tar with {LAYOUT}.")
         self.name = head
         layout = find_layout(options.data)
         self._train, self._eval = MaskedImages(layout, layout.train), MaskedImages(layout, layout.evaluation)
         self.class_names = layout.classes
         self.head = Head(head, len(layout.classes))
-        self.data_id = identity(self._train.files.sizes | self._eval.files.sizes)
+        self.data_id = identity(self._train.sizes | self._eval.sizes)
         self.format = for_scenes(spec).format
         self.batch_size = options.batch_size
         size = self.format.size

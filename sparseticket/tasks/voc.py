@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from sparseticket.errors import UserError
-from sparseticket.tasks.image_files import ImageFiles
+from sparseticket.tasks.image_files import DataFiles, open_files
 
-LAYOUT = "Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/ with trainval.txt and test.txt, or train.txt and val.txt"
+LAYOUT = (
+    "Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/ with trainval.txt and test.txt, or train.txt and val.txt"
+)
 SPLITS = (("trainval", "test"), ("train", "val"))  # to train on, to evaluate on: the first pair that is there
 TORN = 0.01  # of all boxes may be of no size (BCCD has two): they are left out
 SLACK = 1.0  # pixels that a box may reach out of its image; it is cut there
@@ -38,64 +40,58 @@ class Annotation:
     torn: int = 0
 
 
-def find_root(data: Path, inside: str, layout: str) -> Path:
-    """The folder that has ``inside``: ``data``, or one in it (BCCD, VOC2007), or one in a VOCdevkit there."""
-    below = sorted(child for child in data.iterdir() if child.is_dir()) if data.is_dir() else []
-    deeper = sorted(child for folder in below if folder.name == "VOCdevkit" for child in folder.iterdir())
-    for folder in (data, *below, *deeper):
-        if (folder / inside).is_dir():
-            return folder
-    raise UserError(f"--data {data}: there is no folder {inside} in it. Expected {layout}.")
+def open_layout(data: Path, *wanted: str) -> DataFiles | None:
+    """The files of ``data``, a folder, zip or tar, below the folder in it that has all of ``wanted``; None without."""
+    files = open_files(data)
+    root = files.around(*wanted)
+    return None if root is None else files.below(root)
 
 
-def read_splits(folder: Path, needed: Path, suffix: str) -> tuple[list[str], list[str]]:
-    """Image ids to train and to evaluate on, from the lists in ``folder``.
+def read_splits(files: DataFiles, lists: str, needed: str) -> tuple[list[str], list[str]]:
+    """Image ids to train and to evaluate on, from the lists in the folder ``lists``.
 
-    A pair of lists counts where the first image to evaluate on has its file ``needed/ID.suffix`` (VOC2012's test has
-    no annotations).
+    A pair of lists counts where the first image to evaluate on has its file, ``needed`` with its id for the braces
+    (VOC2012's test has no annotations).
 
     Raises:
-        UserError: there are no such lists, one is empty, names a path, or names what the other has too.
+        UserError: there are no such lists, one is empty, or names what the other has too.
     """
-    for train, evaluation in SPLITS:
-        files = [folder / f"{name}.txt" for name in (train, evaluation)]
-        if all(file.is_file() for file in files):
-            ids = [_read_ids(file) for file in files]
-            if (needed / f"{ids[1][0]}{suffix}").is_file():
+    for pair in SPLITS:
+        names = [f"{lists}/{name}.txt" for name in pair]
+        if all(name in files.sizes for name in names):
+            train, evaluation = (_read_ids(files, name) for name in names)
+            if needed.format(evaluation[0]) in files.sizes:
                 break
     else:
-        raise UserError(f"{folder} lacks trainval.txt and test.txt, or train.txt and val.txt with their files.")
-    if both := sorted(set(ids[0]) & set(ids[1])):
-        raise UserError(f"{files[0].name} and {files[1].name} in {folder} both have {both[0]}: evaluate on others.")
-    return ids[0], ids[1]
+        raise UserError(
+            f"--data {files.source}: {lists} lacks trainval.txt and test.txt, or train.txt and val.txt, with their files."
+        )
+    if both := sorted(set(train) & set(evaluation)):
+        raise UserError(f"--data {files.source}: {' and '.join(names)} both have {both[0]}: evaluate on others.")
+    return train, evaluation
 
 
-def _read_ids(file: Path) -> list[str]:
+def _read_ids(files: DataFiles, name: str) -> list[str]:
     try:
-        ids = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}).") from error
+        lines = files.read(name).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--data {files.source}: {name} is no text ({error}).") from error
+    ids = [line.split()[0] for line in lines if line.strip()]
     if not ids:
-        raise UserError(f"{file} is empty: one image's name a line belongs there.")
-    for name in ids:
-        if "/" in name or "\\" in name or name.startswith("."):
-            raise UserError(f"{file}: {name!r} is no name of an image: names have no folder and no leading dot.")
+        raise UserError(f"--data {files.source}: {name} is empty: one image's name a line belongs there.")
     return list(dict.fromkeys(ids))
 
 
-def files_of(root: Path, names: Iterable[str]) -> ImageFiles:
-    """The files ``names`` below ``root``, to be read when asked for.
-
-    Raises:
-        UserError: one is missing.
-    """
-    sizes = {}
-    for name in names:
-        file = root / name
-        if not file.is_file():
-            raise UserError(f"--data {root}: {name} is missing. Put it back, or take it out of the lists.")
-        sizes[name] = file.stat().st_size
-    return ImageFiles(root, sizes, lambda name: (root / name).read_bytes())
+def sizes_of(files: DataFiles, names: Iterable[str]) -> dict[str, int]:
+    """The sizes of these files in bytes; :class:`UserError` names one that is missing."""
+    wanted = list(names)
+    missing = [name for name in wanted if name not in files.sizes]
+    if missing:
+        raise UserError(
+            f"--data {files.source}: {missing[0]} is missing, of {len(wanted)} files {len(missing)} in all. Put them "
+            "back, or take them out of the lists."
+        )
+    return {name: files.sizes[name] for name in wanted}
 
 
 class _NoDoctype(ET.TreeBuilder):
@@ -155,22 +151,18 @@ def _number(entry: ET.Element, path: str, where: str) -> float:
     return value
 
 
-def read_annotations(root: Path, ids: Iterable[str]) -> list[Annotation]:
+def read_annotations(files: DataFiles, ids: Iterable[str]) -> list[Annotation]:
     """The annotations of these images, in order.
 
     Raises:
         UserError: one is missing or wrong, or more than 1 % of all boxes are of no size.
     """
-    found = []
-    for name in ids:
-        file = root / "Annotations" / f"{name}.xml"
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise UserError(f"{file} cannot be read ({error.strerror or error}).") from error
-        found.append(parse_annotation(content, str(file)))
+    names = sizes_of(files, (f"Annotations/{name}.xml" for name in ids))
+    found = [parse_annotation(files.read(name), f"{files.source}: {name}") for name in names]
     torn, boxes = sum(one.torn for one in found), sum(len(one.boxes) for one in found)
     if torn > TORN * (boxes + torn):
-        worst = next(name for name, one in zip(ids, found, strict=True) if one.torn)
-        raise UserError(f"--data {root}: {torn} of {boxes + torn} boxes have no size, the first in {worst}.xml.")
+        first = next(name for name, one in zip(names, found, strict=True) if one.torn)
+        raise UserError(
+            f"--data {files.source}: {torn} of {boxes + torn} boxes have no width or height, the first in {first}."
+        )
     return found
