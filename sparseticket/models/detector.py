@@ -76,7 +76,7 @@ class Detector(FCOS):
 
 
 def places(size: int, strides: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Where each raw output is: x and y in pixels, fp32 [N, 2], and its stride, fp32 [N, 1], as torchvision's anchors."""
+    """Where each raw output is, as torchvision's anchors are: x and y in pixels [N, 2] and its stride [N, 1], fp32."""
     points, steps = [], []
     for stride in strides:
         along = torch.arange(-(-size // stride)) * float(stride)

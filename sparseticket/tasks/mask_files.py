@@ -94,7 +94,7 @@ class MaskedImages:
         wrong = mask[(mask >= len(classes)) & (mask != VOID)]
         if len(wrong):
             raise UserError(
-                f"{files.source}: the mask {mask_name} has the class {int(wrong[0])}; there are {len(classes)}, from 0, "
-                f"and {void} for void."
+                f"{files.source}: the mask {mask_name} has the class {int(wrong[0])}; there are 0 to "
+                f"{len(classes) - 1}, and {void} for void."
             )
         return image, mask

@@ -55,7 +55,7 @@ class Segmentation(Stateless):
         return replace(for_scenes(spec), class_names=self.class_names)
 
     def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]:
-        """In training ``pixels`` fp32 [B, 3, S, S] and ``masks`` int64 [B, S, S] of a random crop, half of them mirrored.
+        """In training ``pixels`` fp32 [B, 3, S, S] and ``masks`` int64 [B, S, S] of random crops, half are flipped.
 
         In evaluation ``pixels`` of whole images brought to S, and ``rows`` int64 [B]: which images they are of.
         """

@@ -64,7 +64,8 @@ def read_splits(files: DataFiles, lists: str, needed: str) -> tuple[list[str], l
                 break
     else:
         raise UserError(
-            f"--data {files.source}: {lists} lacks trainval.txt and test.txt, or train.txt and val.txt, with their files."
+            f"--data {files.source}: {lists} has neither trainval.txt and test.txt nor train.txt and val.txt, or their "
+            "files are missing."
         )
     if both := sorted(set(train) & set(evaluation)):
         raise UserError(f"--data {files.source}: {' and '.join(names)} both have {both[0]}: evaluate on others.")
