@@ -20,6 +20,9 @@ FOLDERS = {  # of each task, from the most likely
     "squad": ("squad", "SQuAD", "squad-v1.1"),
     "mlm": ("wikitext-103-raw", "wikitext-103", "wikitext-2-raw", "wikitext-2", "mlm"),
     "cifar10": ("cifar-10", "cifar-10-batches-bin"),
+    "detection": ("detection", "VOC2007", "VOCdevkit", "bccd"),
+    "segmentation": ("segmentation", "VOC2012", "VOCdevkit", "camvid", "CamVid"),
+    "segmentation-v3": ("segmentation", "VOC2012", "VOCdevkit", "camvid", "CamVid"),
 }
 
 

@@ -53,8 +53,8 @@ def check_same_dense_round(settings: RunSettings, other: Path) -> None:
         "restart",
     ):
         raise UserError(
-            "a dense round can be shared only where it leaves nothing but its network: rewind theta_p, rewinds backbone, "
-            "head rewind, optimizer-state fresh, lr-schedule restart."
+            "a dense round can be shared only where it leaves nothing but its network: rewind theta_p, rewinds "
+            "backbone, head rewind, optimizer-state fresh, lr-schedule restart."
         )
 
 
