@@ -57,21 +57,16 @@ def width_of(resnet: nn.Module, stage: str) -> int:
 
 
 def dilate(resnet: nn.Module, *, stages: int) -> None:
-    """Let the last ``stages`` keep their input's resolution: stride 1, and 3x3 taps as far apart as they were.
+    """Let the last ``stages`` keep their input's resolution: stride 1, and the taps that follow twice as far apart.
 
-    DeepLabv3 (arXiv 1706.05587, section 3.2). As in torchvision, the first block of a stage still has the dilation of
-    the stage before; torchvision itself does it for Bottlenecks only. Weights keep their shapes.
+    DeepLabv3 (arXiv 1706.05587, section 3.2); torchvision's ``replace_stride_with_dilation``, which refuses the
+    BasicBlocks of ResNet-18 and 34. Weights keep their shapes.
     """
     rate = 1
     for name in stage_names(resnet)[-stages:]:
-        before, rate = rate, 2 * rate
-        for number, block in enumerate(resnet.get_submodule(name)):
-            _set_dilation(block, before if number == 0 else rate)
-
-
-def _set_dilation(block: nn.Module, rate: int) -> None:
-    for part in block.modules():
-        if isinstance(part, nn.Conv2d):
-            part.stride = (1, 1)
-            if part.kernel_size == (3, 3):
-                part.dilation, part.padding = (rate, rate), (rate, rate)
+        for part in resnet.get_submodule(name).modules():
+            if isinstance(part, nn.Conv2d):
+                halves, part.stride = part.stride == (2, 2), (1, 1)
+                if part.kernel_size == (3, 3):
+                    part.dilation, part.padding = (rate, rate), (rate, rate)
+                    rate *= 2 if halves else 1
