@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from sparseticket.errors import UserError
 from sparseticket.pattern import NOfM, parse
 from sparseticket.schedule import SNAP, check_sparsity, kind_and_step, round_sparsities
 
+RANDOM = "random"  # instead of a weights file: none, everything is drawn from the seed
 POLY_POWER = 0.9  # DeepLab, arXiv 1606.00915, section 4.1
 
 
@@ -239,7 +241,7 @@ class RunSettings(_Checked):
 
     Attributes:
         data: path of the data, absolute, or "" for a task that needs none or takes it from the hub.
-        weights: path of the weights θ_p, or "" for the model's own.
+        weights: path of the weights θ_p, ``random`` for none (drawn from the seed), or "" for the model's own.
         dense: where pruning comes first, one dense network is trained for reference.
     """
 
@@ -253,6 +255,13 @@ class RunSettings(_Checked):
     dense: bool = True
     protocol: Protocol = field(default_factory=Protocol)
     training: Training = field(default_factory=Training)
+
+
+def weights_setting(weights: Path | None) -> str:
+    """What a user said of the weights as :attr:`RunSettings.weights`: a whole path, ``random``, or "" for nothing."""
+    if weights is None or str(weights) == RANDOM:
+        return "" if weights is None else RANDOM
+    return str(weights.resolve())
 
 
 def from_table(kind: type, table: dict[str, Any], *, where: str) -> Any:

@@ -41,7 +41,9 @@ def find(
         bool, Option("--dense/--no-dense", help="Where pruning comes first: train one dense network for reference.")
     ] = True,
     seed: Annotated[int, Option(help="Every random draw is a function of it.")] = 0,
-    weights: Annotated[Path | None, Option(help="File of the pre-trained weights, instead of the model's own.")] = None,
+    weights: Annotated[
+        Path | None, Option(help="File of the pre-trained weights, instead of the model's own; random: none.")
+    ] = None,
     data: Annotated[Path | None, Option(help="File or folder of the task's data.")] = None,
     out: Annotated[Path | None, Option(help="Run folder. Default: runs/MODEL-TASK.")] = None,
     checkpoint_every: Annotated[float, Option(help="Seconds between checkpoints inside a round.")] = 300.0,

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sparseticket.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -89,6 +91,14 @@ class ModelSpec:
         (``derive(seed, "head")``) unless the checkpoint has one that fits.
         """
         raise NotImplementedError
+
+    def from_scratch(self) -> ModelSpec:
+        """The same model without pre-trained weights: all of a network is drawn from the seed.
+
+        Raises:
+            UserError: this kind of model has no such beginning here.
+        """
+        raise UserError(f"{self.name} begins at pre-trained weights: random ones are for vision models.")
 
     def untrained(self, network: Network, *, seed: int) -> Network:
         """``network`` as its architecture initialises it, drawn from ``seed`` (``derive(seed, "init")``)."""

@@ -43,6 +43,7 @@ class VisionModel(ModelSpec):
     """A ResNet by alias. Families say how the bare network is made and where its usual weights come from.
 
     ``small_stem`` is the 3x3 stride-1 stem without max-pool for 32x32 images; ``class_names`` are the task's, if known.
+    ``scratch``: :meth:`build` without a weights file leaves the usual ones out.
     """
 
     format: ImageFormat
@@ -50,6 +51,7 @@ class VisionModel(ModelSpec):
     scene: SceneFormat
     small_stem: bool = False
     class_names: tuple[str, ...] | None = None
+    scratch: bool = False
 
     def make_module(self, classes: int) -> nn.Module:
         """The bare network, randomly initialised from torch's global generator."""
@@ -58,6 +60,10 @@ class VisionModel(ModelSpec):
     def default_weights(self) -> dict[str, Tensor] | None:
         """The weights that this architecture is usually pre-trained with; None where there are none to be had."""
         raise NotImplementedError
+
+    def from_scratch(self) -> VisionModel:
+        """See :meth:`ModelSpec.from_scratch`."""
+        return replace(self, scratch=True)
 
     def for_images(self, size: int) -> VisionModel:
         """The same architecture for images of another size."""
@@ -97,7 +103,7 @@ class VisionModel(ModelSpec):
     def _stored(self, weights: Path | None) -> Stored | None:
         if weights is not None:
             return read_weights(weights)
-        usual = self.default_weights()
+        usual = None if self.scratch else self.default_weights()
         return None if usual is None else Stored(usual, {})
 
     def _scene_network(self, head: Head, seed: int, weights: Path | None) -> Network:
@@ -229,7 +235,7 @@ def describe_saved(folder: Path) -> SavedModel:
     names = found["class_names"]
     sound = (
         isinstance(found["architecture"], str)
-        and (_is_count(found["classes"]) or found["classes"] is HEADLESS)
+        and _is_count(found["classes"], least=HEADLESS)
         and _is_count(found["size"])
         and _are_three_numbers(found["mean"])
         and _are_three_numbers(found["std"])
@@ -246,8 +252,8 @@ def describe_saved(folder: Path) -> SavedModel:
     return SavedModel(**{**found, "class_names": None if names is None else tuple(names)})
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= 1_000_000
 
 
 def _are_three_numbers(value: Any) -> bool:

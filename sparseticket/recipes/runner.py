@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparseticket.errors import UserError
 from sparseticket.imp import find
 from sparseticket.progress import Screen
 from sparseticket.recipes import Recipe
 from sparseticket.recipes.study import Study
 from sparseticket.recipes.study_runner import run_study
 from sparseticket.runs import TICKET, RunFolder
+from sparseticket.settings import weights_setting
 from sparseticket.show import show_find, show_transfer
 from sparseticket.transfer import transfer
 from sparseticket.transfer_plan import plan
 
 
 def run_recipe(
-    recipe: Recipe | Study, *, data: Path | None, weights: Path | None, out: Path | None, screen: Screen
+    recipe: Recipe | Study,
+    *,
+    data: Path | None,
+    weights: Path | None,
+    out: Path | None,
+    screen: Screen,
+    weights_by_name: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
-    """Run it into ``out`` (default ``runs/RECIPE``); returns what each part summarised."""
+    """Run it into ``out`` (default ``runs/RECIPE``); returns what each part summarised.
+
+    ``weights_by_name`` are those of a study's steps that name theirs, ``weights`` those of all others.
+    """
     folder = out or Path("runs") / recipe.name.removesuffix(".toml").replace("/", "-")
     if isinstance(recipe, Study):
-        return run_study(recipe, folder, data=data, weights=weights, screen=screen)
+        return run_study(recipe, folder, data=data, weights=weights, by_name=weights_by_name or {}, screen=screen)
+    if weights_by_name:
+        raise UserError(f"recipe {recipe.name} has one network: give its weights as --weights FILE, without a name.")
     settings = replace(
         recipe.settings,
         data=str(data.resolve()) if data else recipe.settings.data,
-        weights=str(weights.resolve()) if weights else recipe.settings.weights,
+        weights=weights_setting(weights) or recipe.settings.weights,
     )
     screen.say(f"{recipe.title} ({recipe.name})")
     found = find(settings, folder, screen=screen)

@@ -92,11 +92,16 @@ class ShiftedPixels:
 
 
 class RandomCropPixels:
-    """ImageNet's training view: torchvision's random resized crop and flip, drawn from each example's own seed."""
+    """ImageNet's training view: torchvision's random resized crop and flip, drawn from each example's own seed.
 
-    def __init__(self, pixels: DecodedPixels, size: int, *, seed: int, round: int, epoch: int) -> None:
+    ``scale`` is the least and largest share of the image's area that a crop covers.
+    """
+
+    def __init__(
+        self, pixels: DecodedPixels, size: int, *, scale: tuple[float, float], seed: int, round: int, epoch: int
+    ) -> None:
         self.pixels = pixels
-        self.view = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
+        self.view = v2.Compose([v2.RandomResizedCrop(size, scale=scale, antialias=True), v2.RandomHorizontalFlip()])
         self.seed = derive(seed, "augment", round, epoch)
 
     def __len__(self) -> int:

@@ -63,9 +63,14 @@ class ImageBatches(Sequence[Batch]):
 
 
 class ImageTask(Stateless):
-    """Classification of images. A subclass reads its data and calls this constructor."""
+    """Classification of images. A subclass reads its data and calls this constructor.
+
+    ``side`` is that of the images, in pixels, where they decide the input's size: a torchvision ResNet gets the 3x3
+    stem for small ones. None leaves that to the model.
+    """
 
     metric = "accuracy"
+    side: int | None = None
 
     def __init__(
         self,
@@ -77,6 +82,7 @@ class ImageTask(Stateless):
         class_names: Sequence[str],
         data_id: str,
         batch_size: int,
+        shift: bool = True,
         flip: bool = True,
     ) -> None:
         self.name = name
@@ -85,15 +91,19 @@ class ImageTask(Stateless):
         self.data_id = data_id
         self.format = self.adapt(spec).format
         self.batch_size = batch_size
-        self.flip = flip
+        self.shift, self.flip = shift, flip
         self._train, self._eval = train, evaluation
 
     def adapt(self, spec: VisionModel) -> VisionModel:
         """The model as this task needs it: with the task's class names, and a stem for the size of its images."""
+        if self.side is not None and spec.format.size != self.side:
+            spec = spec.for_images(self.side)
         return replace(spec, class_names=self.class_names)
 
     def augmented(self, *, seed: int, round: int, epoch: int) -> Pixels:
-        """The training images as they look in this epoch."""
+        """The training images as they look in this epoch: as they are, or shifted and perhaps mirrored."""
+        if not self.shift:
+            return self._train.pixels
         return ShiftedPixels(self._train.pixels, flip=self.flip, seed=seed, round=round, epoch=epoch)
 
     def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]:

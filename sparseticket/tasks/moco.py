@@ -104,6 +104,8 @@ class MoCo(PreTraining):
 class ShuffledKeys(Sequence[Batch]):
     """Batches whose "other" is shuffled; "place", int64 [B], is where each image's own one lies after gathering."""
 
+    in_workers = True
+
     def __init__(self, batches: Sequence[Batch], seed: int, processes: int) -> None:
         self.batches, self.seed, self.processes = batches, seed, processes
 

@@ -18,6 +18,7 @@ from sparseticket.tasks.contrast import nearest_of_same_class, processes, retrie
 from sparseticket.tasks.image_files import identity
 from sparseticket.tasks.image_pixels import DecodedPixels, hold_if_it_fits, resize_and_crop_to, resize_to
 from sparseticket.tasks.image_task import SMALL_SIDE
+from sparseticket.tasks.prefetch import in_order
 from sparseticket.tasks.two_views import TwoViews, View, as_input
 
 DIMENSIONS = 128  # of the projection, in both papers and both released codes
@@ -36,7 +37,7 @@ class PreTraining(Stateless):
 
     def __init__(self, spec: VisionModel, options: TaskOptions) -> None:
         if options.data is None:
-            raise UserError(f"task {self.name} needs --data: a folder or zip with {LAYOUT}.")
+            raise UserError(f"task {self.name} needs --data: a folder, zip or tar with {LAYOUT}.")
         files = open_class_folders(options.data)
         train, evaluation, _ = split_by_folders(files)
         self.head = Head("projection", DIMENSIONS)
@@ -50,11 +51,6 @@ class PreTraining(Stateless):
         self._eval_labels = evaluation.labels
         self._evaluation = _Evaluation(self)
         self.data_id = identity({name: files.sizes[name] for name in (*train.names, *evaluation.names)})
-        if len(self._train) < options.batch_size:
-            raise UserError(
-                f"task {self.name} trains on whole batches, and {options.batch_size} is more than the "
-                f"{len(self._train)} images of train: give a smaller --batch-size."
-            )
 
     def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]:
         """See :class:`sparseticket.tasks.base.Task` and :class:`TwoViews`; training leaves an incomplete batch out."""
@@ -63,6 +59,11 @@ class PreTraining(Stateless):
         if split != "train":
             raise ValueError(f"no split {split!r}: train or eval")
         count = len(self._train)
+        if count < self.options.batch_size:
+            raise UserError(
+                f"task {self.name} trains on whole batches, and {self.options.batch_size} is more than the {count} "
+                "images of train: give a smaller --batch-size."
+            )
         shuffled = self.options.order == "shuffled"
         order = torch.randperm(count, generator=generator(seed, "order", round, epoch)) if shuffled else None
         rows = (torch.arange(count) if order is None else order).split(self.options.batch_size)
@@ -88,7 +89,7 @@ class PreTraining(Stateless):
         device = next(model.parameters()).device
         found, features = [], []
         with torch.inference_mode(), evaluated_without(self.head_name, model):
-            for batch in self.batches("eval", seed=0, round=0, epoch=0):
+            for batch in in_order(self.batches("eval", seed=0, round=0, epoch=0), device):
                 first, second = (model(batch[name].to(device)) for name in ("first", "second"))
                 found.append(retrieved(first, second))
                 features.append(model(batch["pixels"].to(device)))
@@ -109,6 +110,7 @@ class _Evaluation(Sequence[Batch]):
         self.task = task
         count = len(task._eval_labels)
         self.rows = torch.arange(count).chunk(-(-count // POOL))  # nearly alike, so that no pool is small and easy
+        self.in_workers = task.format.size > SMALL_SIDE  # or what a worker draws would not be held here
         self._held: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:

@@ -53,6 +53,8 @@ class TwoViews(Sequence[Batch]):
     A view is a function of ``seed`` and of the image's row alone.
     """
 
+    in_workers = True
+
     def __init__(self, pixels: Pixels, rows: Sequence[Tensor], view: View, format: ImageFormat, seed: int) -> None:
         self.pixels, self.rows, self.view, self.format, self.seed = pixels, rows, view, format, seed
 

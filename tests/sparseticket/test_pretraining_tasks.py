@@ -258,7 +258,7 @@ def test_a_task_trains_a_second_network_as_if_it_were_its_first(pictures):
 def test_a_checkpoint_of_another_queue_is_refused(pictures, tmp_path):
     checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors", every=0.0)
     with pytest.raises(KeyboardInterrupt):
-        trained("moco", pictures, checkpoint=checkpoint, stop=1)
+        trained("moco", pictures, checkpoint=checkpoint, stop=2)
     with pytest.raises(UserError, match="no state of this MoCo training"):
         trained("moco", pictures, checkpoint=checkpoint, task=task_of("moco", pictures, queue=32))
 
@@ -282,11 +282,12 @@ def test_training_lowers_the_loss_on_the_views_that_it_saw(pictures, name):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"batch_size": 25}, "smaller --batch-size"), ({"queue": 7}, "larger --queue")],
+    [({"batch_size": 25, "queue": 32}, "smaller --batch-size"), ({"queue": 7}, "larger --queue")],
 )
-def test_batches_that_cannot_be_are_refused(pictures, options, said):
+def test_batches_that_cannot_be_are_refused_before_anything_is_written(pictures, tmp_path, options, said):
     with pytest.raises(UserError, match=said):
-        task_of("moco", pictures, **options)
+        find(settings_of("moco", pictures, **options), tmp_path / "run", screen=Screen(quiet=True))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", [*TASKS, "imagenet"])
