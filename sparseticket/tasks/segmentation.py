@@ -110,6 +110,6 @@ def _plus(spec: VisionModel, options: TaskOptions) -> Segmentation:
     return Segmentation("segmentation", spec, options)
 
 
-@register("segmentation-v3", kind="vision", recipe="cvpr21/segmentation")
+@register("segmentation-v3", kind="vision", recipe="cvpr21/segmentation-v3")
 def _v3(spec: VisionModel, options: TaskOptions) -> Segmentation:
     return Segmentation("segmentation-v3", spec, options)
