@@ -11,15 +11,23 @@ import tarfile
 import zipfile
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 from scipy.io import savemat
 from torchvision.transforms.v2 import functional as VF
 
+from sparseticket.bench import candidates
+from sparseticket.bench.alone import Alone
+from sparseticket.bench.runner import bench
 from sparseticket.errors import UserError
+from sparseticket.export.exporter import export_model
+from sparseticket.imp import find
 from sparseticket.models import resolve
 from sparseticket.models.vision import IMAGENET_MEAN, IMAGENET_STD
+from sparseticket.options import find_settings
+from sparseticket.progress import Screen
 from sparseticket.recipes import task_defaults
 from sparseticket.tasks import TaskOptions, entries, make_task
 
@@ -333,3 +341,31 @@ def test_a_download_that_is_not_the_published_file_is_refused_and_the_right_one_
 def test_visda_has_no_download():
     with pytest.raises(UserError, match=r"visda17 needs --data.*train\.tar and validation\.tar"):
         made("visda17", None)
+
+
+@pytest.mark.parametrize("task", WRITERS)
+def test_a_ticket_of_every_task_exports_with_its_accuracy_and_runs_in_bench(published, tmp_path, monkeypatch, task):
+    settings = find_settings(
+        "resnet20-cifar",
+        task=task,
+        data=published / task,
+        protocol={"schedule": "one-shot", "sparsity": 0.5},
+        dense=False,
+        training={"round_length": "1it", "batch_size": 8},
+    )
+    find(settings, tmp_path / "run", screen=Screen(quiet=True))
+    report = export_model(tmp_path / "run", tmp_path / "onnx", data=published / task)
+    assert report["task"]["name"] == task and report["task"]["onnx"] == report["task"]["pytorch"]
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+    (pixels,) = session.get_inputs()
+    assert list(pixels.shape[1:]) == [3, SIDES[task], SIDES[task]]
+    (logits,) = session.run(None, {pixels.name: np.zeros((2, 3, SIDES[task], SIDES[task]), dtype=np.float32)})
+    assert logits.shape == (2, CLASSES[task])
+
+    if task != "fashion-mnist":  # bench sees the input's size, and this one's is the unusual
+        return
+    monkeypatch.setattr(candidates, "measure_alone", lambda *_, **__: Alone(load_ms=1.0, memory_bytes=1))
+    compared = [str(tmp_path / "run"), str(tmp_path / "onnx")]
+    measured = bench(compared, tmp_path / "bench", threads=(1,), seconds=0.02, min_rounds=3)
+    by_runtime = {record["provider"]: record["p50_ms"] for record in measured["records"]}
+    assert by_runtime["pytorch-cpu"] > 0 and by_runtime["onnxruntime-cpu"] > 0
