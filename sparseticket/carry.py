@@ -12,6 +12,7 @@ from sparseticket.models import Network
 from sparseticket.rewind import head_state
 from sparseticket.settings import Protocol
 from sparseticket.tensors import load_tensors, save_tensors
+from sparseticket.ticket import POOLER
 
 
 def save_carry(path: Path, network: Network, optimizer_state: dict[str, Tensor], protocol: Protocol) -> None:
@@ -52,7 +53,8 @@ def _kept_backbone(network: Network, protocol: Protocol) -> dict[str, Tensor]:
     if protocol.rewind == "none":
         return network.backbone()
     if protocol.rewinds == "pruned":
-        return {name: tensor for name, tensor in network.backbone().items() if name not in network.prunable}
+        pruned = {name for name in network.prunable if protocol.prune_pooler or not name.startswith(POOLER)}
+        return {name: tensor for name, tensor in network.backbone().items() if name not in pruned}
     return {}
 
 

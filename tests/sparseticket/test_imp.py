@@ -165,6 +165,26 @@ def test_weights_go_back_to_theta_p_and_a_fresh_head_to_its_first_draw(run, sett
     assert all(torch.equal(seen[1][name], after_first[name]) for name in seen[0] if name not in head)
 
 
+def test_where_pruned_weights_alone_are_rewound_the_rest_of_the_backbone_keeps_its_training(
+    settings, tmp_path, monkeypatch
+):
+    seen = {}
+    original = sys.modules["sparseticket.imp"].train
+
+    def spy(network, task, masks, training, place, **kwargs):
+        seen[place.number] = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
+        return original(network, task, masks, training, place, **kwargs)
+
+    monkeypatch.setattr("sparseticket.imp.train", spy)
+    search(changed(settings, rewinds="pruned"), tmp_path / "b")
+    pruned = {f"bert.{name}" for name in ticket(tmp_path / "b", 0).masks}
+    after_first = trained(tmp_path / "b", 0)
+    kept = {name for name in seen[0] if name.startswith("bert.") and name not in pruned}
+    assert all(torch.equal(seen[1][name], after_first[name]) for name in kept)
+    assert all(torch.equal(seen[1][name], seen[0][name]) for name in seen[0] if name not in kept)
+    assert any(not torch.equal(after_first[name], seen[0][name]) for name in kept)
+
+
 def test_rewinding_to_a_step_goes_back_to_the_state_kept_there(settings, tmp_path):
     out = tmp_path / "late"
     search(changed(settings, rewind="25%"), out)  # step 2 of 8
