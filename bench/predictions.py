@@ -46,7 +46,7 @@ def draw(out: Path, data: Path, models: list[Path]) -> None:
     annotated = zip(batch["boxes"], batch["labels"], strict=True)
     rows = {"annotated": [(boxes[labels != NO_BOX], labels[labels != NO_BOX]) for boxes, labels in annotated]}
     rows |= {folder.absolute().parent.name: _found(folder, task, batch["pixels"]) for folder in models}
-    figure, panels = plt.subplots(len(rows), IMAGES, figsize=(2.4 * IMAGES, 1.9 * len(rows)), squeeze=False)
+    figure, panels = plt.subplots(len(rows), len(images), figsize=(2.4 * len(images), 1.9 * len(rows)), squeeze=False)
     for line, (name, boxes) in zip(panels, rows.items(), strict=True):
         for panel, image, (corners, labels) in zip(line, images, boxes, strict=True):
             _panel(panel, image, corners, labels)

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sparseticket.imp as imp
+from sparseticket.bench.predictions import draw
 from sparseticket.errors import UserError
 from sparseticket.models import Head, resolve
 from sparseticket.models.detector import OUTPUTS, decode, places
@@ -385,6 +386,16 @@ def test_a_ticket_of_a_detector_moves_to_classification_and_back(run, voc, tmp_p
     )
     back = transfer(loaded, settings, tmp_path / "back", screen=Screen(quiet=True))
     assert back["metric"] == "AP" and set(back["arms"]) == {"dense", "ticket", "random-weights"}
+
+
+def test_what_a_detector_finds_is_drawn_beside_what_is_annotated(run, voc, tmp_path):
+    draw(tmp_path / "one.png", voc, [run / "round-00" / "model"])
+    draw(tmp_path / "two.png", voc, [run / "round-00" / "model", run / "round-02" / "model"])
+    one, two = (Image.open(tmp_path / name).size for name in ("one.png", "two.png"))
+    assert one[0] == two[0] and two[1] == pytest.approx(1.5 * one[1], abs=2)
+    RESNET20.build(Head("image-classification", 2), seed=0).save(tmp_path / "classifier")
+    with pytest.raises(UserError, match="holds no detector of cell, plate"):
+        draw(tmp_path / "none.png", voc, [tmp_path / "classifier"])
 
 
 def test_training_lowers_the_loss(voc):
