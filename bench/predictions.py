@@ -1,6 +1,6 @@
 """Draw what detectors find on images of their evaluation split, beside what is annotated: pictures for documents.
 
-python -m sparseticket.bench.predictions OUT.png DATA MODEL …     (DATA in Pascal VOC's layout, model folders)
+python -m sparseticket.bench.predictions OUT.jpg DATA MODEL …     (DATA in Pascal VOC's layout, model folders)
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def draw(out: Path, data: Path, models: list[Path]) -> None:
     legend = [Patch(color=COLOURS[i % len(COLOURS)], label=name) for i, name in enumerate(task.class_names)]
     figure.legend(handles=legend, loc="lower center", ncols=len(legend), fontsize=7, frameon=False)
     figure.tight_layout(rect=(0, 0.04, 1, 1))
-    write_whole(out, lambda path: figure.savefig(path, format="png", dpi=110))
+    write_whole(out, lambda path: figure.savefig(path, format=out.suffix[1:], dpi=110))
 
 
 def _found(folder: Path, task: Detection, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -82,7 +82,7 @@ def main() -> None:
         if len(sys.argv) < 4:
             raise UserError(
                 "name the picture to write, the data and the models: "
-                "python -m sparseticket.bench.predictions OUT.png DATA MODEL …"
+                "python -m sparseticket.bench.predictions OUT.jpg DATA MODEL …"
             )
         out, data, *models = (Path(argument) for argument in sys.argv[1:])
         draw(out, data, models)
