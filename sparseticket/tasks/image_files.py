@@ -150,20 +150,20 @@ def _tar(path: Path) -> Listed:
 
 
 def _plain_tar(path: Path, archive: tarfile.TarFile) -> Listed:
-    members = {member.name.removeprefix("./"): member for member in archive if _is_file(path, member)}
-    places = {name: (member.offset_data, member.size) for name, member in members.items()}
+    members = [(member.name.removeprefix("./"), member) for member in archive if _is_file(path, member)]
+    sizes = _checked(path, ((name, member.size) for name, member in members))
+    offsets = {name: member.offset_data for name, member in members}
 
     def get(name: str) -> bytes:
-        offset, size = places[name]
         with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
+            file.seek(offsets[name])
+            return file.read(sizes[name])
 
-    return _checked(path, ((name, size) for name, (_, size) in places.items())), get
+    return sizes, get
 
 
 def _compressed_tar(path: Path, archive: tarfile.TarFile) -> Listed:
-    held: dict[str, bytes] = {}
+    held: list[tuple[str, bytes]] = []
     total = 0
     for member in archive:
         if not _is_file(path, member):
@@ -176,8 +176,8 @@ def _compressed_tar(path: Path, archive: tarfile.TarFile) -> Listed:
             )
         content = archive.extractfile(member)
         assert content is not None
-        held[member.name.removeprefix("./")] = content.read()
-    return _checked(path, ((name, len(content)) for name, content in held.items())), held.__getitem__
+        held.append((member.name.removeprefix("./"), content.read()))
+    return _checked(path, ((name, len(content)) for name, content in held)), dict(held).__getitem__
 
 
 def _is_file(path: Path, member: tarfile.TarInfo) -> bool:

@@ -131,8 +131,11 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path):
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "files.zip", "w") as archive:
         archive.writestr("a.png", b"1")
         archive.writestr("a.png", b"2")
-    with pytest.raises(UserError, match=r"a\.png twice"):
-        open_files(tmp_path / "files.zip")
+    for name in ("files.tar", "files.tar.gz"):
+        write(tmp_path / name, {"a.png": b"1", "./a.png": b"2"})
+    for name in ("files.zip", "files.tar", "files.tar.gz"):
+        with pytest.raises(UserError, match=r"a\.png twice"):
+            open_files(tmp_path / name)
 
 
 class Decoded:
