@@ -14,13 +14,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sparseticket.checkpoint import Checkpoint
+from sparseticket.data_places import data_of
 from sparseticket.errors import RunFailure, UserError
-from sparseticket.imp import find
+from sparseticket.imp import Search, find
 from sparseticket.lars import Lars
 from sparseticket.masking import MaskedParameters
 from sparseticket.models import resolve
 from sparseticket.options import find_settings
 from sparseticket.progress import Screen
+from sparseticket.rewind import head_state
 from sparseticket.runs import read_json
 from sparseticket.settings import Training
 from sparseticket.tasks import TaskOptions, make_task
@@ -72,6 +74,13 @@ def test_nt_xent_is_equation_1_of_simclr_and_as_released_the_log_of_the_mean(tem
     released = -math.log(np.mean(np.exp(-np.array(losses))))
     assert float(nt_xent(first, second, temperature, "log-of-mean")) == pytest.approx(released, rel=1e-5)
     assert released < np.mean(losses)
+
+
+def test_mixed_precision_does_not_reach_the_losses():
+    first, second = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = nt_xent(first, second, 0.1), info_nce(first, second, first, 0.1)
+    assert mixed == (nt_xent(first, second, 0.1), info_nce(first, second, first, 0.1))
 
 
 def test_info_nce_is_equation_1_of_moco():
@@ -322,10 +331,11 @@ def test_lars_is_sgd_scaled_by_the_ratio_of_norms():
     assert torch.allclose(weight, expected - velocity)
 
 
-def settings_of(name, pictures, **training):
+def settings_of(name, pictures, protocol="paper", **training):
     return find_settings(
         "resnet20-cifar",
         task=name,
+        protocol_name=protocol,
         data=pictures,
         dense=False,
         protocol={"sparsity": 0.36},
@@ -344,6 +354,39 @@ def test_a_ticket_is_found_and_transfers_to_classification_on_the_same_weights(p
     code, text = cli("transfer", ticket, *arguments, "--seeds", "1", "--out", tmp_path / "transfer")
     assert code == 0, text
     assert read_json(tmp_path / "transfer" / "transfer.json")["metric"] == "accuracy"
+
+
+def test_as_released_simclr_keeps_its_head_and_optimizer_over_a_rewind_and_zeros_stay_zero(pictures, tmp_path):
+    settings = settings_of("simclr", pictures, "released", lr=1.0)
+    assert (settings.protocol.head, settings.protocol.optimizer_state) == ("keep", "keep")
+    moved = []
+    original = Search.rewind
+
+    def spy(self, k):
+        optimizer_state = original(self, k)
+        head = self.work.origin.head
+        moved.append(any(not torch.equal(tensor, head[name]) for name, tensor in head_state(self.work.network).items()))
+        assert bool(optimizer_state) is (k > 0)
+        return optimizer_state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Search, "rewind", spy)
+        found = find(settings, tmp_path / "run", screen=Screen(quiet=True))
+    assert moved == [False, True]
+    last = tmp_path / "run" / "round-01"
+    weights = load_file(last / "model" / "model.safetensors")
+    for name, mask in Ticket.load(tmp_path / "run" / found["ticket"]).masks.items():
+        assert not weights[name][~mask].any()
+
+
+def test_the_tasks_on_class_folders_share_one_folder_or_archive_of_them(pictures, tmp_path):
+    (tmp_path / "imagenet").mkdir()
+    for task in ("simclr", "moco", "imagenet", "image-folder"):
+        assert data_of(task, pictures, alone=False) == pictures
+        if task != "image-folder":
+            assert data_of(task, tmp_path, alone=False) == tmp_path / "imagenet"
+    with pytest.raises(UserError, match="nothing for the task cola"):
+        data_of("cola", pictures, alone=False)
 
 
 GLOO = """
