@@ -12,6 +12,7 @@ from sparseticket.errors import RunFailure, UserError
 from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.export.onnx_module import OnnxModule
 from sparseticket.models import Head, ModelSpec, resolve
+from sparseticket.models.scene import head_of
 from sparseticket.tasks import Task, TaskOptions, make_task
 
 CLASSES = {
@@ -64,10 +65,16 @@ def _vision_spec(folder: Path) -> ModelSpec:
 
 
 def _gives(head: Head, model: LoadedModel) -> bool:
-    """Logits of as many classes; or features, on which the tasks with a projection head measure retrieval."""
+    """The same head; or features, on which the tasks with a projection head measure retrieval."""
     if head.kind == "projection":
         return model.outputs == ("features",)
-    return model.outputs == ("logits",) and model.answer(model.example(1))["logits"].shape[-1] == head.classes
+    if scene := head_of(model.module):
+        return (scene.kind, scene.classes) == (head.kind, head.classes)
+    return (
+        head.kind == "image-classification"
+        and model.outputs == ("logits",)
+        and model.answer(model.example(1))["logits"].shape[-1] == head.classes
+    )
 
 
 def _fits(head: Head, module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from sparseticket.pattern import NOfM, parse
 from sparseticket.schedule import SNAP, check_sparsity, kind_and_step, round_sparsities
 
 RANDOM = "random"  # instead of a weights file: none, everything is drawn from the seed
+POLY_POWER = 0.9  # DeepLab, arXiv 1606.00915, section 4.1
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class Protocol(_Checked):
         sparsity: the target, a fraction.
         pattern: see :mod:`sparseticket.pattern`; kept in its one written form. N:M has one sparsity and one step.
         rewind: where the backbone goes back to after a pruning.
+        rewinds: what of the backbone goes back: all of it, or the pruned matrices and filters alone.
         head: goes back to γ_i, or keeps its trained value.
         optimizer_state: fresh in every round, or kept over prunings (masked).
         lr_schedule: restarts in every round, or is one schedule over all rounds.
@@ -113,6 +115,7 @@ class Protocol(_Checked):
     sparsity: float = 0.7
     pattern: str = "unstructured"
     rewind: str = "theta_p"
+    rewinds: Literal["backbone", "pruned"] = "backbone"
     head: Literal["rewind", "keep"] = "rewind"
     optimizer_state: Literal["fresh", "keep"] = "fresh"
     lr_schedule: Literal["restart", "keep"] = "restart"
@@ -166,7 +169,8 @@ class Training(_Checked):
         batch_size: global, whatever the number of processes.
         max_length: tokens of a text; not used for images.
         clip: largest norm of the gradient, 0 for none.
-        decay: the learning rate over a round: linear to 0, constant, or ×0.1 at each of ``milestones``.
+        decay: the learning rate over a round: linear to 0, constant, ×0.1 at each of ``milestones``, half a cosine to
+            ``final_lr``, or DeepLab's poly, (1 − step / steps)^0.9.
         precision: mixed precision, by Accelerate.
         temperature: what similarities are divided by in ``simclr`` and ``moco``; these fields are theirs alone:
         nt_xent: ``simclr``'s mean over a batch, of −log p (its paper) or of p before the logarithm (the released code).
@@ -186,7 +190,8 @@ class Training(_Checked):
     eps: float = 1e-8
     momentum: float = 0.9
     clip: float = 0.0
-    decay: Literal["linear", "constant", "steps"] = "linear"
+    decay: Literal["linear", "constant", "steps", "cosine", "poly"] = "linear"
+    final_lr: float = 0.0
     milestones: list[float] = field(default_factory=list)
     warmup: float = 0.0
     precision: Literal["no", "fp16", "bf16"] = "no"
@@ -221,6 +226,12 @@ class Training(_Checked):
             return (total - step) / (total - warmup)
         if self.decay == "steps":
             return 0.1 ** sum(step >= round(milestone * total) for milestone in self.milestones)
+        done = (step - warmup) / (total - warmup)
+        if self.decay == "cosine":
+            final = self.final_lr / self.lr
+            return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+        if self.decay == "poly":
+            return (1 - done) ** POLY_POWER
         return 1.0
 
 

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 HeadKind = Literal[
-    "sequence-classification", "regression", "masked-lm", "question-answering", "image-classification", "projection"
+    "sequence-classification",
+    "regression",
+    "masked-lm",
+    "question-answering",
+    "image-classification",
+    "projection",
+    "detection",
+    "segmentation",
+    "segmentation-v3",
 ]
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from sparseticket.errors import UserError
 from sparseticket.files import replace_folder, write_json, write_whole
 from sparseticket.models.base import Head, ModelSpec, Network
+from sparseticket.models.scene import MODULES, head_of, scene_module, scene_network
+from sparseticket.models.stages import SceneFormat
 from sparseticket.models.vision_layouts import Stored
 from sparseticket.models.vision_weights import check_fit, coverage, read_weights
 from sparseticket.seeds import derive
@@ -46,6 +48,7 @@ class VisionModel(ModelSpec):
 
     format: ImageFormat
     head_name: str
+    scene: SceneFormat
     small_stem: bool = False
     class_names: tuple[str, ...] | None = None
     scratch: bool = False
@@ -72,6 +75,8 @@ class VisionModel(ModelSpec):
         Raises:
             UserError: the file cannot be read or does not fit, or there is no network to fetch the usual weights.
         """
+        if head.kind in MODULES:
+            return self._scene_network(head, seed, weights)
         if head.kind not in ("image-classification", "projection"):
             raise UserError(f"{self.name} is for images: it cannot have a head for {head.kind}.")
         module = self._random_module(head, seed)
@@ -83,16 +88,9 @@ class VisionModel(ModelSpec):
             head=frozenset(name for name in module.state_dict() if name.startswith(f"{self.head_name}.")),
             pretrained=frozenset(),
         )
-        if weights is not None:
-            stored: Stored | None = read_weights(weights)
-        else:
-            usual = None if self.scratch else self.default_weights()
-            stored = None if usual is None else Stored(usual, {})
+        stored = self._stored(weights)
         if stored is None:
-            network.notes.append(
-                f"no pre-trained weights: {self.name} starts from random initialisation, drawn from the seed "
-                "(pass --weights FILE for pre-trained ones)"
-            )
+            network.notes.append(self._no_weights)
         else:
             source = str(weights or f"the usual weights of {self.name}")
             dropped = _load_pretrained(network, stored, source=source)
@@ -101,6 +99,27 @@ class VisionModel(ModelSpec):
         if stored is not None and STEM not in network.pretrained:
             network.notes.append(f"{self.name} for small images: its 3x3 conv1 is drawn from the seed")
         return network
+
+    def _stored(self, weights: Path | None) -> Stored | None:
+        if weights is not None:
+            return read_weights(weights)
+        usual = None if self.scratch else self.default_weights()
+        return None if usual is None else Stored(usual, {})
+
+    def _scene_network(self, head: Head, seed: int, weights: Path | None) -> Network:
+        stored = self._stored(weights)
+        source = str(weights or f"the usual weights of {self.name}")
+        network = scene_network(self, head, seed, None if stored is None else stored.tensors, source)
+        if stored is None:
+            network.notes.append(self._no_weights)
+        return network
+
+    @property
+    def _no_weights(self) -> str:
+        return (
+            f"no pre-trained weights: {self.name} starts from random initialisation, drawn from the seed "
+            "(pass --weights FILE for pre-trained ones)"
+        )
 
     def _random_module(self, head: Head, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -116,9 +135,17 @@ class VisionModel(ModelSpec):
 
     def untrained(self, network: Network, *, seed: int) -> Network:
         """See :meth:`ModelSpec.untrained`."""
-        head = network.module.get_submodule(self.head_name)
-        kind, last = ("projection", head[-1]) if isinstance(head, nn.Sequential) else ("image-classification", head)
-        return replace(network, module=self._random_module(Head(kind, last.out_features), seed))
+        head = self._head_of(network.module)
+        module = scene_module(self, head, seed) if head.kind in MODULES else self._random_module(head, seed)
+        return replace(network, module=module)
+
+    def _head_of(self, module: nn.Module) -> Head:
+        if scene := head_of(module):
+            return scene
+        head = module.get_submodule(self.head_name)
+        if isinstance(head, nn.Sequential):
+            return Head("projection", head[-1].out_features)
+        return Head("image-classification", head.out_features)
 
     def save(self, network: Network, folder: Path) -> None:
         """Write ``model.safetensors`` (a plain state_dict) and ``model.json``; an earlier save there is replaced.
@@ -131,10 +158,17 @@ class VisionModel(ModelSpec):
         """
         if folder.exists() and {file.name for file in folder.iterdir()} - {WEIGHTS, DESCRIPTION}:
             raise UserError(f"{folder} holds other files: give a new folder to save the model in.")
-        head = network.module.get_submodule(self.head_name)
-        classes = head.out_features if isinstance(head, nn.Linear) else HEADLESS
+        head, format = self._head_of(network.module), self.format
+        classes = HEADLESS if head.kind == "projection" else head.classes
         description = SavedModel(
-            self.name, classes, self.class_names, self.format.size, self.format.mean, self.format.std, self.small_stem
+            architecture=self.name,
+            classes=classes,
+            class_names=self.class_names,
+            size=format.size,
+            mean=format.mean,
+            std=format.std,
+            small_stem=self.small_stem,
+            head=head.kind if classes else "image-classification",
         )
         kept = network.module.state_dict() if classes else network.backbone()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
@@ -184,6 +218,7 @@ class SavedModel:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     small_stem: bool
+    head: str = "image-classification"
 
 
 def describe_saved(folder: Path) -> SavedModel:
@@ -193,6 +228,8 @@ def describe_saved(folder: Path) -> SavedModel:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no saved vision model: {path.name} cannot be read ({error}).") from error
+    if isinstance(found, dict):
+        found = {"head": "image-classification", **found}  # not said by files from before there were others
     if not isinstance(found, dict) or set(found) != set(SavedModel.__dataclass_fields__):
         raise UserError(f"{path} does not describe a saved vision model.")
     names = found["class_names"]
@@ -204,6 +241,7 @@ def describe_saved(folder: Path) -> SavedModel:
         and _are_three_numbers(found["std"])
         and min(found["std"]) > 0
         and isinstance(found["small_stem"], bool)
+        and found["head"] in ("image-classification", *MODULES)
         and (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)))
         and (names is None or len(names) == found["classes"])
     )
@@ -239,6 +277,8 @@ def make_saved(folder: Path) -> nn.Module:
     if not isinstance(spec, VisionModel):
         raise UserError(f"{folder / DESCRIPTION}: {saved.architecture!r} is not a vision model.")
     spec = replace(spec.for_images(saved.size), small_stem=saved.small_stem)
+    if saved.head in MODULES:
+        return scene_module(spec, Head(saved.head, saved.classes), seed=0)
     module = spec._random_module(Head("image-classification", saved.classes), seed=0)
     if saved.classes == HEADLESS:
         setattr(module, spec.head_name, nn.Identity())

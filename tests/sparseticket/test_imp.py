@@ -224,6 +224,19 @@ def test_after_rewinding_to_a_step_weights_and_head_are_those_kept_there_bit_for
     assert equal(beginnings[1][0], kept) and equal(beginnings[2][0], kept) and not equal(beginnings[0][0], kept)
 
 
+def test_where_pruned_weights_alone_are_rewound_the_rest_of_the_backbone_keeps_its_training(
+    settings, tmp_path, beginnings
+):
+    search(changed(settings, rewinds="pruned"), tmp_path / "b")
+    first, second = (beginnings[k][0] for k in (0, 1))
+    pruned = {f"bert.{name}" for name in ticket(tmp_path / "b", 0).masks}
+    after_first = trained(tmp_path / "b", 0)
+    kept = {name for name in first if name.startswith("bert.") and name not in pruned}
+    assert all(torch.equal(second[name], after_first[name]) for name in kept)
+    assert all(torch.equal(second[name], first[name]) for name in first if name not in kept)
+    assert any(not torch.equal(after_first[name], first[name]) for name in kept)
+
+
 def test_rewinding_to_a_step_goes_back_to_the_state_kept_there(settings, tmp_path):
     out = tmp_path / "late"
     search(changed(settings, rewind="25%"), out)  # step 2 of 8

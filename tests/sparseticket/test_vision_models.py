@@ -310,6 +310,7 @@ def test_the_description_says_how_to_feed_a_saved_model(tmp_path):
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "small_stem": False,
+        "head": "image-classification",
     }
     assert describe_saved(tmp_path / "model").mean == (0.485, 0.456, 0.406)
 
