@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
+LARGEST_MOVE = 255  # a kernel, stride or padding that the library takes
 FIRST_GELU_CONSTANTS = {"Div": 2**0.5, "Mul": 0.5**0.5}
 
 
@@ -119,6 +120,8 @@ class _Graph:
         moves = Convolution(
             tuple(tensor.dims[2:]), tuple(given.get("strides", (1, 1))), tuple(given.get("pads", (0,) * 4))
         )
+        if max(*moves.kernel_shape, *moves.strides, *moves.pads) > LARGEST_MOVE:
+            return None
         return Linear(x, weight, False, bias, "", (node,), moves)
 
     def with_bias(self, linear: Linear) -> Linear:

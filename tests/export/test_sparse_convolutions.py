@@ -78,9 +78,10 @@ def test_a_sparse_convolution_answers_as_pytorch(
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_groups_dilation_and_automatic_padding_stay_dense():
-    for moves in ({"group": 2}, {"dilations": (2, 2)}, {"auto_pad": "SAME_UPPER"}):
-        model, *_ = convolution(4, 8, (3, 3), 1, strides=(1, 1), **moves)
+def test_groups_dilation_automatic_padding_and_huge_strides_stay_dense():
+    plain = {"strides": (1, 1)}
+    for moves in ({"group": 2}, {"dilations": (2, 2)}, {"auto_pad": "SAME_UPPER"}, {"strides": (256, 1)}):
+        model, *_ = convolution(4, 8, (3, 3), 1, **(plain | moves))
         assert list(find_convolutions(model)) == []
 
 

@@ -168,8 +168,8 @@ inline void mutate(Draw& draw, const Kind& kind, OrtKernelInfo& node) {
       for (int64_t n = 1 + draw.below(4); n > 0; --n) {
         const float value = draw.odd();
         const int8_t byte = draw.of<int8_t>({-128, 127, 0, -1});
-        const void* from = size == sizeof value ? static_cast<const void*>(&value) : &byte;
-        std::memcpy(tensor.data() + draw.below(tensor.count()) * size, from, std::min(size, sizeof value) == 4 ? 4 : 1);
+        const void* from = size >= sizeof value ? static_cast<const void*>(&value) : &byte;
+        std::memcpy(tensor.data() + draw.below(tensor.count()) * size, from, size >= sizeof value ? sizeof value : 1);
       }
       return;
     }
