@@ -1,19 +1,15 @@
 """Convolutions on the sparse operator, and layer norms of sums: as PyTorch answers, with the library and without it."""
 
-import shutil
-
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.torch import load_file, save_file
 
-from sparseticket.export import layers, native, runtime, sparse_op
+from sparseticket.export import native, runtime, sparse_op
 from sparseticket.export.add_layer_norm import ADD_LAYER_NORM, fuse_norms
 from sparseticket.export.break_even import Figures
-from sparseticket.export.exporter import export_model
 from sparseticket.export.linears import find_convolutions
 from sparseticket.export.sparse_rewrite import rewrite
 
@@ -137,20 +133,3 @@ def test_a_sum_that_broadcasts_and_a_norm_over_more_dimensions_are_left_alone():
     del wide.graph.node[:]
     wide.graph.node.extend([helper.make_node("Add", ["a", "b"], ["s"]), norm])
     assert fuse_norms(wide, sparse_op.DOMAIN) == 0
-
-
-def test_a_resnet_in_blocks_is_exported_with_sparse_convolutions_and_its_zeros_are_recounted(small_resnet, tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(small_resnet, folder)
-    weights = load_file(folder / "model.safetensors")
-    for weight in weights.values():
-        if weight.ndim == 4 and weight.shape[1] > 3:
-            live = torch.rand(weight.shape[0] // 4, *weight.shape[1:]) < 0.1
-            weight.normal_(std=0.05).mul_(live.repeat_interleave(4, 0))
-    save_file(weights, folder / "model.safetensors")
-    report = export_model(folder, tmp_path / "out", layout="sparse-op", target="avx2")
-    running = {one["layer"]: one["runs"] for one in report["sparse_op"]["layers"]}
-    assert {runs for name, runs in running.items() if "conv" in name and name != "conv1"} == {"4x1"}
-    assert running["conv1"] == "dense"
-    from_file = sorted(layer.zeros for layer in layers.file_layers(tmp_path / "out" / "model.onnx"))
-    assert from_file == sorted(layer["zeros"] for layer in report["layers"])
