@@ -17,6 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from sparseticket.bench.report import table_line
 from sparseticket.errors import SparseticketError, UserError
 from sparseticket.files import write_whole
 from sparseticket.runs import SETTINGS, SUMMARY, read_json, read_settings
@@ -76,7 +77,7 @@ def study_table(lines: Lines) -> str:
         rows.append(
             [name, *([dense] * len(sparsities) if name == "dense" else [_shown(line.get(at)) for at in sparsities])]
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(map(table_line, rows))
 
 
 def _shown(arm: dict[str, Any] | None) -> str:
