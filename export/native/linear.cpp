@@ -9,8 +9,9 @@
 namespace sparseticket {
 namespace {
 
-constexpr int64_t kFew = 2;              // rows that need no panel, where outputs come in blocks of 4 or 8
-constexpr int kSlice = 1024;             // inputs that one task turns
+constexpr int64_t kFew = 2;               // rows that need no panel, where outputs come in blocks of 4 or 8
+constexpr int64_t kAtOnce = 16 * kPanel;  // rows that are panels at once: those of 3072 inputs take 12 MB
+constexpr int kSlice = 1024;              // inputs that one task turns
 constexpr int64_t kCounted = 64 * 1024;  // values that one task takes the extremes of
 
 }  // namespace
@@ -37,9 +38,14 @@ void Linear::compute(OrtKernelContext* context) const {
   x.shape.back() = weight_.outputs;
   float* y = output(context, x.shape);
   if (rows == 0) return;
-  const Call call{context,        static_cast<const float*>(x.data), y, rows, (rows + kPanel - 1) / kPanel,
-                  weight_.inputs, weight_.outputs};
-  op_.is_int8 ? run_int8(call) : run(call);
+  const float* data = static_cast<const float*>(x.data);
+  const Quantized by = op_.is_int8 ? quantized(context, data, rows * weight_.inputs) : Quantized{};
+  for (int64_t first = 0; first < rows; first += kAtOnce) {
+    const int64_t count = std::min(kAtOnce, rows - first);
+    const Call call{context, data + first * weight_.inputs, y + first * weight_.outputs, count,
+                    (count + kPanel - 1) / kPanel, weight_.inputs, weight_.outputs};
+    op_.is_int8 ? run_int8(call, by) : run(call);
+  }
 }
 
 // Calls work(panel, first input, last input) for all that is to be turned.
@@ -83,12 +89,12 @@ void Linear::run_rows(const Call& call) const {
   });
 }
 
-Quantized Linear::quantized(const Call& call) const {
-  const int64_t count = call.rows * weight_.inputs, parts = (count + kCounted - 1) / kCounted;
+Quantized Linear::quantized(OrtKernelContext* context, const float* x, int64_t count) const {
+  const int64_t parts = (count + kCounted - 1) / kCounted;
   std::vector<float> least(parts, 0), greatest(parts, 0);
-  parallel(call.context, parts, [&](int64_t part) {
+  parallel(context, parts, [&](int64_t part) {
     const int64_t first = part * kCounted;
-    kernels_.extremes(call.x + first, std::min(kCounted, count - first), &least[part], &greatest[part]);
+    kernels_.extremes(x + first, std::min(kCounted, count - first), &least[part], &greatest[part]);
   });
   const float low = *std::min_element(least.begin(), least.end());
   const float high = *std::max_element(greatest.begin(), greatest.end());
@@ -101,8 +107,7 @@ Quantized Linear::quantized(const Call& call) const {
   return result;
 }
 
-void Linear::run_int8(const Call& call) const {
-  const Quantized by = quantized(call);
+void Linear::run_int8(const Call& call, Quantized by) const {
   const size_t size = static_cast<size_t>(weight_.inputs) * kPanel;
   uint8_t* panels = static_cast<uint8_t*>(scratch<Linear>(call.panels * size));
   turned(call, [&](int64_t panel, int first, int last) {
@@ -110,8 +115,7 @@ void Linear::run_int8(const Call& call) const {
   });
   multiplied(call, [&](int64_t panel, int chunk) {
     kernels_.multiply_int8(weight_, chunk, panels + panel * size, call.width_of(panel, kernels_.lanes),
-                           call.rows_of(panel), by,
-                           op_.activation, call.y_of(panel));
+                           call.rows_of(panel), by, op_.activation, call.y_of(panel));
   });
 }
 

@@ -18,8 +18,8 @@ class Linear : public SparseNode {
   void multiplied(const Call& call, Work work) const;
   void run(const Call& call) const;
   void run_rows(const Call& call) const;
-  Quantized quantized(const Call& call) const;
-  void run_int8(const Call& call) const;
+  Quantized quantized(OrtKernelContext* context, const float* x, int64_t count) const;
+  void run_int8(const Call& call, Quantized by) const;
 };
 
 }  // namespace sparseticket

@@ -23,7 +23,7 @@ from sparseticket.export.native import build
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "export" / "native"
 SETS = ("portable", "avx2", "avx512", "avx512-vnni")
-SHAPES = [(rows,) for rows in (0, 1, 2, 3, 4, 7, 8, 17, 64, 65, 128)] + [(), (2, 33), (2, 1, 3), (3, 0)]
+SHAPES = [(rows,) for rows in (0, 1, 2, 3, 4, 7, 8, 17, 64, 65, 128)] + [(), (2, 33), (2, 1, 3), (3, 0), (1025,)]
 SIZES = ((7, 16), (131, 77), (517, 137))  # K, N: odd, and just over 64 rows' worth of inputs, 128 outputs, 512 inputs
 KINDS = [(block, False) for block in (1, 2, 4, 8)] + [(4, True)]
 
