@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,16 @@ def test_a_finished_run_is_left_alone_when_it_is_run_again(run, settings):
 def test_other_settings_in_the_same_folder_are_an_error_that_shows_them(run, settings):
     with pytest.raises(UserError, match=r"protocol\.sparsity: 0\.6 there, 0\.5 now"):
         search(changed(settings, sparsity=0.5), run)
+
+
+def test_a_setting_that_is_newer_than_a_run_has_its_default_there(run, settings, tmp_path):
+    shutil.copytree(run, tmp_path / "old")
+    file = tmp_path / "old" / "run.toml"
+    lines = [line for line in file.read_text().splitlines() if not line.startswith(("rewinds", "final_lr"))]
+    file.write_text("\n".join(lines))
+    assert search(settings, tmp_path / "old")["rounds"]
+    with pytest.raises(UserError, match=r"protocol\.rewinds: 'backbone' there, 'pruned' now"):
+        search(changed(settings, rewinds="pruned"), tmp_path / "old")
 
 
 def test_run_toml_is_everything_needed_to_run_it_again(run, settings, tmp_path):
