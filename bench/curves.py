@@ -1,6 +1,9 @@
 """Draw accuracy over sparsity of runs, with what their tickets gave over seeds: the picture in the README.
 
-python -m sparseticket.bench.curves docs/curves.png RUN …     (a run folder, with the transfers inside it)
+python -m sparseticket.bench.curves docs/curves.png RUN …
+
+A RUN is a run folder with the transfers inside it, or the folder of a study (``study.json``), whose transfers are
+joined to one line for each way of finding; of a study the figures are printed too, as a table.
 """
 
 from __future__ import annotations
@@ -14,23 +17,97 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from sparseticket.bench.report import table_line
 from sparseticket.errors import SparseticketError, UserError
 from sparseticket.files import write_whole
-from sparseticket.runs import SUMMARY, read_json
+from sparseticket.runs import SETTINGS, SUMMARY, read_json, read_settings
 
-COLOURS = {"dense": "#666666", "ticket": "#d62728", "random-mask": "#1f77b4"}
+STUDY = "study.json"
+COLOURS = {
+    "dense": "#666666",
+    "ticket": "#d62728",
+    "IMP": "#d62728",
+    "one-round": "#ff7f0e",
+    "one-shot": "#2ca02c",
+    "random-mask": "#1f77b4",
+}
+Lines = dict[str, dict[float, dict[str, Any]]]  # by way of finding and sparsity: mean, std, n
 
 
 def draw(runs: list[Path], out: Path) -> None:
-    """One panel a run: the rounds' values as a line, the arms of its transfers as means with one deviation."""
+    """One panel a run or study: values as a line, the arms of transfers as means with one deviation."""
     figure, panels = plt.subplots(1, len(runs), figsize=(5.2 * len(runs), 3.8), squeeze=False)
     for panel, run in zip(panels[0], runs, strict=True):
-        _panel(panel, read_json(run / SUMMARY), [read_json(path) for path in sorted(run.glob("*/transfer.json"))])
+        if (run / STUDY).is_file():
+            _study_panel(panel, *study_lines(run))
+        else:
+            _run_panel(
+                panel, read_json(run / SUMMARY), [read_json(path) for path in sorted(run.glob("*/transfer.json"))]
+            )
     figure.tight_layout()
     write_whole(out, lambda path: figure.savefig(path, format="png", dpi=130))
 
 
-def _panel(panel: plt.Axes, found: dict[str, Any], transfers: list[dict[str, Any]]) -> None:
+def study_lines(folder: Path) -> tuple[str, str, Lines]:
+    """What a study's transfers gave: a title, the metric, and the arms by name and sparsity.
+
+    A ticket's line is named after its schedule; what was pruned step by step is IMP.
+    """
+    lines: Lines = {}
+    title = metric = ""
+    for step in read_json(folder / STUDY)["steps"].values():
+        if step["verb"] != "transfer":
+            continue
+        done, schedule = step["result"], read_settings(folder / step["of"][0] / SETTINGS).protocol.schedule
+        title, metric = f"{done['model']} on {done['task']}", done["metric"]
+        for name, arm in done["arms"].items():
+            line = ("IMP" if ":" in schedule else schedule) if name == "ticket" else name
+            lines.setdefault(line, {})[0.0 if name == "dense" else done["sparsity"]] = arm
+    if not lines:
+        raise UserError(f"{folder / STUDY}: no transfer of it is finished, so there is no curve yet.")
+    return title, metric, lines
+
+
+def study_table(lines: Lines) -> str:
+    """The figures of :func:`study_lines` as Markdown: percent, mean ± standard deviation."""
+    sparsities = sorted({at for line in lines.values() for at in line} - {0.0})
+    dense = _shown(lines.get("dense", {}).get(0.0))
+    rows = [["arm", *(f"{at:.2%}" for at in sparsities)], ["---"] * (1 + len(sparsities))]
+    for name, line in lines.items():
+        rows.append(
+            [name, *([dense] * len(sparsities) if name == "dense" else [_shown(line.get(at)) for at in sparsities])]
+        )
+    return "\n".join(map(table_line, rows))
+
+
+def _shown(arm: dict[str, Any] | None) -> str:
+    if arm is None:
+        return "–"
+    return f"{100 * arm['mean']:.1f}" + ("" if arm["std"] is None else f" ± {100 * arm['std']:.1f}")
+
+
+def _study_panel(panel: plt.Axes, title: str, metric: str, lines: Lines) -> None:
+    for name, line in lines.items():
+        points = sorted(line.items())
+        runs = sorted({arm["n"] for _, arm in points})
+        label = f"{name}, {'–'.join(map(str, runs))} seeds"
+        panel.errorbar(
+            [100 * at for at, _ in points],
+            [100 * arm["mean"] for _, arm in points],
+            yerr=[100 * (arm["std"] or 0.0) for _, arm in points],
+            fmt="s" if name == "dense" else "o-",
+            ms=4,
+            lw=1,
+            capsize=3,
+            color=COLOURS.get(name),
+            label=label,
+        )
+        if name == "dense":
+            panel.axhline(100 * points[0][1]["mean"], color=COLOURS["dense"], lw=0.8, ls=":")
+    _finish(panel, metric, title)
+
+
+def _run_panel(panel: plt.Axes, found: dict[str, Any], transfers: list[dict[str, Any]]) -> None:
     rounds = found["rounds"]
     points = [100 * entry["sparsity"] for entry in rounds], [100 * entry["value"] for entry in rounds]
     panel.plot(*points, "o-", color="black", ms=4, lw=1, label="rounds of the search, one seed")
@@ -44,9 +121,13 @@ def _panel(panel: plt.Axes, found: dict[str, Any], transfers: list[dict[str, Any
             panel.errorbar(
                 at, 100 * arm["mean"], yerr=spread, fmt="s", ms=5, capsize=4, color=COLOURS[name], label=label
             )
+    _finish(panel, found["metric"], f"{found['model']} on {found['task']}")
+
+
+def _finish(panel: plt.Axes, metric: str, title: str) -> None:
     panel.set_xlabel("sparsity (%)")
-    panel.set_ylabel(f"{found['metric']} (%)")
-    panel.set_title(f"{found['model']} on {found['task']}", fontsize=10)
+    panel.set_ylabel(f"{metric} (%)")
+    panel.set_title(title, fontsize=10)
     panel.legend(fontsize=8)
     panel.grid(alpha=0.3)
 
@@ -58,7 +139,12 @@ def main() -> None:
             raise UserError(
                 "name the picture to write, and the runs: python -m sparseticket.bench.curves OUT.png RUN …"
             )
-        draw([Path(argument) for argument in sys.argv[2:]], Path(sys.argv[1]))
+        runs = [Path(argument) for argument in sys.argv[2:]]
+        draw(runs, Path(sys.argv[1]))
+        for run in runs:
+            if (run / STUDY).is_file():
+                title, metric, lines = study_lines(run)
+                print(f"{title}, {metric} in percent\n\n{study_table(lines)}")
     except SparseticketError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

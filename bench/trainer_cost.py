@@ -109,7 +109,7 @@ def set_up(model: str, data: Path, round_length: str) -> Setting:
         protocol={"schedule": SCHEDULE, "sparsity": 0.6, "prune_first": True},
         training={"round_length": round_length},
     )
-    options = TaskOptions(data, settings.training.batch_size, settings.training.max_length)
+    options = TaskOptions.of(settings.training, settings.data)
     work = Workbench.build(
         model, TASK, options, seed=0, weights=None, accelerator=make_accelerator(), screen=Screen(quiet=True)
     )

@@ -22,8 +22,9 @@ SAME_VALUE = 0.1  # of the largest value: two results of a regression that count
 def check_decisions(model: LoadedModel, file: Path, least: float, task: Task | None) -> dict[str, float]:
     """The share of equal decisions by output: on the task's evaluation data, or on random inputs where there is none.
 
-    A decision is the largest logit (of a text, an image, a token; over the text, for the ends of an answer), a
-    regression's value to within a tenth of the largest, an embedding's direction to within a cosine of 0.95.
+    A decision is the largest logit (of a text, an image, a token, a place or pixel of an image; over the text, for the
+    ends of an answer), a regression's value to within a tenth of the largest, the direction of an embedding or of a
+    detector's distances to within a cosine of 0.95.
 
     Raises:
         RunFailure: names the output whose share is below ``least``.
@@ -55,6 +56,8 @@ def check_decisions(model: LoadedModel, file: Path, least: float, task: Task | N
 
 def same_decisions(name: str, expected: np.ndarray, got: np.ndarray, real: np.ndarray | None) -> np.ndarray:
     """Which decisions are equal, bool [decisions]; ``real`` [batch, tokens] is False where a text is padding."""
+    if name == "logits" and expected.ndim == 4:  # of pixels: [batch, classes, height, width]
+        return (expected.argmax(1) == got.argmax(1)).ravel()
     if name.endswith("logits"):
         if name == "logits" and expected.shape[-1] == 1:
             return np.abs(got - expected).ravel() <= SAME_VALUE * np.abs(expected).max()

@@ -63,7 +63,9 @@ class LoadedModel:
     def answer(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name."""
         result = self.module(**inputs) if self.kind == "text" else self.module(inputs["pixel_values"])
-        return {"logits": result} if isinstance(result, Tensor) else {name: result[name] for name in self.outputs}
+        return (
+            {self.outputs[0]: result} if isinstance(result, Tensor) else {name: result[name] for name in self.outputs}
+        )
 
 
 def by_name(names: Sequence[str], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,17 +106,28 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _load_vision(folder: Path) -> LoadedModel:
     from sparseticket.export.shrunk_folder import is_shrunk, load_shrunk
+    from sparseticket.models.detector import Detector
     from sparseticket.models.vision import describe_saved, load_saved
 
     described = asdict(describe_saved(folder))
     module = (load_shrunk if is_shrunk(folder) else load_saved)(folder).float()
     stem = next(layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
     preprocessing = {key: described[key] for key in ("size", "mean", "std", "classes", "class_names")}
+    if isinstance(module, Detector):
+        preprocessing["strides"] = [stride for (stride,) in module.anchor_generator.sizes]
     return LoadedModel(
         kind="vision",
         module=module,
         inputs=("pixel_values",),
-        outputs=("logits",),
+        outputs=_outputs(described),
         image=(stem.in_channels, described["size"], described["size"]),
         companions={"preprocessing.json": (json.dumps(preprocessing, indent=2) + "\n").encode()},
     )
+
+
+def _outputs(described: Mapping[str, Any]) -> tuple[str, ...]:
+    from sparseticket.models.detector import OUTPUTS
+
+    if described["head"] == "detection":
+        return OUTPUTS
+    return ("logits",) if described["classes"] else ("features",)

@@ -12,6 +12,7 @@ from sparseticket.errors import RunFailure, UserError
 from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.export.onnx_module import OnnxModule
 from sparseticket.models import Head, ModelSpec, resolve
+from sparseticket.models.scene import head_of
 from sparseticket.tasks import Task, TaskOptions, make_task
 
 CLASSES = {
@@ -30,7 +31,7 @@ def make(name: str, data: Path | None, model: LoadedModel, folder: Path, *, max_
     """
     spec = resolve(str(folder)) if model.kind == "text" else _vision_spec(folder)
     task = make_task(name, spec, TaskOptions(data=data, max_length=min(max_length, model.max_length or max_length)))
-    if not (_fits(task.head, model.module) if model.kind == "text" else _classes(model) == task.head.classes):
+    if not (_fits(task.head, model.module) if model.kind == "text" else _gives(task.head, model)):
         raise UserError(
             f"task {name} needs a model for {task.head.kind}"
             + (f" with {task.head.classes} classes" if task.head.classes else "")
@@ -63,8 +64,17 @@ def _vision_spec(folder: Path) -> ModelSpec:
     return replace(spec, format=ImageFormat(saved.size, saved.mean, saved.std), small_stem=saved.small_stem)
 
 
-def _classes(model: LoadedModel) -> int:
-    return model.answer(model.example(1))["logits"].shape[-1]
+def _gives(head: Head, model: LoadedModel) -> bool:
+    """The same head; or features, on which the tasks with a projection head measure retrieval."""
+    if head.kind == "projection":
+        return model.outputs == ("features",)
+    if scene := head_of(model.module):
+        return (scene.kind, scene.classes) == (head.kind, head.classes)
+    return (
+        head.kind == "image-classification"
+        and model.outputs == ("logits",)
+        and model.answer(model.example(1))["logits"].shape[-1] == head.classes
+    )
 
 
 def _fits(head: Head, module: nn.Module) -> bool:

@@ -27,9 +27,13 @@ class OnnxModule(nn.Module):
         return self
 
     def forward(self, *arguments: Tensor, **named: Tensor) -> Tensor | ModelOutput:
-        """Outputs as PyTorch tensors: the logits alone for vision, by name for text."""
+        """Outputs as PyTorch tensors: a vision model's only one alone, several and those of a text by name."""
         inputs, outputs, kind = self._model
         given = dict(zip(inputs, arguments, strict=False)) | named
         feeds = {name: tensor.contiguous().numpy() for name, tensor in by_name(inputs, given).items()}
         tensors = [torch.from_numpy(array) for array in self._session.run(list(outputs), feeds)]
-        return tensors[0] if kind == "vision" else ModelOutput(dict(zip(outputs, tensors, strict=True)))
+        return (
+            tensors[0]
+            if kind == "vision" and len(tensors) == 1
+            else ModelOutput(dict(zip(outputs, tensors, strict=True)))
+        )

@@ -101,10 +101,11 @@ class _Image(nn.Module):
 
     def __init__(self, model: LoadedModel, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.names = module, model.outputs
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.module(pixel_values)}
+        result = self.module(pixel_values)
+        return {self.names[0]: result} if isinstance(result, Tensor) else {name: result[name] for name in self.names}
 
 
 def _block_masks(module: nn.Module, ticket: Ticket | None) -> Masks:

@@ -12,12 +12,13 @@ from sparseticket.models import Network
 from sparseticket.rewind import head_state
 from sparseticket.settings import Protocol
 from sparseticket.tensors import load_tensors, save_tensors
+from sparseticket.ticket import POOLER
 
 
 def save_carry(path: Path, network: Network, optimizer_state: dict[str, Tensor], protocol: Protocol) -> None:
     """Write what ``protocol`` keeps of a trained network; no file where it keeps nothing."""
     kept = {
-        "backbone": network.backbone() if protocol.rewind == "none" else {},
+        "backbone": _kept_backbone(network, protocol),
         "head": head_state(network) if protocol.head == "keep" else {},
         "optimizer": optimizer_state if protocol.optimizer_state == "keep" else {},
     }
@@ -48,5 +49,15 @@ def load_carry(path: Path, network: Network, protocol: Protocol) -> dict[str, Te
     return optimizer_state or None
 
 
+def _kept_backbone(network: Network, protocol: Protocol) -> dict[str, Tensor]:
+    if protocol.rewind == "none":
+        return network.backbone()
+    if protocol.rewinds == "pruned":
+        pruned = {name for name in network.prunable if protocol.prune_pooler or not name.startswith(POOLER)}
+        return {name: tensor for name, tensor in network.backbone().items() if name not in pruned}
+    return {}
+
+
 def _keeps_something(protocol: Protocol) -> bool:
-    return protocol.rewind == "none" or "keep" in (protocol.head, protocol.optimizer_state)
+    backbone = protocol.rewind == "none" or protocol.rewinds == "pruned"
+    return backbone or "keep" in (protocol.head, protocol.optimizer_state)

@@ -8,6 +8,7 @@ from pathlib import Path
 from sparseticket.errors import UserError
 
 HUB = "hub:"  # hub:OWNER/NAME or hub:OWNER/NAME:CONFIGURATION, for tasks that take any corpus
+IMAGE_FOLDERS = ("image-folder", "imagenet", "simclr", "moco")  # tasks whose data are of one and the same layout
 FOLDERS = {  # of each task, from the most likely
     "mnli": ("MNLI",),
     "qqp": ("QQP",),
@@ -20,7 +21,15 @@ FOLDERS = {  # of each task, from the most likely
     "cola": ("CoLA",),
     "squad": ("squad", "SQuAD", "squad-v1.1"),
     "mlm": ("wikitext-103-raw", "wikitext-103", "wikitext-2-raw", "wikitext-2", "mlm"),
-    "cifar10": ("cifar-10", "cifar-10-batches-bin"),
+    "cifar10": ("cifar-10-batches-bin", "cifar-10-binary.tar.gz", "cifar-10"),
+    "cifar100": ("cifar-100-binary", "cifar-100-binary.tar.gz", "cifar-100"),
+    "svhn": ("SVHN", "svhn"),
+    "fashion-mnist": ("FashionMNIST", "fashion-mnist"),
+    "visda17": ("visda-2017", "visda17", "VisDA-2017"),
+    **dict.fromkeys(("imagenet", "simclr", "moco"), ("imagenet", "ImageNet", "imagenet-1k")),
+    "detection": ("detection", "VOC2007", "VOCdevkit", "bccd"),
+    "segmentation": ("segmentation", "VOC2012", "VOCdevkit", "camvid", "CamVid"),
+    "segmentation-v3": ("segmentation", "VOC2012", "VOCdevkit", "camvid", "CamVid"),
 }
 
 
@@ -42,7 +51,8 @@ def recorded(data: Path) -> str:
 def data_of(task: str, root: Path | None, *, alone: bool, nameable: bool = False) -> Path | None:
     """The data of ``task`` under ``root``: in the task's own folder there, or in that inside ``root/glue``.
 
-    ``root`` itself is taken where it is the only task's (``alone``); without one, a task needs none or fetches its own.
+    ``root`` itself is taken where it is the only task's (``alone``), and by every task on class folders where it has
+    ``train`` or is an archive; without one, a task needs none or fetches its own.
     ``nameable`` says that the verb takes ``TASK=PATH`` too.
 
     Raises:
@@ -57,7 +67,7 @@ def data_of(task: str, root: Path | None, *, alone: bool, nameable: bool = False
         for name in names:
             if (folder / name).exists():
                 return folder / name
-    if alone:
+    if alone or (task in IMAGE_FOLDERS and _holds_image_folders(root)):
         return root
     named = f", or name its place with --data {task}=PATH" if nameable else " (a link will do)"
     raise UserError(
@@ -65,8 +75,14 @@ def data_of(task: str, root: Path | None, *, alone: bool, nameable: bool = False
     )
 
 
-def places(given: Iterable[str]) -> tuple[Path | None, dict[str, Path]]:
-    """What several ``--data`` say: ``DIR`` for all tasks, ``TASK=PATH`` for one.
+def _holds_image_folders(root: Path) -> bool:
+    return root.is_file() or (root / "train").is_dir()
+
+
+def places(
+    given: Iterable[str], *, option: str = "--data", example: str = "sst2"
+) -> tuple[Path | None, dict[str, Path]]:
+    """What several ``--data`` say: ``DIR`` for all tasks, ``TASK=PATH`` for one (or of another ``option``).
 
     Raises:
         UserError: more than one for all.
@@ -79,5 +95,7 @@ def places(given: Iterable[str]) -> tuple[Path | None, dict[str, Path]]:
         elif root is None:
             root = Path(text)
         else:
-            raise UserError(f"--data is given for all tasks twice, {root} and {text}: name the task, as sst2={text}.")
+            raise UserError(
+                f"{option} is given twice without a name, {root} and {text}: say what one is for, as {example}={text}."
+            )
     return root, own

@@ -45,15 +45,16 @@ def check_same_dense_round(settings: RunSettings, other: Path) -> None:
         )
     if theirs.protocol.sparsities()[0] > 0 or protocol.sparsities()[0] > 0:
         raise UserError("a dense round can be shared only where training comes before the first pruning.")
-    if (protocol.rewind, protocol.head, protocol.optimizer_state, protocol.lr_schedule) != (
+    if (protocol.rewind, protocol.rewinds, protocol.head, protocol.optimizer_state, protocol.lr_schedule) != (
         "theta_p",
+        "backbone",
         "rewind",
         "fresh",
         "restart",
     ):
         raise UserError(
-            "a dense round can be shared only where it leaves nothing but its network: rewind theta_p, head rewind, "
-            "optimizer-state fresh, lr-schedule restart."
+            "a dense round can be shared only where it leaves nothing but its network: rewind theta_p, rewinds "
+            "backbone, head rewind, optimizer-state fresh, lr-schedule restart."
         )
 
 

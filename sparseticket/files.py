@@ -80,6 +80,13 @@ def _not_written(path: Path, error: OSError) -> RunFailure:
     )
 
 
+def cache_folder() -> Path:
+    """Where what can be made or fetched again is kept: ``$SPARSETICKET_CACHE``, else the user's cache folder."""
+    if chosen := os.environ.get("SPARSETICKET_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "sparseticket"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole; NaN is refused."""
     write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

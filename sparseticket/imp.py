@@ -77,9 +77,7 @@ def find(
     accelerator = make_accelerator(settings.training.precision)
     screen.console.quiet |= not accelerator.is_main_process
     say_where_not(screen, settings.training, accelerator.device)
-    options = TaskOptions(
-        Path(settings.data) if settings.data else None, settings.training.batch_size, settings.training.max_length
-    )
+    options = TaskOptions.of(settings.training, settings.data)
     work = Workbench.build(
         settings.model,
         settings.task,

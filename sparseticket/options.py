@@ -12,7 +12,7 @@ from sparseticket.errors import UserError
 from sparseticket.models import resolve
 from sparseticket.pattern import NOfM, parse
 from sparseticket.recipes import task_defaults
-from sparseticket.settings import RunSettings
+from sparseticket.settings import RunSettings, weights_setting
 from sparseticket.tasks import entries
 
 
@@ -45,7 +45,7 @@ def find_settings(
         model=_as_given(model),
         task=task,
         data=recorded(data) if data else "",
-        weights=str(weights.resolve()) if weights else "",
+        weights=weights_setting(weights),
         seed=seed,
         dense=dense,
         protocol=replace(recipe.protocol, **fields),

@@ -128,14 +128,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_same_settings(path: Path, wanted: dict[str, Any], option: str = "--out") -> None:
-    """Refuse a settings file that differs from ``wanted``, and show where; ``option`` chooses another folder."""
+    """Refuse a settings file that differs from ``wanted``, and show where; ``option`` chooses another folder.
+
+    A field of protocol or training that the file lacks has its default: a run begun before there was one goes on.
+    """
     try:
         found = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}. Choose another folder with {option}.") from error
     if not found:
         raise UserError(f"{path} is empty: its settings are lost. Choose another folder with {option}.")
-    old, new = _flat(found), _flat(tomllib.loads(toml.dumps(wanted)))
+    new = _flat(tomllib.loads(toml.dumps(wanted)))
+    defaults = _flat({"protocol": asdict(Protocol()), "training": asdict(Training())})
+    old = {key: value for key, value in defaults.items() if key in new} | _flat(found)
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if differing:
         lines = [f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing]

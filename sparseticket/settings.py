@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from sparseticket.errors import UserError
 from sparseticket.pattern import NOfM, parse
 from sparseticket.schedule import SNAP, check_sparsity, kind_and_step, round_sparsities
+
+RANDOM = "random"  # instead of a weights file: none, everything is drawn from the seed
+POLY_POWER = 0.9  # DeepLab, arXiv 1606.00915, section 4.1
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Protocol(_Checked):
         sparsity: the target, a fraction.
         pattern: see :mod:`sparseticket.pattern`; kept in its one written form. N:M has one sparsity and one step.
         rewind: where the backbone goes back to after a pruning.
+        rewinds: what of the backbone goes back: all of it, or the pruned matrices and filters alone.
         head: goes back to γ_i, or keeps its trained value.
         optimizer_state: fresh in every round, or kept over prunings (masked).
         lr_schedule: restarts in every round, or is one schedule over all rounds.
@@ -110,6 +115,7 @@ class Protocol(_Checked):
     sparsity: float = 0.7
     pattern: str = "unstructured"
     rewind: str = "theta_p"
+    rewinds: Literal["backbone", "pruned"] = "backbone"
     head: Literal["rewind", "keep"] = "rewind"
     optimizer_state: Literal["fresh", "keep"] = "fresh"
     lr_schedule: Literal["restart", "keep"] = "restart"
@@ -163,31 +169,48 @@ class Training(_Checked):
         batch_size: global, whatever the number of processes.
         max_length: tokens of a text; not used for images.
         clip: largest norm of the gradient, 0 for none.
-        decay: the learning rate over a round: linear to 0, constant, or ×0.1 at each of ``milestones``.
+        decay: the learning rate over a round: linear to 0, constant, ×0.1 at each of ``milestones``, half a cosine to
+            ``final_lr``, or DeepLab's poly, (1 − step / steps)^0.9.
         precision: mixed precision, by Accelerate.
+        temperature: what similarities are divided by in ``simclr`` and ``moco``; these fields are theirs alone:
+        nt_xent: ``simclr``'s mean over a batch, of −log p (its paper) or of p before the logarithm (the released code).
+        order: images drawn anew each epoch, or as they are listed, class by class (the released ``simclr``).
+        blur: views of images above 64 pixels may be blurred (both papers; not the released ``simclr``).
+        queue: keys of past batches that ``moco`` holds against an image.
+        key_momentum: of ``moco``'s momentum encoder: k ← m·k + (1 − m)·q.
         kernels: on a GPU, let a layer run on a sparse kernel where that was measured to be faster; or never.
     """
 
     round_length: str = "3ep"
     batch_size: int = 32
     max_length: int = 128
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: float = 2e-5
     weight_decay: float = 0.0
     eps: float = 1e-8
     momentum: float = 0.9
     clip: float = 0.0
-    decay: Literal["linear", "constant", "steps"] = "linear"
+    decay: Literal["linear", "constant", "steps", "cosine", "poly"] = "linear"
+    final_lr: float = 0.0
     milestones: list[float] = field(default_factory=list)
     warmup: float = 0.0
     precision: Literal["no", "fp16", "bf16"] = "no"
+    temperature: float = 0.5
+    nt_xent: Literal["mean-of-logs", "log-of-mean"] = "mean-of-logs"
+    order: Literal["shuffled", "listed"] = "shuffled"
+    blur: bool = True
+    queue: int = 65536
+    key_momentum: float = 0.999
     kernels: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Length.parse(self.round_length)
-        if self.lr == 0:
-            raise UserError("lr is a number above 0.")
+        for name in ("lr", "temperature"):
+            if getattr(self, name) == 0:
+                raise UserError(f"{name} is a number above 0.")
+        if self.key_momentum > 1:
+            raise UserError(f"key-momentum is a share, from 0 to 1, not {self.key_momentum}.")
         milestones = self.milestones
         if not (isinstance(milestones, list) and all(_is_number(m) and 0 < m < 1 for m in milestones)):
             raise UserError(f"milestones are fractions of a round, above 0 and below 1, not {milestones!r}.")
@@ -203,6 +226,12 @@ class Training(_Checked):
             return (total - step) / (total - warmup)
         if self.decay == "steps":
             return 0.1 ** sum(step >= round(milestone * total) for milestone in self.milestones)
+        done = (step - warmup) / (total - warmup)
+        if self.decay == "cosine":
+            final = self.final_lr / self.lr
+            return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+        if self.decay == "poly":
+            return (1 - done) ** POLY_POWER
         return 1.0
 
 
@@ -212,7 +241,7 @@ class RunSettings(_Checked):
 
     Attributes:
         data: path of the data, absolute, or "" for a task that needs none or takes it from the hub.
-        weights: path of the weights θ_p, or "" for the model's own.
+        weights: path of the weights θ_p, ``random`` for none (drawn from the seed), or "" for the model's own.
         dense: where pruning comes first, one dense network is trained for reference.
     """
 
@@ -226,6 +255,13 @@ class RunSettings(_Checked):
     dense: bool = True
     protocol: Protocol = field(default_factory=Protocol)
     training: Training = field(default_factory=Training)
+
+
+def weights_setting(weights: Path | None) -> str:
+    """What a user said of the weights as :attr:`RunSettings.weights`: a whole path, ``random``, or "" for nothing."""
+    if weights is None or str(weights) == RANDOM:
+        return "" if weights is None else RANDOM
+    return str(weights.resolve())
 
 
 def from_table(kind: type, table: dict[str, Any], *, where: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from sparseticket import masks as mask_algebra
+from sparseticket.masks import in_order
 from sparseticket.progress import Screen, clock
 from sparseticket.ticket import Ticket
 from sparseticket.verdict import Verdict
@@ -52,7 +53,7 @@ def show_converted(screen: Screen, report: dict[str, Any], out: Path) -> None:
     """What became of a ticket that was given a shape."""
     table = Table("parameter", "sparsity before", "after", "magnitude kept", "died", "revived")
     table.title = f"ticket of {report['model']} to {report['pattern']} by {report['by']}"
-    for name, layer in sorted(report["layers"].items(), key=lambda item: _in_order(item[0])):
+    for name, layer in sorted(report["layers"].items(), key=lambda item: in_order(item[0])):
         table.add_row(name, *_of_layer(layer))
     table.add_section()
     table.add_row("all", *_of_layer(report))
@@ -135,7 +136,7 @@ def show_control(screen: Screen, made: Ticket, out: Path, report: Path) -> None:
 def show_compared(screen: Screen, result: dict[str, Any], out: Path) -> None:
     """Overlap in each layer and in all, beside chance."""
     table = Table("parameter", "sparsity", "and", "overlap", "by chance", title=f"two tickets of {result['model']}")
-    layers = sorted(result["layers"].items(), key=lambda item: _in_order(item[0]))
+    layers = sorted(result["layers"].items(), key=lambda item: in_order(item[0]))
     for name, entry in [*layers, ("all", result["all"])]:
         if name == "all":
             table.add_section()
@@ -155,11 +156,30 @@ def _of_layer(entry: dict[str, Any]) -> tuple[str, ...]:
     return (*shares, f"{entry['died']:,}", f"{entry['revived']:,}")
 
 
+def show_kernels(screen: Screen, report: dict[str, Any], picture: Path) -> None:
+    """Completely pruned kernels, layer by layer."""
+    table = Table("parameter", "kernels", "dead", "share", "dead filters", "sparsity")
+    table.title = f"completely pruned kernels of a ticket of {report['model']}"
+    for name, layer in report["layers"].items():
+        kernels, share = f"{layer['kernels']:,} of {layer['size']}", percent(layer["dead"] / layer["kernels"])
+        table.add_row(
+            name, kernels, f"{layer['dead']:,}", share, str(layer["dead_filters"]), percent(layer["sparsity"])
+        )
+    screen.console.print(table)
+    total = report["all"]
+    if total["kernels"]:
+        share = percent(total["dead"] / total["kernels"])
+        screen.say(
+            f"Larger than 1x1: {total['dead']:,} of {total['kernels']:,} kernels have no living weight ({share})."
+        )
+    screen.say(f"Picture: {picture}\nFigures: {picture.with_suffix('.json')}")
+
+
 def show_ticket(screen: Screen, ticket: Ticket) -> None:
     """Sparsity per layer, and provenance."""
     table = Table("parameter", "shape", "alive", "sparsity", title=f"ticket of {ticket.model}")
     counted = mask_algebra.counted(ticket.masks)
-    for name, mask in sorted(counted.items(), key=lambda item: _in_order(item[0])):
+    for name, mask in sorted(counted.items(), key=lambda item: in_order(item[0])):
         shape = " × ".join(map(str, mask.shape))
         table.add_row(name, shape, f"{int(mask.count_nonzero()):,}", percent(mask_algebra.sparsity({name: mask})))
     table.add_section()
@@ -198,11 +218,6 @@ def show_environment(screen: Screen, found: dict[str, Any]) -> None:
     screen.say(f"{'gpu:':14} {', '.join(found['gpus']) or 'none that torch can use: everything runs on the CPU'}")
     for kernel, state in found.get("kernels", {}).items():
         screen.say(f"{kernel + ':':24} {state}")
-
-
-def _in_order(name: str) -> list[tuple[int, str]]:
-    """Layer 2 before layer 10."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]
 
 
 def _fields(table: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from sparseticket.errors import UserError
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # LOCAL_WORLD_SIZE stays: by it processes share a machine's cores
 FOREVER = timedelta(days=365)  # a neighbour may train for days; one that died ends the launch
 
 
@@ -67,9 +67,18 @@ class Team:
         """The first process that comes here does it; the others wait until it is done."""
         if self.takes(work):
             do()
-            if self.store is not None:
-                self.store.set(f"sparseticket/done/{work}", "1")
-        elif self.store is not None:
+            self.finished(work)
+        else:
+            self.wait_for(work)
+
+    def finished(self, work: str) -> None:
+        """Say that this piece of work, which this process took, is done."""
+        if self.store is not None:
+            self.store.set(f"sparseticket/done/{work}", "1")
+
+    def wait_for(self, work: str) -> None:
+        """Wait until the process that took this piece of work has finished it."""
+        if self.store is not None:
             self.store.wait([f"sparseticket/done/{work}"], FOREVER)
 
     def wait(self, place: str) -> None:

@@ -46,5 +46,5 @@ def _for_stem(spec: Any, weights: Path) -> Any:
     from sparseticket.models.vision import STEM
     from sparseticket.models.vision_weights import read_weights
 
-    stem = read_weights(weights).get(STEM)
+    stem = read_weights(weights).tensors.get(STEM)
     return spec.for_images(SMALL_IMAGES) if stem is not None and stem.shape[-1] == 3 else spec

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from sparseticket.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors
 from sparseticket.errors import RunFailure, UserError
+from sparseticket.lars import Lars
 from sparseticket.masking import MaskedParameters, refuse_if_zeros_move
 from sparseticket.masks import Masks
 from sparseticket.models import Network
@@ -21,6 +22,7 @@ from sparseticket.on_kernels import can_use_kernels, masked_optimizer, restore, 
 from sparseticket.seeds import derive
 from sparseticket.settings import Length, Training
 from sparseticket.tasks import Batch, Task
+from sparseticket.tasks.prefetch import in_order
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -111,6 +113,9 @@ def train(
     total, per_epoch = total_steps(task, settings)
     module = network.module.to(accelerator.device)
     pruned = MaskedParameters(network.backbone(), masks)  # type: ignore[arg-type]
+    pruned.mask_parameters()
+    beside = task.begin(module, seed=place.seed, round=place.number)
+    all_pruned = [pruned, *(MaskedParameters(replace(network, module=other).backbone(), masks) for other in beside)]
     refuse_if_zeros_move(lambda parameters: make_optimizer(parameters, settings))
     on_kernels = settings.kernels == "auto" and can_use_kernels(accelerator.device)
     raw_optimizer = masked_optimizer(network, masks, settings) if on_kernels else None
@@ -120,7 +125,8 @@ def train(
     step, scaler_state = place.start, {}
     if checkpoint and (found := checkpoint.load(module, raw_optimizer, task)):
         step, scaler_state = found
-    pruned.mask_parameters()
+    for each in all_pruned:
+        each.mask_parameters()
     pruned.mask_optimizer(raw_optimizer)
     constant = use_kernels(network, masks, settings, processes=accelerator.num_processes) if on_kernels else []
     finish_gradients = _finisher(raw_optimizer, pruned, module, settings.clip)
@@ -128,15 +134,19 @@ def train(
     if accelerator.scaler:  # it outlives a training: each begins with a fresh one, so that arms are trained alike
         accelerator.scaler.load_state_dict(scaler_state or torch.amp.GradScaler("cuda").state_dict())
     module.train()
-    begun, batches, epoch = time.monotonic(), None, -1
+    begun, batches, epoch = time.monotonic(), iter(()), -1
     while step < total:
         if step // per_epoch != epoch:
             epoch = step // per_epoch
-            batches = task.batches("train", seed=place.seed, round=place.number, epoch=epoch)
+            batches = in_order(
+                task.batches("train", seed=place.seed, round=place.number, epoch=epoch),
+                accelerator.device,
+                start=step % per_epoch,
+            )
         lr = settings.lr * settings.lr_factor(place.schedule_offset + step, place.schedule_rounds * total)
         for group in raw_optimizer.param_groups:
             group["lr"] = lr
-        batch, weight = _share_of_process(batches[step % per_epoch], accelerator)
+        batch, weight = _share_of_process(next(batches), accelerator)
         torch.manual_seed(derive(place.seed, "dropout", place.number, step, accelerator.process_index))
         loss = objective(batch, step)
         value = float(loss.detach())
@@ -167,7 +177,8 @@ def train(
             f"weights became infinite or NaN in round {place.number}. Finished rounds are kept; a lower --lr than "
             f"{settings.lr:g} in a new folder may help."
         )
-    pruned.check_zeros()
+    for each in all_pruned:
+        each.check_zeros()
     return Trained(total, seconds, checkpoint.seconds if checkpoint else 0.0, optimizer_tensors(raw_optimizer))
 
 
@@ -177,6 +188,8 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.
         return torch.optim.SGD(
             parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
+    if settings.optimizer == "lars":
+        return Lars(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     fused = parameters[0].device.type in ("cpu", "cuda")  # one pass: 33 ms a step on MiniLM on one core, else 250 ms
     return torch.optim.AdamW(
         parameters, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay, fused=fused

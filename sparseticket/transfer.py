@@ -85,7 +85,7 @@ def transfer(
 
 
 def _build(settings: TransferSettings, weights: str, seed: int, accelerator: Accelerator, screen: Screen) -> Workbench:
-    options = TaskOptions(_path(settings.data), settings.training.batch_size, settings.training.max_length)
+    options = TaskOptions.of(settings.training, settings.data)
     return Workbench.build(
         settings.model,
         settings.task,

@@ -16,7 +16,7 @@ from sparseticket.masks import Masks
 from sparseticket.models import ModelSpec, Network, resolve
 from sparseticket.permute import permute
 from sparseticket.rewind import Origin
-from sparseticket.settings import Protocol
+from sparseticket.settings import RANDOM, Protocol
 from sparseticket.tasks import Task, TaskOptions, make_task
 from sparseticket.ticket import POOLER
 
@@ -54,9 +54,11 @@ class Workbench:
         """Read the data, build the network with its head drawn from ``seed``, and copy its state."""
         if options.data is not None and not is_there(options.data):
             raise UserError(f"there is no file or folder {options.data}: give the data's place with --data.")
+        spec = resolve(model)
+        if weights is not None and str(weights) == RANDOM:
+            spec, weights = spec.from_scratch(), None
         if weights is not None and not weights.is_file():
             raise UserError(f"there is no file {weights}: give the weights' file with --weights.")
-        spec = resolve(model)
         made = make_task(task, spec, options)
         if adapt := getattr(made, "adapt", None):  # images of 32 × 32 give a torchvision ResNet a smaller stem
             spec = adapt(spec)

@@ -26,11 +26,13 @@ def find(
     pattern: Annotated[
         str | None, Option(help="unstructured, 2:4, block:64x64, heads, neurons, heads+neurons, channels.")
     ] = None,
-    optimizer: Annotated[str | None, Option(help="adamw or sgd.")] = None,
+    optimizer: Annotated[str | None, Option(help="adamw, sgd or lars.")] = None,
     lr: Annotated[float | None, Option(help="Learning rate.")] = None,
     batch_size: Annotated[int | None, Option(help="Examples a step, over all processes.")] = None,
     max_length: Annotated[int | None, Option(help="Tokens of a text.")] = None,
     weight_decay: Annotated[float | None, Option(help="Weight decay.")] = None,
+    temperature: Annotated[float | None, Option(help="Of simclr's and moco's losses.")] = None,
+    queue: Annotated[int | None, Option(help="Keys that moco holds.")] = None,
     precision: Annotated[str | None, Option(help="no, fp16 or bf16 (mixed precision).")] = None,
     kernels: Annotated[
         str | None, Option(help="auto: on a GPU, sparse kernels where they are faster. off: dense everywhere.")
@@ -39,7 +41,9 @@ def find(
         bool, Option("--dense/--no-dense", help="Where pruning comes first: train one dense network for reference.")
     ] = True,
     seed: Annotated[int, Option(help="Every random draw is a function of it.")] = 0,
-    weights: Annotated[Path | None, Option(help="File of the pre-trained weights, instead of the model's own.")] = None,
+    weights: Annotated[
+        Path | None, Option(help="File of the pre-trained weights, instead of the model's own; random: none.")
+    ] = None,
     data: Annotated[Path | None, Option(help="File or folder of the task's data.")] = None,
     out: Annotated[Path | None, Option(help="Run folder. Default: runs/MODEL-TASK.")] = None,
     checkpoint_every: Annotated[float, Option(help="Seconds between checkpoints inside a round.")] = 300.0,
@@ -76,6 +80,8 @@ def find(
             "optimizer": optimizer,
             "lr": lr,
             "weight_decay": weight_decay,
+            "temperature": temperature,
+            "queue": queue,
             "precision": precision,
             "kernels": kernels,
         },

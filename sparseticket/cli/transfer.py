@@ -18,7 +18,7 @@ def transfer(
         list[str] | None, Option(help="Another arm, as `sparseticket control` has them; repeatable.")
     ] = None,
     round_length: Annotated[str | None, Option(help="Length of each training: 3ep or 500it.")] = None,
-    optimizer: Annotated[str | None, Option(help="adamw or sgd.")] = None,
+    optimizer: Annotated[str | None, Option(help="adamw, sgd or lars.")] = None,
     lr: Annotated[float | None, Option(help="Learning rate.")] = None,
     batch_size: Annotated[int | None, Option(help="Examples a step, over all processes.")] = None,
     max_length: Annotated[int | None, Option(help="Tokens of a text.")] = None,

@@ -6,15 +6,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sparseticket.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-HeadKind = Literal["sequence-classification", "regression", "masked-lm", "question-answering", "image-classification"]
+HeadKind = Literal[
+    "sequence-classification",
+    "regression",
+    "masked-lm",
+    "question-answering",
+    "image-classification",
+    "projection",
+    "detection",
+    "segmentation",
+    "segmentation-v3",
+]
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a task puts on the backbone: its kind and, for a classifier, how many classes (and their names if known)."""
+    """What a task puts on the backbone: its kind and, for a classifier, how many classes (and their names if known).
+
+    Of a projection, ``classes`` is the number of dimensions that it projects to.
+    """
 
     kind: HeadKind
     classes: int = 0
@@ -76,6 +91,14 @@ class ModelSpec:
         (``derive(seed, "head")``) unless the checkpoint has one that fits.
         """
         raise NotImplementedError
+
+    def from_scratch(self) -> ModelSpec:
+        """The same model without pre-trained weights: all of a network is drawn from the seed.
+
+        Raises:
+            UserError: this kind of model has no such beginning here.
+        """
+        raise UserError(f"{self.name} begins at pre-trained weights: random ones are for vision models.")
 
     def untrained(self, network: Network, *, seed: int) -> Network:
         """``network`` as its architecture initialises it, drawn from ``seed`` (``derive(seed, "init")``)."""

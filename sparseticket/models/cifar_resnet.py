@@ -11,8 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseticket.models import register
+from sparseticket.models.stages import SceneFormat
 from sparseticket.models.vision import ImageFormat, VisionModel
 
+# stages of stride 2 and 4; at stride 1 a pyramid or decoder would cost more than all the rest
+SCENE = SceneFormat(
+    size=128,
+    pyramid=("layer3",),
+    strides=(4, 8, 16),
+    low_level="layer2",
+    channels=64,
+    convolutions=2,
+    dilates=False,
+)
 BLOCKS_PER_STAGE = {"resnet20-cifar": 3, "resnet32-cifar": 5, "resnet44-cifar": 7, "resnet56-cifar": 9}
 
 
@@ -88,4 +99,4 @@ class CifarResNet(VisionModel):
 
 @register(*BLOCKS_PER_STAGE)
 def _make(alias: str) -> VisionModel:
-    return CifarResNet(name=alias, kind="vision", format=ImageFormat(size=32), head_name="linear")
+    return CifarResNet(name=alias, kind="vision", format=ImageFormat(size=32), head_name="linear", scene=SCENE)

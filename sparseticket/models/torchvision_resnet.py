@@ -9,8 +9,18 @@ from torch import Tensor, nn
 
 from sparseticket.errors import UserError
 from sparseticket.models import register
+from sparseticket.models.stages import SceneFormat
 from sparseticket.models.vision import ImageFormat, VisionModel
 
+SCENE = SceneFormat(  # torchvision's FCOS, and both papers' DeepLab
+    size=512,
+    pyramid=("layer2", "layer3", "layer4"),
+    strides=(8, 16, 32, 64, 128),
+    low_level="layer1",
+    channels=256,
+    convolutions=4,
+    dilates=True,
+)
 SMALL_IMAGES = 32  # up to this size the usual stem (7x7 stride 2, then max-pool) would leave 1x1 feature maps
 
 
@@ -45,4 +55,4 @@ class TorchvisionResNet(VisionModel):
 
 @register("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 def _make(alias: str) -> VisionModel:
-    return TorchvisionResNet(name=alias, kind="vision", format=ImageFormat(size=224), head_name="fc")
+    return TorchvisionResNet(name=alias, kind="vision", format=ImageFormat(size=224), head_name="fc", scene=SCENE)

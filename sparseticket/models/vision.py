@@ -16,13 +16,17 @@ from torch import Tensor, nn
 from sparseticket.errors import UserError
 from sparseticket.files import replace_folder, write_json, write_whole
 from sparseticket.models.base import Head, ModelSpec, Network
-from sparseticket.models.vision_weights import check_fit, read_weights
+from sparseticket.models.scene import MODULES, head_of, scene_module, scene_network
+from sparseticket.models.stages import SceneFormat
+from sparseticket.models.vision_layouts import Stored
+from sparseticket.models.vision_weights import check_fit, coverage, read_weights
 from sparseticket.seeds import derive
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STEM = "conv1.weight"  # never pruned, in either paper's code
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+HEADLESS = 0  # classes of a saved backbone
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,15 @@ class VisionModel(ModelSpec):
     """A ResNet by alias. Families say how the bare network is made and where its usual weights come from.
 
     ``small_stem`` is the 3x3 stride-1 stem without max-pool for 32x32 images; ``class_names`` are the task's, if known.
+    ``scratch``: :meth:`build` without a weights file leaves the usual ones out.
     """
 
     format: ImageFormat
     head_name: str
+    scene: SceneFormat
     small_stem: bool = False
     class_names: tuple[str, ...] | None = None
+    scratch: bool = False
 
     def make_module(self, classes: int) -> nn.Module:
         """The bare network, randomly initialised from torch's global generator."""
@@ -53,6 +60,10 @@ class VisionModel(ModelSpec):
     def default_weights(self) -> dict[str, Tensor] | None:
         """The weights that this architecture is usually pre-trained with; None where there are none to be had."""
         raise NotImplementedError
+
+    def from_scratch(self) -> VisionModel:
+        """See :meth:`ModelSpec.from_scratch`."""
+        return replace(self, scratch=True)
 
     def for_images(self, size: int) -> VisionModel:
         """The same architecture for images of another size."""
@@ -64,9 +75,11 @@ class VisionModel(ModelSpec):
         Raises:
             UserError: the file cannot be read or does not fit, or there is no network to fetch the usual weights.
         """
-        if head.kind != "image-classification":
-            raise UserError(f"{self.name} classifies images: it cannot have a head for {head.kind}.")
-        module = self._random_module(head.classes, seed)
+        if head.kind in MODULES:
+            return self._scene_network(head, seed, weights)
+        if head.kind not in ("image-classification", "projection"):
+            raise UserError(f"{self.name} is for images: it cannot have a head for {head.kind}.")
+        module = self._random_module(head, seed)
         network = Network(
             spec=self,
             module=module,
@@ -75,33 +88,69 @@ class VisionModel(ModelSpec):
             head=frozenset(name for name in module.state_dict() if name.startswith(f"{self.head_name}.")),
             pretrained=frozenset(),
         )
-        stored = self.default_weights() if weights is None else read_weights(weights)
+        stored = self._stored(weights)
         if stored is None:
-            network.notes.append(
-                f"no pre-trained weights: {self.name} starts from random initialisation, drawn from the seed "
-                "(pass --weights FILE for pre-trained ones)"
-            )
+            network.notes.append(self._no_weights)
         else:
-            _load_pretrained(network, stored, source=str(weights or f"the usual weights of {self.name}"))
+            source = str(weights or f"the usual weights of {self.name}")
+            dropped = _load_pretrained(network, stored, source=source)
+            if weights is not None:
+                network.notes.append(coverage(network.pretrained, network.backbone(), dropped, stored.left, source))
         if stored is not None and STEM not in network.pretrained:
             network.notes.append(f"{self.name} for small images: its 3x3 conv1 is drawn from the seed")
         return network
 
-    def _random_module(self, classes: int, seed: int) -> nn.Module:
+    def _stored(self, weights: Path | None) -> Stored | None:
+        if weights is not None:
+            return read_weights(weights)
+        usual = None if self.scratch else self.default_weights()
+        return None if usual is None else Stored(usual, {})
+
+    def _scene_network(self, head: Head, seed: int, weights: Path | None) -> Network:
+        stored = self._stored(weights)
+        source = str(weights or f"the usual weights of {self.name}")
+        network = scene_network(self, head, seed, None if stored is None else stored.tensors, source)
+        if stored is None:
+            network.notes.append(self._no_weights)
+        return network
+
+    @property
+    def _no_weights(self) -> str:
+        return (
+            f"no pre-trained weights: {self.name} starts from random initialisation, drawn from the seed "
+            "(pass --weights FILE for pre-trained ones)"
+        )
+
+    def _random_module(self, head: Head, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(seed, "init"))
-            module = self.make_module(classes)
+            module = self.make_module(max(1, head.classes))
             torch.default_generator.manual_seed(derive(seed, "head"))
-            module.get_submodule(self.head_name).reset_parameters()
+            classifier = module.get_submodule(self.head_name)
+            assert isinstance(classifier, nn.Linear)
+            classifier.reset_parameters()
+            if head.kind == "projection":
+                setattr(module, self.head_name, projection_head(classifier.in_features, head.classes))
         return module
 
     def untrained(self, network: Network, *, seed: int) -> Network:
         """See :meth:`ModelSpec.untrained`."""
-        classes = network.module.get_submodule(self.head_name).out_features
-        return replace(network, module=self._random_module(classes, seed))
+        head = self._head_of(network.module)
+        module = scene_module(self, head, seed) if head.kind in MODULES else self._random_module(head, seed)
+        return replace(network, module=module)
+
+    def _head_of(self, module: nn.Module) -> Head:
+        if scene := head_of(module):
+            return scene
+        head = module.get_submodule(self.head_name)
+        if isinstance(head, nn.Sequential):
+            return Head("projection", head[-1].out_features)
+        return Head("image-classification", head.out_features)
 
     def save(self, network: Network, folder: Path) -> None:
         """Write ``model.safetensors`` (a plain state_dict) and ``model.json``; an earlier save there is replaced.
+
+        A projection head is left out, as pre-training leaves it: what is saved is the backbone, which ends in features.
 
         Raises:
             UserError: the folder holds other files.
@@ -109,11 +158,20 @@ class VisionModel(ModelSpec):
         """
         if folder.exists() and {file.name for file in folder.iterdir()} - {WEIGHTS, DESCRIPTION}:
             raise UserError(f"{folder} holds other files: give a new folder to save the model in.")
-        classes = network.module.get_submodule(self.head_name).out_features
+        head, format = self._head_of(network.module), self.format
+        classes = HEADLESS if head.kind == "projection" else head.classes
         description = SavedModel(
-            self.name, classes, self.class_names, self.format.size, self.format.mean, self.format.std, self.small_stem
+            architecture=self.name,
+            classes=classes,
+            class_names=self.class_names,
+            size=format.size,
+            mean=format.mean,
+            std=format.std,
+            small_stem=self.small_stem,
+            head=head.kind if classes else "image-classification",
         )
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.module.state_dict().items()}
+        kept = network.module.state_dict() if classes else network.backbone()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}
         with replace_folder(folder) as new:
             write_whole(new / WEIGHTS, safetensors_bytes(tensors))
             write_json(new / DESCRIPTION, asdict(description))
@@ -125,13 +183,18 @@ def prunable_names(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in convolutions if name != STEM)
 
 
-def _load_pretrained(network: Network, stored: dict[str, Tensor], *, source: str) -> None:
-    """Copy what was stored into the network; the head only where it has as many classes."""
-    spec, live = network.spec, network.module.state_dict()
+def projection_head(width: int, dimensions: int) -> nn.Sequential:
+    """The MLP of SimCLR and MoCo v2 on pooled features, fp32 [B, width] to [B, dimensions]; MoCo v2's own names."""
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dimensions))
+
+
+def _load_pretrained(network: Network, file: Stored, *, source: str) -> list[str]:
+    """Copy what was stored into the network; the head only where it is of the same shape. Returns what was not used."""
+    spec, live, stored = network.spec, network.module.state_dict(), file.tensors
     assert isinstance(spec, VisionModel)
     fitting_head = all(name in stored and stored[name].shape == live[name].shape for name in network.head)
-    head_prefix = f"{spec.head_name}."
-    wanted = {name: tensor for name, tensor in stored.items() if fitting_head or not name.startswith(head_prefix)}
+    of_head = tuple({f"{spec.head_name}.", "fc."})  # published checkpoints call it fc, whatever the network does
+    wanted = {name: tensor for name, tensor in stored.items() if fitting_head or not name.startswith(of_head)}
     if spec.small_stem and STEM in wanted and wanted[STEM].shape[-2:] == (7, 7):
         del wanted[STEM]  # as in the vision paper: a 7x7 stem has no place on 32x32 images
     missing_allowed = network.head | ({STEM} if spec.small_stem else frozenset())
@@ -141,11 +204,12 @@ def _load_pretrained(network: Network, stored: dict[str, Tensor], *, source: str
             live[name].copy_(tensor)
     network.pretrained = frozenset(wanted) - network.head
     network.head_pretrained = fitting_head
+    return [name for name in stored if name not in wanted]
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """The ``model.json`` beside a saved network's weights."""
+    """The ``model.json`` beside a saved network's weights. 0 classes: no head, the network ends in pooled features."""
 
     architecture: str
     classes: int
@@ -154,6 +218,7 @@ class SavedModel:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     small_stem: bool
+    head: str = "image-classification"
 
 
 def describe_saved(folder: Path) -> SavedModel:
@@ -163,17 +228,20 @@ def describe_saved(folder: Path) -> SavedModel:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no saved vision model: {path.name} cannot be read ({error}).") from error
+    if isinstance(found, dict):
+        found = {"head": "image-classification", **found}  # not said by files from before there were others
     if not isinstance(found, dict) or set(found) != set(SavedModel.__dataclass_fields__):
         raise UserError(f"{path} does not describe a saved vision model.")
     names = found["class_names"]
     sound = (
         isinstance(found["architecture"], str)
-        and _is_count(found["classes"])
+        and _is_count(found["classes"], least=HEADLESS)
         and _is_count(found["size"])
         and _are_three_numbers(found["mean"])
         and _are_three_numbers(found["std"])
         and min(found["std"]) > 0
         and isinstance(found["small_stem"], bool)
+        and found["head"] in ("image-classification", *MODULES)
         and (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)))
         and (names is None or len(names) == found["classes"])
     )
@@ -184,8 +252,8 @@ def describe_saved(folder: Path) -> SavedModel:
     return SavedModel(**{**found, "class_names": None if names is None else tuple(names)})
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= 1_000_000
 
 
 def _are_three_numbers(value: Any) -> bool:
@@ -208,7 +276,13 @@ def make_saved(folder: Path) -> nn.Module:
     spec = resolve(saved.architecture)
     if not isinstance(spec, VisionModel):
         raise UserError(f"{folder / DESCRIPTION}: {saved.architecture!r} is not a vision model.")
-    return replace(spec.for_images(saved.size), small_stem=saved.small_stem)._random_module(saved.classes, seed=0)
+    spec = replace(spec.for_images(saved.size), small_stem=saved.small_stem)
+    if saved.head in MODULES:
+        return scene_module(spec, Head(saved.head, saved.classes), seed=0)
+    module = spec._random_module(Head("image-classification", saved.classes), seed=0)
+    if saved.classes == HEADLESS:
+        setattr(module, spec.head_name, nn.Identity())
+    return module
 
 
 def load_saved(folder: Path) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Weights files of vision models: brought to plain names, and checked against the network before they are used."""
+"""Weights files of vision models: read, checked against the network before they are used, and what of them was used."""
 
 from __future__ import annotations
 
@@ -9,29 +9,20 @@ import torch
 from torch import Tensor
 
 from sparseticket.errors import UserError
+from sparseticket.models.vision_layouts import Stored, convert
 from sparseticket.weights_file import read_tensors
 
-WRAPPERS = ("module.", "backbone.")  # DataParallel, and detection code
 COUNTER = "num_batches_tracked"  # files from before torch 0.4.1 have none
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> Stored:
     """The tensors of a weights file by their plain names: fp32, integers as they are, on the CPU.
 
     Raises:
         UserError: there is no such file, or it holds no dictionary of tensors, or the same tensor twice.
     """
-    stored = read_tensors(path)
-    plain = {_without_wrappers(name): _as_fp32(tensor) for name, tensor in stored.items()}
-    if len(plain) != len(stored):
-        raise UserError(f"--weights {path} holds the same tensor twice, with and without {' or '.join(WRAPPERS)}.")
-    return plain
-
-
-def _without_wrappers(name: str) -> str:
-    while name.startswith(WRAPPERS):
-        name = name.split(".", 1)[1]
-    return name
+    found = {name: _as_fp32(tensor) for name, tensor in read_tensors(path).items()}
+    return convert(found, f"--weights {path}")
 
 
 def _as_fp32(tensor: Tensor) -> Tensor:
@@ -72,11 +63,32 @@ def check_fit(
     ]
     found = [problem for problem in problems if problem]
     if found:
+        covered = sum(name in required and stored[name].shape == live[name].shape for name in shared)
         raise UserError(
-            f"{source} does not fit {model}.\n  "
+            f"{source} does not fit {model}: {covered} of the {len(required)} tensors that it needs are there.\n  "
             + "\n  ".join(found)
             + "\nChoose the --model that the weights were saved from, or other weights."
         )
+
+
+def coverage(
+    loaded: frozenset[str], backbone: Iterable[str], dropped: Iterable[str], left: Mapping[str, int], source: str
+) -> str:
+    """One sentence: how much of the backbone came from ``source``, what of it was not used, and what it lacked.
+
+    BatchNorm's counters are not counted: old files have none.
+    """
+    names = [name for name in backbone if not name.endswith(COUNTER)]
+    missing = [name for name in names if name not in loaded]
+    unused = [f"{count} of its {kind}" for kind, count in left.items()]
+    if beside := list(dropped):
+        unused.append(f"{len(beside)} that do not fit this network ({', '.join(beside[:3])})")
+    said = [f"{len(names) - len(missing)} of the {len(names)} tensors of the backbone come from {source}"]
+    if unused:
+        said.append(f"not used: {', '.join(unused)}")
+    if missing:
+        said.append(f"not in it: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
+    return "; ".join(said)
 
 
 def _list(title: str, names: Iterable[str], shown: int = 3) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ class Recipe:
     source: str
     settings: RunSettings
     transfer: TransferPart | None
+
+    def instead(self, *, model: str | None = None, seeds: int | None = None) -> Recipe:
+        """The same recipe for another model, or over another number of seeds."""
+        transfer = replace(self.transfer, seeds=seeds) if self.transfer and seeds else self.transfer
+        return replace(self, settings=replace(self.settings, model=model or self.settings.model), transfer=transfer)
 
 
 def names() -> list[str]:

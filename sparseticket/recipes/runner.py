@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sparseticket.data_places import recorded
+from sparseticket.errors import UserError
 from sparseticket.imp import find
 from sparseticket.progress import Screen
 from sparseticket.recipes import Recipe
 from sparseticket.recipes.study import Study
 from sparseticket.recipes.study_runner import run_study
 from sparseticket.runs import TICKET, RunFolder
+from sparseticket.settings import weights_setting
 from sparseticket.show import show_beside_paper, show_find, show_transfer
 from sparseticket.team import ALONE, Team
 from sparseticket.transfer import transfer
@@ -26,16 +29,23 @@ def run_recipe(
     weights: Path | None,
     out: Path | None,
     screen: Screen,
+    weights_by_name: Mapping[str, Path] | None = None,
     team: Team = ALONE,
 ) -> dict[str, Any]:
-    """Run it into ``out`` (default ``runs/RECIPE``), shared by a ``team``; returns what each part summarised."""
+    """Run it into ``out`` (default ``runs/RECIPE``), shared by a ``team``; returns what each part summarised.
+
+    ``weights_by_name`` are those of a study's steps that name theirs, ``weights`` those of all others.
+    """
     folder = out or Path("runs") / recipe.name.removesuffix(".toml").replace("/", "-")
+    by_name = weights_by_name or {}
     if isinstance(recipe, Study):
-        return run_study(recipe, folder, data=data, weights=weights, screen=screen, team=team)
+        return run_study(recipe, folder, data=data, weights=weights, by_name=by_name, screen=screen, team=team)
+    if by_name:
+        raise UserError(f"recipe {recipe.name} has one network: give its weights as --weights FILE, without a name.")
     settings = replace(
         recipe.settings,
         data=recorded(data) if data else recipe.settings.data,
-        weights=str(weights.resolve()) if weights else recipe.settings.weights,
+        weights=weights_setting(weights) or recipe.settings.weights,
     )
     screen.say(f"{recipe.title} ({recipe.name})")
     team.once("find", lambda: find(settings, folder, screen=screen))

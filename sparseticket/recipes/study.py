@@ -3,7 +3,9 @@
 It has ``title`` and ``source``, optionally ``model`` and ``[training]`` (they replace those of every step), and steps,
 each a ``[[step]]`` with a ``name`` and one verb:
 
-- ``find = RECIPE``: a ticket by that recipe; ``protocol`` and ``training`` replace fields of it, ``seed`` its seed;
+- ``find = RECIPE``: a ticket by that recipe; ``protocol`` and ``training`` replace fields of it, ``seed`` its seed,
+  ``model`` its model, ``weights`` its θ_p (``random``, or a name that the user gives a file for);
+  ``dense_round = STEP`` takes the dense round of an earlier ``find`` with another schedule, sparsity or pattern;
 - ``control = STEP``: a control of that step's ticket, of the ``kind`` that is named;
 - ``transfer = STEP``: its ticket beside dense and ``controls``, over ``seeds``, on its own or another ``task``;
 - ``sweep = STEP``: the tickets of all its rounds beside dense, and the highest sparsity that matches;
@@ -25,7 +27,7 @@ from sparseticket.errors import UserError
 from sparseticket.settings import Protocol, RunSettings, Training, from_table
 
 USES = {  # what may stand beside each verb
-    "find": {"protocol", "training", "seed"},
+    "find": {"protocol", "training", "seed", "model", "weights", "dense_round"},
     "control": {"kind", "seed", "round"},
     "transfer": {"task", "seeds", "controls", "round", "training", "paper"},
     "sweep": {"seeds", "training", "paper"},
@@ -45,11 +47,14 @@ class Step:
     of: list[str]
     kind: str = ""
     task: str = ""
+    model: str = ""
+    weights: str = ""
     tasks: list[str] = field(default_factory=list)
     controls: list[str] = field(default_factory=list)
     seed: int = 0
     seeds: int = 3
     round: int = -1
+    dense_round: str = ""
     protocol: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     paper: dict[str, Any] = field(default_factory=dict)
@@ -65,6 +70,12 @@ class Study:
     steps: list[Step]
     found: dict[str, RunSettings]
     training: dict[str, Any]
+
+    def instead(self, *, model: str | None = None, seeds: int | None = None) -> Study:
+        """The same study of another model, or over another number of seeds."""
+        found = {name: replace(one, model=model or one.model) for name, one in self.found.items()}
+        steps = [replace(one, seeds=seeds) if seeds and "seeds" in USES[one.verb] else one for one in self.steps]
+        return replace(self, found=found, steps=steps)
 
     @property
     def tasks(self) -> set[str]:
@@ -147,6 +158,9 @@ def _check_references(step: Step, earlier: list[Step]) -> None:
         if step.verb == "matrix" and len(set(what)) < len(what):
             raise UserError(f"a matrix names each row and column once, not {what}.")
     if step.verb == "find":
+        finds = [other.name for other in earlier if other.verb == "find"]
+        if step.dense_round and step.dense_round not in finds:
+            raise UserError(f"dense_round names {step.dense_round!r}, and the finds before it are {finds}.")
         return
     makers = ("find",) if step.verb in ("sweep", "control") else ("find", "control")
     with_tickets = [other.name for other in earlier if other.verb in makers]
@@ -162,7 +176,7 @@ def _settings(base: RunSettings, step: Step, model: str | None, training: dict[s
         from_table(kind, {**vars(getattr(base, what)), **table}, where=what)
     return replace(
         base,
-        model=model or base.model,
+        model=step.model or model or base.model,
         seed=step.seed,
         protocol=replace(base.protocol, **step.protocol),
         training=replace(base.training, **(training | step.training)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from sparseticket.compare import compare
 from sparseticket.control_ticket import make_control
 from sparseticket.data_places import data_of, recorded
+from sparseticket.errors import UserError
 from sparseticket.files import write_json, write_whole
 from sparseticket.imp import find
 from sparseticket.matrix import Asked, matrix
@@ -17,6 +18,7 @@ from sparseticket.progress import Screen
 from sparseticket.recipes.study import USES, Step, Study
 from sparseticket.recipes.study_report import markdown
 from sparseticket.runs import TICKET, RunFolder, read_json
+from sparseticket.settings import RANDOM, weights_setting
 from sparseticket.show import show_beside_paper, show_compared, show_find, show_matrix, show_sweep, show_transfer
 from sparseticket.team import ALONE, Team
 from sparseticket.ticket import Ticket
@@ -26,30 +28,56 @@ from sparseticket.verdict import Verdict, highest_matching
 
 
 def run_study(
-    study: Study, out: Path, *, data: Path | None, weights: Path | None, screen: Screen, team: Team = ALONE
+    study: Study,
+    out: Path,
+    *,
+    data: Path | None,
+    weights: Path | None,
+    by_name: Mapping[str, Path],
+    screen: Screen,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Run the steps in order; returns (and leaves) ``study.json``: by step, what it gave and what the paper prints.
 
     ``study.md`` has its tables. The processes of a ``team`` first share the tickets that are to be found, then the
     trainings of each other step.
+
+    Raises:
+        UserError: data or weights are missing, said before anything is trained; or as a step does.
     """
     screen.say(f"{study.title} ({study.name}): {len(study.steps)} steps into {out}")
-    running = _Running(study, out, data, weights, screen, team)
+    _check_weights(study, by_name)
+    running = _Running(study, out, data, weights, by_name, screen, team)
     for task in study.tasks:
         running._data(task)  # what is missing is said before anything is trained
     for step in study.steps if team.count > 1 else []:
         if step.verb == "find" and team.takes(f"find {step.name}"):
+            if step.dense_round:  # an earlier step, so somebody has taken it
+                team.wait_for(f"find {step.dense_round}")
             running.find(step)
+            team.finished(f"find {step.name}")
     team.wait("all are found")
     results: dict[str, Any] = {}
     for number, step in enumerate(study.steps, 1):
         screen.say(f"\nStep {number} of {len(study.steps)}: {step.name} ({step.verb} {', '.join(step.of)})")
-        results[step.name] = {"verb": step.verb, "result": running.verbs[step.verb](step), "paper": step.paper or None}
+        result = running.verbs[step.verb](step)
+        results[step.name] = {"verb": step.verb, "of": step.of, "result": result, "paper": step.paper or None}
         said = {"recipe": study.name, "title": study.title, "steps": results}
         write_json(out / "study.json", said)
         write_whole(out / "study.md", markdown(said))
     screen.say(f"\nAll steps: {out / 'study.json'}\nTables: {out / 'study.md'}")
     return results
+
+
+def _check_weights(study: Study, given: Mapping[str, Path]) -> None:
+    """Every pre-training that a step names has its file, and no other is given."""
+    asked = {step.weights for step in study.steps if step.weights not in ("", RANDOM)}
+    if missing := sorted(asked - given.keys()):
+        ways = " ".join(f"--weights {name}=FILE" for name in missing)
+        raise UserError(f"recipe {study.name} begins from pre-trainings that have no usual file: add {ways}.")
+    if unknown := sorted(given.keys() - asked):
+        named = ", ".join(sorted(asked)) or "none"
+        raise UserError(f"recipe {study.name} has no weights called {unknown[0]!r}; it names {named}.")
 
 
 @dataclass
@@ -58,6 +86,7 @@ class _Running:
     out: Path
     data: Path | None
     weights: Path | None
+    by_name: Mapping[str, Path]
     screen: Screen
     team: Team
 
@@ -76,9 +105,13 @@ class _Running:
         settings = replace(
             settings,
             data=recorded(data) if data else settings.data,
-            weights=str(self.weights.resolve()) if self.weights else settings.weights,
+            weights=weights_setting(
+                self.by_name.get(step.weights, Path(step.weights)) if step.weights else self.weights
+            )
+            or settings.weights,
         )
-        return find(settings, self.out / step.name, screen=self.screen)
+        dense_from = self.out / step.dense_round if step.dense_round else None
+        return find(settings, self.out / step.name, screen=self.screen, dense_from=dense_from)
 
     def _control(self, step: Step) -> dict[str, Any]:
         ticket = self._ticket(step.name)

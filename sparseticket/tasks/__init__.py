@@ -38,7 +38,7 @@ def register(name: str, *, kind: str, recipe: str) -> Callable:
 
 def entries() -> dict[str, TaskEntry]:
     """All registered tasks by name."""
-    from sparseticket.tasks import docstrings, glue, images, mlm, squad, text_files  # noqa: F401  (they register themselves)
+    from sparseticket.tasks import docstrings, glue, images, mlm, scenes, squad, text_files  # noqa: F401  (they register themselves)
 
     return dict(sorted(_REGISTRY.items()))
 

@@ -24,6 +24,8 @@ WHITE = 16  # the data set's largest grey value
 class Digits(ImageTask):
     """Needs no data: 1,437 digits to train on, 360 to evaluate on, each class in proportion. No flips."""
 
+    side = SIDE
+
     def __init__(self, spec: VisionModel, options: TaskOptions) -> None:
         if options.data is not None:
             raise UserError("task digits brings its own images: leave --data out, or choose --task image-folder.")
@@ -48,7 +50,3 @@ class Digits(ImageTask):
             batch_size=options.batch_size,
             flip=False,
         )
-
-    def adapt(self, spec: VisionModel) -> VisionModel:
-        """See :meth:`ImageTask.adapt`: images are 32x32, so torchvision's ResNets get the small stem."""
-        return super().adapt(spec if spec.format.size == SIDE else spec.for_images(SIDE))

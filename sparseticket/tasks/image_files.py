@@ -1,139 +1,212 @@
-"""Image files in ``<split>/<class>/`` folders, on disk or inside a zip: listed, checked and decoded."""
+"""The files of a data set by name, in a folder, a zip or a tar that stays packed; and the images decoded from them.
+
+Nothing is ever written where an archive says, links are not followed, and a member must be of the size that is stated.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
+import tarfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from sparseticket.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 THREADED_BYTES = 16 * 1024  # 32x32 JPEGs of 1 KB took 0.26 ms one after another and 0.41 ms on two threads
-EVAL_FOLDERS = ("test", "val", "valid", "eval")  # the first of these that is there
-LAYOUT = f"train/<class>/*.jpg and {'|'.join(EVAL_FOLDERS)}/<class>/*.jpg (or .png and so on)"
+LARGEST_FILE = 2**30  # bytes; no image or label file of a published data set is near it
+UNPACKED_BYTES = 2 * 2**30  # what a compressed tar, which has no random access, may hold in memory
 
 
 @dataclass(frozen=True)
-class ImageFiles:
-    """The files of a folder or zip, by name below the folder that holds ``train``: sizes in bytes, and how to read."""
+class DataFiles:
+    """Files by their names below one folder ("/" between parts): sizes in bytes, and how to read one.
+
+    Reading is safe from several threads and from processes forked later.
+    """
 
     source: Path
     sizes: dict[str, int]
-    read: Callable[[str], bytes]
+    get: Callable[[str], bytes]
 
-    def decode(self, name: str) -> Tensor:
-        """One image as RGB, uint8 [3, H, W]. :class:`UserError` names an image that is corrupt or gone."""
+    def read(self, name: str) -> bytes:
+        """The whole content of a file; :class:`UserError` names one that is gone, too large or damaged."""
         try:
-            image = Image.open(io.BytesIO(self.read(name))).convert("RGB")
+            if self.sizes[name] > LARGEST_FILE:
+                raise ValueError(f"{self.sizes[name]:,} bytes are too many")
+            content = self.get(name)
+            if len(content) != self.sizes[name]:
+                raise ValueError(f"{len(content):,} bytes instead of {self.sizes[name]:,}")
+        except Exception as error:  # zipfile alone raises BadZipFile, RuntimeError, NotImplementedError, zlib.error …
+            raise UserError(f"{self.source}: {name} cannot be read ({error}). Replace it or take it out.") from error
+        return content
+
+    def decode(self, name: str, mode: str = "RGB") -> Tensor:
+        """An image, uint8 [3, H, W]; with ``mode`` "L" or "P" its grey values or palette indices, [1, H, W].
+
+        Raises:
+            UserError: names an image that is corrupt, gone or, for "P", without a palette or single channel.
+        """
+        content = self.read(name)
+        try:
+            image = Image.open(io.BytesIO(content))
+            if mode == "P" and image.mode not in ("P", "L", "1"):
+                raise ValueError(f"its pixels are {image.mode}, not class indices")
+            pixels = np.array(image if mode == "P" else image.convert(mode), dtype=np.uint8)
         except Exception as error:  # on damaged files PIL's decoders raise nearly anything
             raise UserError(
                 f"{self.source}: the image {name} cannot be read ({error}). Replace it or take it out."
             ) from error
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+    def below(self, folder: str) -> DataFiles:
+        """The files inside ``folder``, by their names below it; "" is all of them."""
+        prefix = f"{folder}/" if folder else ""
+        sizes = {name.removeprefix(prefix): size for name, size in self.sizes.items() if name.startswith(prefix)}
+        return DataFiles(self.source, sizes, lambda name: self.get(prefix + name))
+
+    def around(self, *wanted: str) -> str | None:
+        """The folder, nearest to the top, in which all of the ``wanted`` files or folders are; None where none is."""
+        holders: dict[str, set[str]] = {}
+        for name in self.sizes:
+            parts = name.split("/")
+            for depth, part in enumerate(parts):
+                if part in wanted:
+                    holders.setdefault("/".join(parts[:depth]), set()).add(part)
+        found = [folder for folder, inside in holders.items() if inside >= set(wanted)]
+        return min(found, key=lambda folder: (len(folder.split("/")) if folder else 0, folder), default=None)
 
 
-def open_images(path: Path) -> ImageFiles:
-    """List the image files of a folder or a ``.zip``, with or without one folder around ``train``.
+def open_files(path: Path) -> DataFiles:
+    """List a folder, a ``.zip`` or a ``.tar`` (compressed ones are held in memory, up to 2 GB).
+
+    Hidden files and those that macOS adds to archives are left out.
 
     Raises:
-        UserError: there is nothing at ``path``, it is no zip, or there is no ``train`` in it.
+        UserError: there is nothing at ``path``, or an archive is damaged, holds links or names that lead outside.
     """
     if path.is_dir():
-        return _open_folder(path)
-    if not path.exists():
-        raise UserError(f"--data {path}: there is no such folder or zip.")
-    return _open_zip(path)
+        sizes, get = _folder(path)
+    elif not path.is_file():
+        raise UserError(f"--data {path}: there is no such folder, zip or tar.")
+    elif zipfile.is_zipfile(path):
+        sizes, get = _zip(path)
+    else:
+        sizes, get = _tar(path)
+    return DataFiles(path, {name: size for name, size in sizes.items() if not _is_hidden(name)}, get)
 
 
-def _open_folder(path: Path) -> ImageFiles:
-    folders = [path, *sorted(child for child in path.iterdir() if child.is_dir())]
-    root = next((folder for folder in folders if (folder / "train").is_dir()), None)
-    if root is None:
-        raise _no_layout(path)
+Listed = tuple[dict[str, int], Callable[[str], bytes]]
+
+
+def _folder(path: Path) -> Listed:
     sizes = {}
-    for split in ("train", *EVAL_FOLDERS):
-        for folder, _, names in os.walk(root / split):
-            for file in (Path(folder) / name for name in names):
-                if _is_image(name := file.relative_to(root).as_posix()):
-                    sizes[name] = file.stat().st_size
-    return ImageFiles(path, sizes, lambda name: (root / name).read_bytes())
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = Path(folder, name)
+            if file.exists() and S_ISREG((status := file.stat()).st_mode):
+                sizes[file.relative_to(path).as_posix()] = status.st_size
+    return sizes, lambda name: (path / name).read_bytes()
 
 
-def _open_zip(path: Path) -> ImageFiles:
+def _zip(path: Path) -> Listed:
+    opened: dict[int, zipfile.ZipFile] = {}
+
+    def archive() -> zipfile.ZipFile:  # one a process: a forked worker would move its parent's place in the file
+        if os.getpid() not in opened:
+            opened[os.getpid()] = zipfile.ZipFile(path)
+        return opened[os.getpid()]
+
     try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"--data {path} is neither a folder nor a readable zip ({error}).") from error
-    inside = {info.filename: info.file_size for info in archive.infolist() if _is_image(info.filename)}
-    around = {parts[0] for name in inside if len(parts := name.split("/", 2)) == 3 and parts[1] == "train"}
-    root = f"{min(around)}/" if around and not any(name.startswith("train/") for name in inside) else ""
-    sizes = {name.removeprefix(root): size for name, size in inside.items() if name.startswith(root)}
-    if not any(name.startswith("train/") for name in sizes):
-        raise _no_layout(path)
-    return ImageFiles(path, sizes, lambda name: archive.read(root + name))
+        members = [info for info in archive().infolist() if not info.is_dir()]
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(f"--data {path} is a damaged zip ({error}).") from error
+    return _checked(path, ((info.filename, info.file_size) for info in members)), lambda name: archive().read(name)
 
 
-def _is_image(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
-    return not hidden and PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+def _tar(path: Path) -> Listed:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            return _plain_tar(path, archive)
+    except tarfile.ReadError:
+        pass  # compressed, or no tar at all
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            return _compressed_tar(path, archive)
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"--data {path} is neither a folder nor a readable zip or tar ({error}).") from error
 
 
-def _no_layout(path: Path) -> UserError:
-    return UserError(f"--data {path}: no images in a folder named train there. Expected {LAYOUT}.")
+def _plain_tar(path: Path, archive: tarfile.TarFile) -> Listed:
+    members = [(member.name.removeprefix("./"), member) for member in archive if _is_file(path, member)]
+    sizes = _checked(path, ((name, member.size) for name, member in members))
+    offsets = {name: member.offset_data for name, member in members}
+
+    def get(name: str) -> bytes:
+        with path.open("rb") as file:
+            file.seek(offsets[name])
+            return file.read(sizes[name])
+
+    return sizes, get
 
 
-@dataclass(frozen=True)
-class LabelledFiles:
-    """One split: file names, sorted, and their classes, int64 [N]."""
+def _compressed_tar(path: Path, archive: tarfile.TarFile) -> Listed:
+    held: list[tuple[str, bytes]] = []
+    total = 0
+    for member in archive:
+        if not _is_file(path, member):
+            continue
+        total += member.size
+        if total > UNPACKED_BYTES:
+            raise UserError(
+                f"--data {path} is compressed and holds more than {UNPACKED_BYTES / 2**30:.0f} GB: single files "
+                "can be read from a plain tar only. Decompress it (gunzip, unxz), or repack it as a zip."
+            )
+        content = archive.extractfile(member)
+        assert content is not None
+        held.append((member.name.removeprefix("./"), content.read()))
+    return _checked(path, ((name, len(content)) for name, content in held)), dict(held).__getitem__
 
-    names: tuple[str, ...]
-    labels: Tensor
+
+def _is_file(path: Path, member: tarfile.TarInfo) -> bool:
+    if member.isdir():
+        return False
+    if not member.isreg() or member.issparse():
+        raise UserError(f"--data {path}: {member.name} in it is a link or device, not a plain file. Repack it without.")
+    return True
 
 
-def split_by_folders(files: ImageFiles) -> tuple[LabelledFiles, LabelledFiles, tuple[str, ...]]:
-    """The train split, the evaluation split, and the class names (train's folders, sorted).
+def _checked(path: Path, members: Iterable[tuple[str, int]]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for name, size in members:
+        parts = name.split("/")
+        if name.startswith("/") or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
+            raise UserError(f"--data {path}: the name {name!r} in it leads out of its folder. Repack it without.")
+        if name in sizes:
+            raise UserError(f"--data {path}: it holds {name} twice. Repack it with one of the two.")
+        sizes[name] = size
+    return sizes
 
-    Raises:
-        UserError: a split is missing or empty, there are fewer than two classes, or evaluation has classes of its own.
-    """
-    by_split: dict[str, dict[str, str]] = {}
-    for name in sorted(files.sizes):
-        split, *below = name.split("/")
-        if len(below) >= 2:
-            by_split.setdefault(split, {})[name] = below[0]
-    eval_folder = next((folder for folder in EVAL_FOLDERS if folder in by_split), None)
-    if "train" not in by_split or eval_folder is None:
-        missing = "train" if "train" not in by_split else " or ".join(EVAL_FOLDERS)
-        raise UserError(f"--data {files.source}: no images in class folders in {missing}. Expected {LAYOUT}.")
-    class_names = tuple(sorted(set(by_split["train"].values())))
-    if len(class_names) < 2:
-        raise UserError(
-            f"--data {files.source}: train has images of one class only ({class_names[0]}); "
-            "a classifier needs at least two class folders."
-        )
-    strangers = sorted(set(by_split[eval_folder].values()) - set(class_names))
-    if strangers:
-        raise UserError(
-            f"--data {files.source}: {eval_folder} has classes that train has not: {', '.join(strangers[:3])}."
-        )
-    number = {name: index for index, name in enumerate(class_names)}
-    train, evaluation = (
-        LabelledFiles(tuple(found), torch.tensor([number[name] for name in found.values()]))
-        for found in (by_split["train"], by_split[eval_folder])
-    )
-    return train, evaluation, class_names
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name ends as an image's does."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def identity(sizes: dict[str, int]) -> str:
@@ -144,13 +217,16 @@ def identity(sizes: dict[str, int]) -> str:
     return digest.hexdigest()
 
 
-def decode_all(files: ImageFiles, names: Sequence[str], shape: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Decode images, each through ``shape``; large ones on as many threads as there are cores."""
+def decode_all(files: DataFiles, names: Sequence[str], shape: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Decode images, each through ``shape``; large ones on as many threads as there are cores.
+
+    A data loader's worker is one of several already, and decodes on one thread.
+    """
 
     def decode(name: str) -> Tensor:
         return shape(files.decode(name))
 
-    if max(files.sizes[name] for name in names) < THREADED_BYTES:
+    if get_worker_info() or max(files.sizes[name] for name in names) < THREADED_BYTES:
         return [decode(name) for name in names]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(decode, names))

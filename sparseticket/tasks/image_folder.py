@@ -1,12 +1,15 @@
-"""Any images sorted into class folders, on disk or in a zip."""
+"""Any images sorted into class folders, on disk, in a zip or in a tar."""
 
 from __future__ import annotations
+
+from torch import Tensor
 
 from sparseticket.errors import UserError
 from sparseticket.models.vision import VisionModel
 from sparseticket.tasks import register
 from sparseticket.tasks.base import TaskOptions
-from sparseticket.tasks.image_files import LAYOUT, identity, open_images, split_by_folders
+from sparseticket.tasks.class_folders import LAYOUT, LabelledFiles, open_class_folders, split_by_folders
+from sparseticket.tasks.image_files import DataFiles, identity
 from sparseticket.tasks.image_pixels import (
     DecodedPixels,
     Pixels,
@@ -18,36 +21,39 @@ from sparseticket.tasks.image_pixels import (
 from sparseticket.tasks.image_task import SMALL_SIDE, ImageTask, Split
 
 
-@register("image-folder", kind="vision", recipe="cvpr21/image-folder")
-class ImageFolder(ImageTask):
-    """``--data``: a folder or zip with ``train/<class>/`` and ``test|val|valid|eval/<class>/``.
+class FileImages(ImageTask):
+    """Classification of image files, brought to the model's size.
 
-    Images are brought to the model's size; for a model of large images training crops are torchvision's random
-    resized ones, decoded anew each epoch.
+    Small models' images are resized, shifted and mirrored; for a model of large images training crops are torchvision's
+    random resized ones, decoded anew each epoch. ``scale`` is the share of the image that such a crop covers, and
+    ``large_view`` what evaluation sees.
     """
 
-    def __init__(self, spec: VisionModel, options: TaskOptions) -> None:
-        if options.data is None:
-            raise UserError(f"task image-folder needs --data: a folder or zip with {LAYOUT}.")
-        files = open_images(options.data)
-        train, evaluation, class_names = split_by_folders(files)
+    scale = (0.08, 1.0)  # as for ImageNet
+    large_view = staticmethod(resize_and_crop_to)
+
+    def __init__(
+        self,
+        name: str,
+        spec: VisionModel,
+        files: DataFiles,
+        train: LabelledFiles,
+        evaluation: LabelledFiles,
+        class_names: tuple[str, ...],
+        batch_size: int,
+    ) -> None:
         size = spec.format.size
-        if size <= SMALL_SIDE:
-            train_pixels = hold_if_it_fits(DecodedPixels(files, train.names, resize_to(size)), size)
-            eval_shape = resize_to(size)
-        else:
-            train_pixels = DecodedPixels(files, train.names, _unchanged)
-            eval_shape = resize_and_crop_to(size)
+        small = size <= SMALL_SIDE
+        shape = resize_to(size) if small else self.large_view(size)
+        train_pixels = DecodedPixels(files, train.names, shape if small else _unchanged)
         super().__init__(
-            "image-folder",
+            name,
             spec=spec,
-            train=Split(train_pixels, train.labels),
-            evaluation=Split(
-                hold_if_it_fits(DecodedPixels(files, evaluation.names, eval_shape), size), evaluation.labels
-            ),
+            train=Split(hold_if_it_fits(train_pixels, size) if small else train_pixels, train.labels),
+            evaluation=Split(hold_if_it_fits(DecodedPixels(files, evaluation.names, shape), size), evaluation.labels),
             class_names=class_names,
             data_id=identity({name: files.sizes[name] for name in (*train.names, *evaluation.names)}),
-            batch_size=options.batch_size,
+            batch_size=batch_size,
         )
 
     def augmented(self, *, seed: int, round: int, epoch: int) -> Pixels:
@@ -56,8 +62,19 @@ class ImageFolder(ImageTask):
         if size <= SMALL_SIDE:
             return super().augmented(seed=seed, round=round, epoch=epoch)
         assert isinstance(pixels, DecodedPixels)
-        return RandomCropPixels(pixels, size, seed=seed, round=round, epoch=epoch)
+        return RandomCropPixels(pixels, size, scale=self.scale, seed=seed, round=round, epoch=epoch)
 
 
-def _unchanged(image):  # noqa: ANN001, ANN202
+@register("image-folder", kind="vision", recipe="cvpr21/image-folder")
+class ImageFolder(FileImages):
+    """``--data``: a folder, zip or tar with ``train/<class>/`` and ``test|val|valid|validation|eval/<class>/``."""
+
+    def __init__(self, spec: VisionModel, options: TaskOptions) -> None:
+        if options.data is None:
+            raise UserError(f"task image-folder needs --data: a folder, zip or tar with {LAYOUT}.")
+        files = open_class_folders(options.data)
+        super().__init__("image-folder", spec, files, *split_by_folders(files), options.batch_size)
+
+
+def _unchanged(image: Tensor) -> Tensor:
     return image

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from sparseticket.seeds import derive, generator
-from sparseticket.tasks.image_files import ImageFiles, decode_all
+from sparseticket.tasks.image_files import DataFiles, decode_all
 
 HELD_BYTES = 2 * 2**30  # a split larger than this is decoded batch by batch
 PADDING = 4  # pixels, as for CIFAR since He et al. 2015
@@ -34,7 +34,7 @@ class Pixels(Protocol):
 class DecodedPixels:
     """Images decoded when they are asked for; ``shape`` brings each [3, H, W] to [3, S, S]."""
 
-    files: ImageFiles
+    files: DataFiles
     names: tuple[str, ...]
     shape: Callable[[Tensor], Tensor]
 
@@ -92,11 +92,16 @@ class ShiftedPixels:
 
 
 class RandomCropPixels:
-    """ImageNet's training view: torchvision's random resized crop and flip, drawn from each example's own seed."""
+    """ImageNet's training view: torchvision's random resized crop and flip, drawn from each example's own seed.
 
-    def __init__(self, pixels: DecodedPixels, size: int, *, seed: int, round: int, epoch: int) -> None:
+    ``scale`` is the least and largest share of the image's area that a crop covers.
+    """
+
+    def __init__(
+        self, pixels: DecodedPixels, size: int, *, scale: tuple[float, float], seed: int, round: int, epoch: int
+    ) -> None:
         self.pixels = pixels
-        self.view = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()])
+        self.view = v2.Compose([v2.RandomResizedCrop(size, scale=scale, antialias=True), v2.RandomHorizontalFlip()])
         self.seed = derive(seed, "augment", round, epoch)
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from sparseticket.models.vision import ImageFormat, VisionModel
 from sparseticket.seeds import generator
 from sparseticket.tasks.base import Batch, Stateless
 from sparseticket.tasks.image_pixels import Pixels, ShiftedPixels
+from sparseticket.tasks.prefetch import in_order
 
 SMALL_SIDE = 64  # pixels; larger images are augmented and evaluated as ImageNet is
 EVAL_BATCH_SMALL, EVAL_BATCH_LARGE = 500, 64  # 64 images of 224x224 keep ResNet-50's activations near 1 GB
@@ -35,6 +36,8 @@ class ImageBatches(Sequence[Batch]):
     The last batch may be smaller; with ``drop_single`` one of a single example is left out (BatchNorm in training has
     no variance to speak of there).
     """
+
+    in_workers = True
 
     def __init__(
         self, split: Split, order: Tensor, batch_size: int, format: ImageFormat, *, drop_single: bool = False
@@ -60,9 +63,14 @@ class ImageBatches(Sequence[Batch]):
 
 
 class ImageTask(Stateless):
-    """Classification of images. A subclass reads its data and calls this constructor."""
+    """Classification of images. A subclass reads its data and calls this constructor.
+
+    ``side`` is that of the images, in pixels, where they decide the input's size: a torchvision ResNet gets the 3x3
+    stem for small ones. None leaves that to the model.
+    """
 
     metric = "accuracy"
+    side: int | None = None
 
     def __init__(
         self,
@@ -74,6 +82,7 @@ class ImageTask(Stateless):
         class_names: Sequence[str],
         data_id: str,
         batch_size: int,
+        shift: bool = True,
         flip: bool = True,
     ) -> None:
         self.name = name
@@ -82,15 +91,19 @@ class ImageTask(Stateless):
         self.data_id = data_id
         self.format = self.adapt(spec).format
         self.batch_size = batch_size
-        self.flip = flip
+        self.shift, self.flip = shift, flip
         self._train, self._eval = train, evaluation
 
     def adapt(self, spec: VisionModel) -> VisionModel:
         """The model as this task needs it: with the task's class names, and a stem for the size of its images."""
+        if self.side is not None and spec.format.size != self.side:
+            spec = spec.for_images(self.side)
         return replace(spec, class_names=self.class_names)
 
     def augmented(self, *, seed: int, round: int, epoch: int) -> Pixels:
-        """The training images as they look in this epoch."""
+        """The training images as they look in this epoch: as they are, or shifted and perhaps mirrored."""
+        if not self.shift:
+            return self._train.pixels
         return ShiftedPixels(self._train.pixels, flip=self.flip, seed=seed, round=round, epoch=epoch)
 
     def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]:
@@ -116,7 +129,7 @@ class ImageTask(Stateless):
         model.eval()
         try:
             with torch.inference_mode():
-                for batch in self.batches("eval", seed=0, round=0, epoch=0):
+                for batch in in_order(self.batches("eval", seed=0, round=0, epoch=0), device):
                     accuracy.update(model(batch["pixels"].to(device)), batch["labels"].to(device))
         finally:
             for part, training in modes:

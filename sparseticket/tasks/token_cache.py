@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sparseticket.errors import RunFailure, UserError
+from sparseticket.files import cache_folder
 from sparseticket.tensors import load_tensors, save_tensors
 from sparseticket.theta import tensor_hashes
 
@@ -31,20 +31,13 @@ def cached(tokenizer: PreTrainedTokenizerBase, *content: object, make: Callable[
     sequence. A file that is missing, damaged or of another key is made again; where none can be written, none is.
     """
     key = hashlib.sha256(json.dumps([_identity(tokenizer), *content]).encode()).hexdigest()
-    path = folder() / f"{key}.safetensors"
+    path = cache_folder() / f"{key}.safetensors"
     tensors = _read(path, key)
     if tensors is None:
         tensors = make()
         with suppress(RunFailure):  # a full or read-only disk costs the next run some seconds, and this one nothing
             save_tensors(path, tensors, key=key, hashes=tensor_hashes(tensors))
     return tensors
-
-
-def folder() -> Path:
-    """Where the files are."""
-    if chosen := os.environ.get("SPARSETICKET_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "sparseticket"
 
 
 def _read(path: Path, key: str) -> Tensors | None:

@@ -158,7 +158,7 @@ def test_a_wrong_option_is_refused_before_anything_is_written(find, refused, tmp
 
 
 def test_a_vision_model_needs_its_task_named(refused):
-    refused("find", "--model", "resnet20-cifar", says="name its task with --task: cifar10, digits, image-folder")
+    refused("find", "--model", "resnet20-cifar", says="name its task with --task: cifar10, cifar100, detection, ")
 
 
 @pytest.mark.parametrize("pattern", ["heads", "heads+neurons"])

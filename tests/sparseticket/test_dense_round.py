@@ -82,10 +82,11 @@ def test_a_run_that_trains_otherwise_is_refused_before_anything_is_written(first
     assert not (tmp_path / "run").exists()
 
 
-def test_protocols_that_carry_more_than_the_network_over_a_pruning_are_refused(settings, tmp_path):
-    keeps = other_schedule(settings, head="keep")
+@pytest.mark.parametrize("carries", [{"head": "keep"}, {"rewinds": "pruned"}])
+def test_protocols_that_carry_more_than_the_network_over_a_pruning_are_refused(settings, tmp_path, carries):
+    keeps = other_schedule(settings, **carries)
     search(keeps, tmp_path / "first")
-    with pytest.raises(UserError, match="head rewind"):
+    with pytest.raises(UserError, match="rewinds backbone, head rewind"):
         search(keeps, tmp_path / "run", dense_from=tmp_path / "first")
 
 

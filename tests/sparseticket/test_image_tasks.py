@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as VF
 from sparseticket.errors import UserError
 from sparseticket.models import resolve
 from sparseticket.tasks import TaskOptions, image_pixels
-from sparseticket.tasks.images import Cifar10, Digits, ImageFolder
+from sparseticket.tasks.images import Digits, ImageFolder
 
 DATA = os.environ.get("SPARSETICKET_DATA")
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -211,55 +211,6 @@ def test_no_data_an_absent_folder_and_a_file_that_is_no_zip_are_refused(tmp_path
     for data in (None, tmp_path / "absent", tmp_path / "notes.zip"):
         with pytest.raises(UserError, match="--data"):
             folder_task(data)
-
-
-def write_cifar(folder, records=4):
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for name in (*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"):
-        content = rng.integers(0, 256, (records, 3073), dtype=np.uint8)
-        content[:, 0] %= 10
-        content.tofile(folder / name)
-    return folder
-
-
-@pytest.mark.parametrize("place", ["cifar-10-batches-bin", "."])
-def test_cifar10_reads_labels_and_colour_planes_of_the_binary_layout(tmp_path, place):
-    folder = write_cifar(tmp_path / "data" / place)
-    task = Cifar10(RESNET20, TaskOptions(data=tmp_path / "data", batch_size=6))
-    batch = task.batches("eval", **DRAW)[0]
-    records = np.fromfile(folder / "test_batch.bin", dtype=np.uint8).reshape(4, 3073)
-    assert batch["labels"].tolist() == records[:, 0].tolist()
-    pixels = as_bytes(batch["pixels"])
-    assert pixels[2, 1, 5, 7] == records[2, 1 + 1024 + 5 * 32 + 7]
-    assert np.array_equal(pixels.numpy().reshape(4, -1), records[:, 1:])
-    assert [len(b["labels"]) for b in task.batches("train", **DRAW)] == [6, 6, 6, 2]
-    assert task.head.classes == 10 and task.class_names[3] == "cat"
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (lambda folder: (folder / "data_batch_4.bin").unlink(), "data_batch_4.bin missing"),
-        (lambda folder: os.truncate(folder / "test_batch.bin", 3073 * 3 + 5), "9224 bytes"),
-        (lambda folder: os.truncate(folder / "test_batch.bin", 0), "0 bytes"),
-        (lambda folder: (folder / "data_batch_2.bin").write_bytes(b"\x0a" * 3073), "the label 10"),
-        (lambda folder: (folder / "data_batch_1.bin").rename(folder / "data_batch_1"), "pickled"),
-        (lambda folder: (folder / "data_batch_1.bin").unlink(), "no data_batch_1.bin"),
-        (shutil.rmtree, "no such folder"),
-    ],
-)
-def test_cifar10_in_another_shape_is_refused_with_where_to_get_it(tmp_path, damage, said):
-    folder = write_cifar(tmp_path / "cifar")
-    damage(folder)
-    with pytest.raises(UserError) as refused:
-        Cifar10(RESNET20, TaskOptions(data=folder))
-    assert said in str(refused.value) and "cifar-10-binary.tar.gz" in str(refused.value)
-
-
-def test_cifar10_without_data_names_the_binary_version():
-    with pytest.raises(UserError, match=r"cifar-10-binary\.tar\.gz"):
-        Cifar10(RESNET20, TaskOptions())
 
 
 def test_small_image_tasks_give_torchvisions_resnets_the_small_stem_and_leave_cifar_resnets():

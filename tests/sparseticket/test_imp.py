@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,16 @@ def test_other_settings_in_the_same_folder_are_an_error_that_shows_them(run, set
         search(changed(settings, sparsity=0.5), run)
 
 
+def test_a_setting_that_is_newer_than_a_run_has_its_default_there(run, settings, tmp_path):
+    shutil.copytree(run, tmp_path / "old")
+    file = tmp_path / "old" / "run.toml"
+    lines = [line for line in file.read_text().splitlines() if not line.startswith(("rewinds", "final_lr"))]
+    file.write_text("\n".join(lines))
+    assert search(settings, tmp_path / "old")["rounds"]
+    with pytest.raises(UserError, match=r"protocol\.rewinds: 'backbone' there, 'pruned' now"):
+        search(changed(settings, rewinds="pruned"), tmp_path / "old")
+
+
 def test_run_toml_is_everything_needed_to_run_it_again(run, settings, tmp_path):
     again = read_settings(run / "run.toml")
     assert again == settings
@@ -222,6 +233,19 @@ def test_after_rewinding_to_a_step_weights_and_head_are_those_kept_there_bit_for
     kept = {f"bert.{name}": t for name, t in load_file(tmp_path / "late" / "theta.safetensors").items()}
     kept |= load_file(tmp_path / "late" / "gamma.safetensors")
     assert equal(beginnings[1][0], kept) and equal(beginnings[2][0], kept) and not equal(beginnings[0][0], kept)
+
+
+def test_where_pruned_weights_alone_are_rewound_the_rest_of_the_backbone_keeps_its_training(
+    settings, tmp_path, beginnings
+):
+    search(changed(settings, rewinds="pruned"), tmp_path / "b")
+    first, second = (beginnings[k][0] for k in (0, 1))
+    pruned = {f"bert.{name}" for name in ticket(tmp_path / "b", 0).masks}
+    after_first = trained(tmp_path / "b", 0)
+    kept = {name for name in first if name.startswith("bert.") and name not in pruned}
+    assert all(torch.equal(second[name], after_first[name]) for name in kept)
+    assert all(torch.equal(second[name], first[name]) for name in first if name not in kept)
+    assert any(not torch.equal(after_first[name], first[name]) for name in kept)
 
 
 def test_rewinding_to_a_step_goes_back_to_the_state_kept_there(settings, tmp_path):

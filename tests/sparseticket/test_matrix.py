@@ -139,7 +139,7 @@ def test_a_matrix_that_cannot_be_is_refused_before_any_training(cli, sources, tm
         ([sources[0], twin, "--task", "text"], "twin.ticket are the same ticket"),
         ([sources[0], "--task", "text", "--task", "text"], "given twice"),
         ([sources[0], "--task", "text", "--task", "mlm", "--data", tmp_path], "--data text=PATH"),
-        ([sources[0], "--task", "text", "--data", "a", "--data", "b"], "for all tasks twice"),
+        ([sources[0], "--task", "text", "--data", "a", "--data", "b"], "twice without a name"),
         ([sources[0], "--task", "text", "--control", "none"], "there is no control"),
     ):
         code, text = cli("matrix", *arguments, "--out", tmp_path / "m")

@@ -3,7 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from sparseticket.models import resolve
+from sparseticket.models.vision import prunable_names
 from sparseticket.recipes import FOLDER, Recipe, check_names, load, load_any, names, task_defaults
 from sparseticket.tasks import entries
 
@@ -71,7 +74,10 @@ def test_the_released_bert_recipes_differ_from_the_paper_in_the_named_fields_alo
     assert task_defaults(task, "released").training == training
 
 
-@pytest.mark.parametrize("name", ["cvpr21/cifar10", "cvpr21/image-folder", "cvpr21/cifar10-released"])
+SMALL = ("cifar10", "cifar100", "svhn", "fashion-mnist")
+
+
+@pytest.mark.parametrize("name", [f"cvpr21/{t}{r}" for t in SMALL for r in ("", "-released")] + ["cvpr21/image-folder"])
 def test_the_vision_recipes_have_the_papers_settings(name):
     settings = load(name).settings
     training, protocol = settings.training, settings.protocol
@@ -83,9 +89,76 @@ def test_the_vision_recipes_have_the_papers_settings(name):
     assert not protocol.prune_first  # only on the pre-training tasks themselves
 
 
+def test_visda_has_settings_of_its_own():
+    settings = load("cvpr21/visda17").settings
+    training, protocol = settings.training, settings.protocol
+    assert (settings.model, protocol.schedule, protocol.rewind) == ("resnet50", "geometric:0.2", "theta_p")
+    assert (training.optimizer, training.lr, training.batch_size) == ("sgd", 1e-3, 128)
+    assert (training.momentum, training.weight_decay, training.round_length) == (0.9, 5e-4, "20ep")
+    assert training.decay == "steps" and [m * 20 for m in training.milestones] == [10]
+
+
+@pytest.mark.parametrize(
+    ("task", "highest"),
+    [("cifar10", 91.41), ("cifar100", 86.58), ("svhn", 91.41), ("fashion-mnist", 89.26), ("visda17", 67.23)],
+)
+def test_each_tasks_recipe_ends_at_the_highest_winning_imagenet_ticket_of_the_paper(task, highest):
+    protocol = load(f"cvpr21/{task}").settings.protocol
+    assert round(100 * protocol.sparsities()[-1], 2) == highest
+    assert protocol.sparsities() == load("cvpr21/cifar10").settings.protocol.sparsities()[: len(protocol.sparsities())]
+
+
 def test_the_cifar10_recipe_reaches_the_highest_winning_ticket_of_the_paper():
     sparsities = [round(100 * s, 2) for s in load("cvpr21/cifar10").settings.protocol.sparsities()]
     assert sparsities == [0, 20, 36, 48.8, 59.04, 67.23, 73.79, 79.03, 83.22, 86.58, 89.26, 91.41]
+
+
+# protocol.md of the papers: lr and weight decay, as in the paper and as released
+PRE_TRAININGS = {"imagenet": (1e-4, 1e-4, 1e-4), "simclr": (1e-4, 1e-4, 1e-6), "moco": (3e-4, 1e-4, 1e-4)}
+
+
+@pytest.mark.parametrize("task", PRE_TRAININGS)
+def test_the_pre_training_recipes_have_the_papers_settings(task):
+    paper, released = (task_defaults(task, name) for name in ("paper", "released"))
+    lr, *decays = PRE_TRAININGS[task]
+    for settings, decay in zip((paper, released), decays, strict=True):
+        training, protocol = settings.training, settings.protocol
+        assert (settings.model, protocol.schedule, protocol.rewind) == ("resnet50", "geometric:0.2", "theta_p")
+        assert (training.lr, training.weight_decay, training.momentum, training.decay) == (lr, decay, 0.9, "constant")
+        assert (training.round_length, training.batch_size) == ("10ep", 256)
+    assert paper.training.optimizer == "sgd"
+    assert released.training.optimizer == ("lars" if task == "simclr" else "sgd")
+    assert paper.protocol.optimizer_state == "fresh" and paper.protocol.head == "rewind"
+    assert released.protocol.optimizer_state == ("fresh" if task == "imagenet" else "keep")
+
+
+def test_the_released_simclr_recipe_lists_images_averages_before_the_logarithm_and_blurs_nothing():
+    paper, released = (task_defaults("simclr", name).training for name in ("paper", "released"))
+    assert (paper.nt_xent, paper.order, paper.blur, paper.temperature) == ("mean-of-logs", "shuffled", True, 0.5)
+    assert (released.nt_xent, released.order, released.blur, released.temperature) == (
+        "log-of-mean",
+        "listed",
+        False,
+        0.5,
+    )
+    assert task_defaults("simclr", "released").protocol.head == "keep"
+
+
+def test_resnet152_is_transferred_with_as_many_weights_left_as_resnet50():
+    study = load_any("cvpr21/resnet152")
+    sparsities = {name: settings.protocol.sparsities() for name, settings in study.found.items()}
+    left = {}
+    for step in (step for step in study.steps if step.verb == "transfer"):
+        with torch.device("meta"):
+            module = resolve(step.of[0]).make_module(1000)
+        weights = sum(dict(module.named_parameters())[name].numel() for name in prunable_names(module))
+        model, _, pair = step.name.partition("-")
+        left.setdefault(pair[3:], {})[model] = weights * (1 - sparsities[step.of[0]][step.round])
+    assert left.keys() == {"36", "59", "79", "dense"} and left["dense"]["resnet152"] == pytest.approx(
+        23_445_504, rel=1e-3
+    )
+    for pair in ("36", "59", "79"):
+        assert left[pair]["resnet152"] == pytest.approx(left[pair]["resnet50"], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", names())

@@ -32,6 +32,13 @@ protocol = {{ schedule = "one-round", sparsity = 0.5 }}
 seed = 1
 
 [[step]]
+name = "sparser"
+find = "neurips20/text"
+protocol = {{ schedule = "one-round", sparsity = 0.7 }}
+dense_round = "second"
+seed = 1
+
+[[step]]
 name = "guess"
 control = "first"
 kind = "random-mask"
@@ -93,8 +100,9 @@ def test_two_processes_share_the_trainings_and_give_what_one_gives(cli, tiny_ber
     assert done.stdout.count("All steps:") == 1  # one process speaks for all
     trained = [line.split(" ", 1) for line in log.read_text().splitlines()]
     folders = [folder for _, folder in trained]
-    # 2 rounds of each ticket; dense and three tickets for each seed; of the transfer its controls' arms: all of it once
-    assert len(set(folders)) == len(folders) == 2 * 2 + 4 * 2 + 2
+    # 2 rounds of each ticket, but one dense round of two; dense and three tickets for each seed; of the transfer its
+    # controls' arms: all of it once
+    assert len(set(folders)) == len(folders) == 3 * 2 - 1 + 4 * 2 + 2
     assert {rank for rank, _ in trained} == {"0", "1"}
 
     code, text = cli("run", recipe, "--data", data, "--out", tmp_path / "one")

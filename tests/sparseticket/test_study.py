@@ -321,3 +321,159 @@ def test_the_arm_that_is_pruned_once_trains_as_long_as_the_released_one_before_i
     before_last_pruning = len(released.protocol.sparsities()) - 1
     assert released.protocol.prune_first and once.protocol.sparsities() == [0, released.protocol.sparsity]
     assert steps["pruned-once"] == before_last_pruning * steps["released"]
+
+
+CURVE = """
+title = "A curve on digits"
+source = "mine"
+model = "resnet20-cifar"
+
+[training]
+round_length = "2it"
+batch_size = 16
+
+[[step]]
+name = "imp"
+find = "demo/digits"
+protocol = { schedule = "steps:0.3,0.5", sparsity = 0.5 }
+
+[[step]]
+name = "once"
+find = "demo/digits"
+protocol = { schedule = "one-round", sparsity = 0.5 }
+dense_round = "imp"
+
+[[step]]
+name = "at-30"
+transfer = "imp"
+round = 1
+controls = ["random-mask", "one-shot"]
+
+[[step]]
+name = "at-50"
+transfer = "once"
+"""
+
+
+def test_a_study_shares_a_dense_round_takes_another_model_and_seeds_and_is_drawn_as_a_curve(cli, tmp_path):
+    from sparseticket.bench.curves import draw, study_lines, study_table
+
+    (tmp_path / "curve.toml").write_text(CURVE)
+    arguments = ("run", tmp_path / "curve.toml", "--model", "resnet32-cifar", "--seeds", "2")
+    code, text = cli(*arguments, "--out", tmp_path / "out")
+    assert code == 0, text
+    assert "taken_from" in json.loads((tmp_path / "out/once/round-00/metrics.json").read_text())
+    title, metric, lines = study_lines(tmp_path / "out")
+    assert (title, metric) == ("resnet32-cifar on digits", "accuracy")
+    assert list(lines) == ["dense", "IMP", "random-mask", "one-shot", "one-round"]
+    assert [[round(at, 3) for at in line] for line in lines.values()] == [[0.0], [0.3], [0.3], [0.3], [0.5]]
+    assert all(arm["n"] == 2 for line in lines.values() for arm in line.values())
+    table = study_table(lines).splitlines()
+    assert table[0].startswith("| arm | 30.0") and table[3].split(" | ")[2] == "– |"
+    draw([tmp_path / "out"], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+    code, text = cli("run", tmp_path / "curve.toml", "--model", "bert-base", "--out", tmp_path / "other")
+    assert code == 2 and "is for vision models" in text and not (tmp_path / "other").exists()
+
+
+def test_a_dense_round_of_a_step_that_is_no_find_before_it_is_refused(cli, tmp_path):
+    (tmp_path / "curve.toml").write_text(CURVE.replace('dense_round = "imp"', 'dense_round = "at-30"'))
+    code, text = cli("recipes", "check", tmp_path / "curve.toml")
+    assert code == 2 and "the finds before it are ['imp']" in text
+
+
+def test_the_curve_of_a_cifar_resnet_has_every_way_of_finding_at_the_same_five_sparsities():
+    study = load_any("cifar/curve")
+    rounds = study.found["imp"].protocol.sparsities()
+    at = {step.name: rounds[step.round] for step in study.steps if step.of == ["imp"]}
+    assert sorted(at.values()) == pytest.approx([0.36, 0.6723, 0.7903, 0.8926, 0.956], abs=1e-4)
+    once = {f"at-{name.removeprefix('one-round-')}": found for name, found in study.found.items() if name != "imp"}
+    assert {name: found.protocol.sparsity for name, found in once.items()} == pytest.approx(at, abs=1e-4)
+    assert {found.protocol.schedule for found in once.values()} == {"one-round"}
+    assert all(step.dense_round == "imp" for step in study.steps if step.name in study.found and step.name != "imp")
+    assert {step.seeds for step in study.steps if step.verb == "transfer"} == {3}
+
+
+BEGINNINGS = """
+title = "Three beginnings"
+source = "mine"
+model = "resnet20-cifar"
+
+[training]
+round_length = "1it"
+batch_size = 8
+
+[[step]]
+name = "pre-trained"
+find = "demo/digits"
+weights = "simclr"
+protocol = { schedule = "one-round", sparsity = 0.5 }
+
+[[step]]
+name = "late"
+find = "demo/digits"
+weights = "random"
+training = { round_length = "2it" }
+protocol = { schedule = "one-round", sparsity = 0.5, rewind = "50%" }
+
+[[step]]
+name = "similarity"
+compare = ["pre-trained", "late"]
+"""
+
+
+@pytest.fixture
+def beginnings(tmp_path):
+    import torch
+
+    from sparseticket.models import resolve
+    from sparseticket.models.base import Head
+
+    (tmp_path / "mine.toml").write_text(BEGINNINGS)
+    network = resolve("resnet20-cifar").build(Head("image-classification", 10), seed=7)
+    torch.save(network.module.state_dict(), tmp_path / "simclr.pth")
+    return tmp_path
+
+
+def test_steps_begin_at_the_weights_that_they_name_or_at_random_ones(cli, beginnings):
+    out = beginnings / "out"
+    code, text = cli("run", beginnings / "mine.toml", "--weights", f"simclr={beginnings / 'simclr.pth'}", "--out", out)
+    assert code == 0, text
+    begun = {name: (out / name / "run.toml").read_text() for name in ("pre-trained", "late")}
+    assert f'weights = "{beginnings / "simclr.pth"}"' in begun["pre-trained"] and 'weights = "random"' in begun["late"]
+    result = json.loads((out / "study.json").read_text())["steps"]["similarity"]["result"]
+    assert not result["same_theta"]
+    assert abs(result["all"]["overlap"] - result["all"]["chance"]) < 0.05  # two independent networks
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ([], "--weights simclr=FILE"),
+        (["simclr=x.pth", "--weights", "moco=y.pth"], "no weights called 'moco'; it names simclr"),
+        (["simclr=x.pth"], "there is no file"),
+        (["x.pth", "--weights", "y.pth"], "as simclr=y.pth"),
+    ],
+)
+def test_weights_that_are_missing_or_not_asked_for_are_said_before_anything_is_trained(cli, beginnings, weights, says):
+    given = ["--weights", *weights] if weights else []
+    code, text = cli("run", beginnings / "mine.toml", *given, "--out", beginnings / "out")
+    assert code == 2 and says in text, text
+    assert not (beginnings / "out" / "pre-trained").exists()
+
+
+def test_the_vision_papers_classification_studies_are_there_with_their_figures():
+    wanted = {"sparsities", "baselines", "perturbations", "similarity", "transfers"}
+    assert {f"cvpr21/{name}" for name in wanted} <= set(studies())
+    sweeps = [step for step in load_any("cvpr21/sparsities").steps if step.verb == "sweep"]
+    assert {step.name: step.paper["matching"] for step in sweeps if "svhn" in step.name} == {
+        "svhn-imagenet-sweep": 91.41,
+        "svhn-simclr-sweep": 96.48,
+        "svhn-moco-sweep": 93.13,
+    }
+    assert len(sweeps) == 15 and {step.seeds for step in sweeps} == {3}
+    for name in ("baselines", "perturbations"):
+        study = load_any(f"cvpr21/{name}")
+        begun = {(step.weights, found.protocol.rewind) for step in study.steps if (found := study.found.get(step.name))}
+        assert begun == {("", "theta_p"), ("random", "theta_p"), ("random", "5%")}

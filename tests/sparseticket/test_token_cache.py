@@ -123,11 +123,11 @@ def test_runs_that_start_together_share_one_whole_file(tokenizer, folder, monkey
 
 
 def test_without_a_variable_it_is_in_the_users_cache_folder(monkeypatch, tmp_path):
-    from sparseticket.tasks.token_cache import folder
+    from sparseticket.files import cache_folder
 
     monkeypatch.delenv("SPARSETICKET_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert folder() == tmp_path / "sparseticket"
+    assert cache_folder() == tmp_path / "sparseticket"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert folder() == tmp_path / ".cache" / "sparseticket"
+    assert cache_folder() == tmp_path / ".cache" / "sparseticket"

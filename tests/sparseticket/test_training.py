@@ -192,6 +192,9 @@ def test_the_learning_rate_follows_its_shape():
     steps = Training(decay="steps", milestones=[0.5, 0.747])
     assert [steps.lr_factor(s, 182) for s in (0, 90, 91, 135, 136, 181)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     assert Training(decay="constant").lr_factor(7, 10) == 1
+    cosine = Training(decay="cosine", lr=1e-4, final_lr=1e-6)
+    assert [cosine.lr_factor(s, 100) for s in (0, 50, 100)] == pytest.approx([1, 0.505, 0.01])
+    assert [Training(decay="poly").lr_factor(s, 100) for s in (0, 50)] == pytest.approx([1, 0.5**0.9])
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])

