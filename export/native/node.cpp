@@ -1,5 +1,6 @@
 #include "node.h"
 
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 
@@ -74,8 +75,13 @@ Tensor Node::input(OrtKernelContext* context, size_t index) const {
   if (!value) throw std::invalid_argument("an input is missing");
   Tensor x = read(api_, value);
   if (x.type != kFloat) throw std::invalid_argument("inputs must be float");
-  if (reinterpret_cast<uintptr_t>(x.data) % alignof(float))  // one that a file holds may begin at any byte
-    throw std::invalid_argument("inputs must lie at multiples of 4 bytes");
+  if (reinterpret_cast<uintptr_t>(x.data) % alignof(float)) {  // a constant beside the model may begin at any byte
+    size_t count = 1;
+    for (int64_t size : x.shape) count *= static_cast<size_t>(size);
+    x.copy.resize(count);
+    if (count) std::memcpy(x.copy.data(), x.data, count * sizeof(float));
+    x.data = x.copy.data();
+  }
   return x;
 }
 

@@ -35,6 +35,7 @@ struct Tensor {
   int type = 0;
   std::vector<int64_t> shape;
   const void* data = nullptr;
+  std::vector<float> copy;  // of an input that begins askew
 };
 
 Tensor read(const OrtApi& api, const OrtValue* value);

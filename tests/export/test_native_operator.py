@@ -269,6 +269,22 @@ def test_weights_may_begin_at_any_byte_of_a_file_beside_the_model(library, tmp_p
     np.testing.assert_allclose(y, x @ encoded.dense() + arrays["bias"], rtol=1e-5, atol=1e-6)
 
 
+def test_what_a_layer_norm_reads_may_begin_there_too(library, tmp_path):
+    node = helper.make_node("AddLayerNorm", ["x", "x", "scale", "bias"], ["y"], domain=sparse_op.DOMAIN, epsilon=1e-5)
+    arrays = {
+        "unused": np.zeros(1, np.uint16),
+        "scale": np.linspace(1, 2, 37, dtype=np.float32),
+        "bias": np.linspace(-1, 1, 37, dtype=np.float32),
+    }
+    model = onnx.load_from_string(model_of([node], arrays))
+    onnx.save_model(model, tmp_path / "net.onnx", save_as_external_data=True, size_threshold=0)
+    x = np.random.default_rng(0).standard_normal((5, 37)).astype(np.float32)
+    (y,) = session(str(tmp_path / "net.onnx"), library).run(None, {"x": x})
+    tensors = (torch.from_numpy(array).double() for array in (2 * x, arrays["scale"], arrays["bias"]))
+    wanted = torch.nn.functional.layer_norm(next(tensors), (37,), *tensors)
+    np.testing.assert_allclose(y, wanted.numpy(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("block", [1, 4])
 @pytest.mark.parametrize(("kernel", "strides", "pads"), [((1, 1), (1, 1), (0, 0)), ((3, 2), (2, 1), (1, 2))])
 def test_a_convolution_is_torchs(library, block, kernel, strides, pads):

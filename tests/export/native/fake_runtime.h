@@ -25,7 +25,11 @@ struct OrtValue {
   OrtValue(int type, std::vector<int64_t> shape) : type(type), shape(std::move(shape)) { resize(); }
   OrtValue(const OrtValue&) = delete;
   OrtValue(OrtValue&& other)
-      : type(other.type), shape(std::move(other.shape)), aligned(other.aligned), memory_(other.memory_), size_(other.size_) {
+      : type(other.type),
+        shape(std::move(other.shape)),
+        aligned(other.aligned),
+        memory_(other.memory_),
+        size_(other.size_) {
     other.memory_ = nullptr;
   }
   ~OrtValue() { std::free(memory_); }
@@ -43,6 +47,12 @@ struct OrtValue {
     return reinterpret_cast<T*>(data());
   }
 
+  std::vector<float> floats() const {
+    std::vector<float> copy(count());
+    if (!copy.empty()) std::memcpy(copy.data(), data(), bytes());
+    return copy;
+  }
+
   // Fresh memory for type, shape and alignment as they are now; keeps what fits, and repeats 0xA5 behind it.
   void resize() {
     char* old = memory_;
@@ -57,10 +67,20 @@ struct OrtValue {
 
   static size_t element_size(int type) {
     switch (type) {
-      case 2: case 3: case 9: return 1;    // uint8, int8, bool
-      case 4: case 5: case 10: return 2;   // uint16, int16, float16
-      case 7: case 11: case 13: return 8;  // int64, double, uint64
-      default: return 4;
+      case 2:
+      case 3:
+      case 9:
+        return 1;  // uint8, int8, bool
+      case 4:
+      case 5:
+      case 10:
+        return 2;  // uint16, int16, float16
+      case 7:
+      case 11:
+      case 13:
+        return 8;  // int64, double, uint64
+      default:
+        return 4;
     }
   }
 
@@ -79,10 +99,11 @@ struct OrtKernelInfo {
   std::map<std::string, std::vector<int64_t>> attributes;
   std::vector<OrtValue> inputs;
   std::vector<bool> constant;
+  float number = 0;  // AddLayerNorm's epsilon, MaskedAttention's scale
 };
 
 struct OrtKernelContext {
-  const OrtValue* x;
+  std::vector<const OrtValue*> inputs;  // x, or all of a node without a sparse weight
   std::vector<OrtValue> y;
   bool threads;  // whether a second thread takes half of the tasks
 };
@@ -101,7 +122,9 @@ inline int calls_until_failure = -1;  // the call of the API that fails, counted
 inline int infos_held = 0;            // of OrtTensorTypeAndShapeInfo: 0 when a call is over
 inline bool is_too_old = false;       // an ONNX Runtime that lacks the version asked for
 
-inline OrtStatus* failed() { return calls_until_failure >= 0 && calls_until_failure-- == 0 ? new OrtStatus{"injected failure"} : nullptr; }
+inline OrtStatus* failed() {
+  return calls_until_failure >= 0 && calls_until_failure-- == 0 ? new OrtStatus{"injected failure"} : nullptr;
+}
 
 inline OrtStatus* create_status(int, const char* message) { return new OrtStatus{message}; }
 
@@ -165,6 +188,12 @@ inline OrtStatus* integer(const OrtKernelInfo* info, const char* name, int64_t* 
   return nullptr;
 }
 
+inline OrtStatus* number(const OrtKernelInfo* info, const char*, float* value) {
+  if (OrtStatus* status = failed()) return status;
+  *value = info->number;
+  return nullptr;
+}
+
 inline OrtStatus* integers(const OrtKernelInfo* info, const char* name, int64_t* values, size_t* count) {
   if (OrtStatus* status = failed()) return status;
   const auto found = info->attributes.find(name);
@@ -186,7 +215,7 @@ inline OrtStatus* constant_input(const OrtKernelInfo* info, size_t index, int* i
 
 inline OrtStatus* get_input(const OrtKernelContext* context, size_t index, const OrtValue** value) {
   if (OrtStatus* status = failed()) return status;
-  *value = index == 0 ? context->x : nullptr;
+  *value = index < context->inputs.size() ? context->inputs[index] : nullptr;
   return nullptr;
 }
 
@@ -198,10 +227,13 @@ inline OrtStatus* get_output(OrtKernelContext* context, size_t, const int64_t* s
   return nullptr;
 }
 
-inline OrtStatus* parallel_for(const OrtKernelContext* context, void (*work)(void*, size_t), size_t count, size_t, void* argument) {
+inline OrtStatus* parallel_for(const OrtKernelContext* context, void (*work)(void*, size_t), size_t count, size_t,
+                               void* argument) {
   if (OrtStatus* status = failed()) return status;
   const size_t half = context->threads ? count / 2 : 0;
-  std::thread other([=] { for (size_t i = 0; i < half; ++i) work(argument, i); });
+  std::thread other([=] {
+    for (size_t i = 0; i < half; ++i) work(argument, i);
+  });
   for (size_t i = count; i-- > half;) work(argument, i);
   other.join();
   return nullptr;
@@ -213,7 +245,8 @@ inline const OrtApi* api() {
     for (void*& slot : filled.slots) slot = reinterpret_cast<void*>(&std::abort);  // what must not be called
     const auto set = [&filled](int slot, auto* function) { filled.slots[slot] = reinterpret_cast<void*>(function); };
     set(0, create_status), set(26, create_domain), set(27, add_operator), set(28, add_domain), set(51, data_of);
-    set(60, type_of), set(61, rank_of), set(62, shape_of), set(65, info_of), set(86, integer), set(90, get_input);
+    set(60, type_of), set(61, rank_of), set(62, shape_of), set(65, info_of), set(85, number), set(86, integer),
+        set(90, get_input);
     set(91, get_output), set(99, release_info), set(163, integers), set(249, constant_input), set(274, parallel_for);
     return filled;
   }();

@@ -75,7 +75,8 @@ std::string message_of(OrtStatus* status, const Kind& kind) {
   if (!status) return "";
   const std::string message = status->message, name = kind.op->GetName(kind.op);
   delete status;
-  if (message == "injected failure" || message == "no such attribute" || message.rfind("the attribute is", 0) == 0) return message;
+  if (message == "injected failure" || message == "no such attribute" || message.rfind("the attribute is", 0) == 0)
+    return message;
   if (message.rfind(name + ": ", 0) != 0 || message.size() < name.size() + 10) fail("not a message: '" + message + "'");
   return message.substr(name.size() + 2);
 }
@@ -86,9 +87,11 @@ OrtValue random_x(Draw& draw, const Reference& reference) {
     shape = {draw.of<int64_t>({0, 1, 1, 1, 2}), reference.channels(), 1 + draw.below(20), 1 + draw.below(20)};
     for (int i = 0; i < 2; ++i) shape[2 + i] += std::max<int64_t>(0, reference.kernel[i] - reference.pads[i]);
   } else {
-    const int64_t rows = reference.inputs * reference.outputs > 100000 ? draw.of<int64_t>({0, 1, 2, 3, 5, 9, 17})
-        : draw.one_in(3) ? draw.below(140)
-        : draw.of<int64_t>({0, 1, 1, 2, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 129});
+    const int64_t rows =
+        reference.inputs * reference.outputs > 100000 ? draw.of<int64_t>({0, 1, 2, 3, 5, 9, 17})
+        : draw.one_in(3)
+            ? draw.below(140)
+            : draw.of<int64_t>({0, 1, 1, 2, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 129});
     shape = {rows, reference.inputs};
     if (rows == 1 && draw.one_in(2)) shape = {reference.inputs};
     if (rows % 2 == 0 && draw.one_in(2)) shape = {2, rows / 2, reference.inputs};
@@ -98,7 +101,8 @@ OrtValue random_x(Draw& draw, const Reference& reference) {
   float* values = x.as<float>();
   const float size = draw.of({1.f, 1.f, 30.f, 1e-3f, 1e15f});
   const bool halves = draw.one_in(4);  // quotients that lie between two integers
-  for (int64_t i = 0; i < x.count(); ++i) values[i] = (halves ? draw.below(255 * 2 + 1) - 255.f : draw.uniform()) * size;
+  for (int64_t i = 0; i < x.count(); ++i)
+    values[i] = (halves ? draw.below(255 * 2 + 1) - 255.f : draw.uniform()) * size;
   if (draw.one_in(3) && x.count())
     for (int64_t n = draw.of<int64_t>({1, 1, 3, 100}); n > 0; --n) values[draw.below(x.count())] = draw.odd();
   return x;
@@ -106,10 +110,18 @@ OrtValue random_x(Draw& draw, const Reference& reference) {
 
 void mutate_x(Draw& draw, OrtValue& x) {
   switch (draw.below(4)) {
-    case 0: mutate_shape(draw, x.shape); break;
-    case 1: x.type = draw.of<int>({3, 4, 6, 11}); break;
-    case 2: x.aligned = false; break;
-    case 3: x.shape = {}; break;
+    case 0:
+      mutate_shape(draw, x.shape);
+      break;
+    case 1:
+      x.type = draw.of<int>({3, 4, 6, 11});
+      break;
+    case 2:
+      x.aligned = false;
+      break;
+    case 3:
+      x.shape = {};
+      break;
   }
   double count = 1;
   for (int64_t dimension : x.shape) count *= dimension;
@@ -136,13 +148,15 @@ void compare(const Call& call, const Reference& reference, const OrtKernelContex
     const int64_t row = i / reference.outputs, output = i % reference.outputs;
     const float found = y[reference.place_in_y(row, output, shape)];
     if (!(std::abs(found - call.expected.y[i]) <= call.expected.allowed[i]))
-      fail("output " + std::to_string(output) + " of row " + std::to_string(row) + " is " + std::to_string(found) + ", not " + std::to_string(call.expected.y[i]) + ", K " + std::to_string(reference.inputs) +
-           ", N " + std::to_string(reference.outputs) + ", block " + std::to_string(reference.block));
+      fail(reference.kind.op->GetName(reference.kind.op) + std::string(": output ") + std::to_string(output) +
+           " of row " + std::to_string(row) + " is " + std::to_string(found) + ", not " +
+           std::to_string(call.expected.y[i]) + ", K " + std::to_string(reference.inputs) + ", N " +
+           std::to_string(reference.outputs) + ", block " + std::to_string(reference.block));
   }
 }
 
 void make_call(const Kind& kind, void* kernel, const Reference& reference, const Call& call, int failing) {
-  OrtKernelContext context{&call.x, {}, call.threads};
+  OrtKernelContext context{{&call.x}, {}, call.threads};
   fake::calls_until_failure = failing;
   OrtStatus* status = nullptr;
   // in a thread of its own, so that the memory it keeps between calls is never larger than this call needs
@@ -181,9 +195,132 @@ std::vector<Call> random_calls(Draw& draw, const Reference& reference) {
   return calls;
 }
 
+// LayerNormalization(a + b): all four inputs come with the call, so all four may be anything.
+void run_norm(Draw& draw, const Kind& kind, const std::vector<const sparseticket::Kernels*>& kernel_sets) {
+  OrtKernelInfo node;
+  node.number = draw.one_in(4) ? draw.odd() : 1e-5f;
+  const int64_t size = draw.size(), rows = draw.below(40);
+  std::vector<OrtValue> inputs;
+  for (int i = 0; i < 4; ++i) {
+    inputs.emplace_back(kFloat, i < 2 ? std::vector<int64_t>{rows, size} : std::vector<int64_t>{size});
+    for (int64_t j = 0; j < inputs[i].count(); ++j)
+      inputs[i].as<float>()[j] = draw.one_in(2000) ? draw.odd() : draw.uniform();
+  }
+  if (draw.one_in(2)) mutate_x(draw, inputs[draw.below(4)]);
+  bool fits = !inputs[0].shape.empty() && inputs[0].shape == inputs[1].shape && inputs[0].shape.back() <= 1 << 20;
+  for (const OrtValue& input : inputs) fits = fits && input.type == kFloat;
+  for (int i = 2; fits && i < 4; ++i) fits = inputs[i].shape == std::vector<int64_t>{inputs[0].shape.back()};
+  const int failing = draw.one_in(8) ? static_cast<int>(draw.below(25)) : -1;
+  for (const auto* kernels : kernel_sets) {
+    in_use = kernels;
+    void* kernel = nullptr;
+    const std::string wrong = message_of(kind.op->CreateKernelV2(kind.op, fake::api(), &node, &kernel), kind);
+    if (wrong.empty() != (node.number >= 0)) fail("epsilon " + std::to_string(node.number) + ": " + wrong);
+    if (!wrong.empty()) continue;
+    OrtKernelContext context{{&inputs[0], &inputs[1], &inputs[2], &inputs[3]}, {}, draw.one_in(8)};
+    fake::calls_until_failure = failing;
+    const std::string refused = message_of(kind.op->KernelComputeV2(kernel, &context), kind);
+    const bool was_injected = failing >= 0 && fake::calls_until_failure < 0;
+    fake::calls_until_failure = -1;
+    kind.op->KernelDestroy(kernel);
+    ++counts.calls_of[kernels->name];
+    counts.injected += was_injected;
+    counts.refused_calls += !fits && !was_injected;
+    if (was_injected ? refused.empty() : refused.empty() != fits) fail("AddLayerNorm: '" + refused + "'");
+    if (!refused.empty()) continue;
+    const auto a = inputs[0].floats(), b = inputs[1].floats(), scale = inputs[2].floats(), bias = inputs[3].floats();
+    const size_t length = scale.size();
+    for (size_t first = 0; first < a.size(); first += length) {
+      double mean = 0, variance = node.number, most = 0;
+      for (size_t i = 0; i < length; ++i) mean += (static_cast<double>(a[first + i]) + b[first + i]) / length;
+      for (size_t i = 0; i < length; ++i) {
+        const double centred = static_cast<double>(a[first + i]) + b[first + i] - mean;
+        variance += centred * centred / length,
+            most = std::max(most, std::abs(static_cast<double>(a[first + i]) + b[first + i]));
+      }
+      for (size_t i = 0; i < length; ++i) {
+        const double y =
+            (static_cast<double>(a[first + i]) + b[first + i] - mean) / std::sqrt(variance) * scale[i] + bias[i];
+        // near-equal values leave rounding alone in the variance, and their squares must be floats
+        const bool is_fair = std::isfinite(y) && variance > 1e-6 * most * most && variance < 1e30 &&
+                             std::abs(scale[i]) < 1e30 && std::abs(bias[i]) < 1e30;
+        ++(is_fair ? counts.compared : counts.not_finite);
+        const double allowed =
+            1e-4 * (std::abs(scale[i]) * (1 + most / std::sqrt(variance)) + std::abs(bias[i])) + 1e-30;
+        const float found = context.y[0].as<float>()[first + i];
+        if (is_fair && !(std::abs(found - y) <= allowed))
+          fail("AddLayerNorm gives " + std::to_string(found) + ", not " + std::to_string(y));
+      }
+    }
+  }
+}
+
+// softmax(q k^T scale + mask) v, a head at a time: here too everything comes with the call.
+void run_attention(Draw& draw, const Kind& kind, const std::vector<const sparseticket::Kernels*>& kernel_sets) {
+  OrtKernelInfo node;
+  node.number = draw.one_in(8) ? draw.odd() : .25f;
+  const int64_t heads = 1 + draw.below(3), size = 16 * (1 + draw.below(5)), texts = draw.below(3);
+  const int64_t rows = draw.below(40), keys = draw.below(draw.one_in(4) ? 150 : 40), step = heads * size;
+  node.attributes["split"] = {0, 0, heads, size};
+  const bool is_valid = !draw.one_in(4);
+  if (!is_valid) {
+    auto& split = node.attributes["split"];
+    if (draw.one_in(3))
+      split.resize(draw.below(20), 16);
+    else
+      split[draw.below(4)] = odd_number(draw, 16);
+  }
+  std::vector<OrtValue> inputs;
+  inputs.emplace_back(kFloat, std::vector<int64_t>{texts, rows, step});
+  for (int i = 0; i < 2; ++i) inputs.emplace_back(kFloat, std::vector<int64_t>{texts, keys, step});
+  inputs.emplace_back(kFloat, std::vector<int64_t>{texts, 1, rows, keys});
+  const bool is_odd = draw.one_in(3);
+  for (const OrtValue& input : inputs)
+    for (int64_t i = 0; i < input.count(); ++i)
+      input.as<float>()[i] = is_odd && draw.one_in(500) ? draw.odd() : draw.uniform();
+  const bool is_whole = !draw.one_in(3);
+  if (!is_whole) mutate_x(draw, inputs[draw.below(4)]);
+  for (const auto* kernels : kernel_sets) {
+    in_use = kernels;
+    void* kernel = nullptr;
+    const std::string wrong = message_of(kind.op->CreateKernelV2(kind.op, fake::api(), &node, &kernel), kind);
+    if (is_valid && !wrong.empty()) fail("MaskedAttention refused: " + wrong);
+    if (!wrong.empty()) continue;
+    OrtKernelContext context{{&inputs[0], &inputs[1], &inputs[2], &inputs[3]}, {}, draw.one_in(8)};
+    OrtStatus* status = nullptr;
+    std::thread([&] { status = kind.op->KernelComputeV2(kernel, &context); }).join();
+    const std::string refused = message_of(status, kind);
+    kind.op->KernelDestroy(kernel);
+    ++counts.calls_of[kernels->name];
+    counts.refused_calls += !refused.empty();
+    if (is_valid && is_whole && refused.empty() == (keys == 0 && texts * rows > 0))
+      fail("MaskedAttention: '" + refused + "'");
+    if (!is_valid || !is_whole || is_odd || !refused.empty() || node.number != .25f) continue;
+    const float *q = inputs[0].as<float>(), *k = inputs[1].as<float>(), *v = inputs[2].as<float>();
+    for (int64_t i = 0; i < texts * rows * heads; ++i) {
+      const int64_t row = i / heads, text = row / rows, at = row * step + i % heads * size;
+      std::vector<double> weight(keys), y(size);
+      double all = 0;
+      for (int64_t key = 0; key < keys; ++key) {
+        double score = inputs[3].as<float>()[row * keys + key];
+        for (int64_t e = 0; e < size; ++e)
+          score += .25 * q[at + e] * k[(text * keys + key) * step + i % heads * size + e];
+        all += weight[key] = std::exp(score);
+      }
+      for (int64_t key = 0; key < keys; ++key)
+        for (int64_t e = 0; e < size; ++e)
+          y[e] += weight[key] / all * v[(text * keys + key) * step + i % heads * size + e];
+      for (int64_t e = 0; e < size; ++e, ++counts.compared)
+        if (!(std::abs(context.y[0].as<float>()[at + e] - y[e]) <= 1e-5)) fail("MaskedAttention is wrong");
+    }
+  }
+}
+
 void run_seed(const std::vector<Kind>& kinds, const std::vector<const sparseticket::Kernels*>& kernel_sets) {
   Draw draw{std::mt19937_64(seed)};
   const Kind& kind = kinds[draw.below(kinds.size())];
+  if (kind.is_attention) return run_attention(draw, kind, kernel_sets);
+  if (kind.is_norm) return run_norm(draw, kind, kernel_sets);
   OrtKernelInfo node = valid_node(draw, kind);
   const int64_t mutations = draw.below(4);
   for (int64_t i = 0; i < mutations; ++i) mutate(draw, kind, node);
@@ -227,7 +364,9 @@ int main(int count, char** arguments) {
   const uint64_t first = std::strtoull(arguments[1], nullptr, 10);
   const double minutes = count == 3 ? std::atof(arguments[2]) : 0;
   const auto begin = std::chrono::steady_clock::now();
-  const auto passed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / 60; };
+  const auto passed = [&] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / 60;
+  };
   seed = first;
   do run_seed(kinds, kernel_sets);
   while (passed() < minutes && ++seed);
@@ -240,5 +379,6 @@ int main(int count, char** arguments) {
   for (const auto& [name, times] : counts.calls_of) std::printf("calls %11" PRId64 " on %s\n", times, name.c_str());
   std::printf("calls refused     %" PRId64 "\n", counts.refused_calls);
   std::printf("failures injected %" PRId64 " in calls\n", counts.injected);
-  std::printf("outputs compared  %" PRId64 ", without a finite answer %" PRId64 "\n", counts.compared, counts.not_finite);
+  std::printf("outputs compared  %" PRId64 ", without a finite answer %" PRId64 "\n", counts.compared,
+              counts.not_finite);
 }

@@ -32,13 +32,15 @@ struct Draw {
 
 struct Kind {
   const OrtCustomOp* op;
-  bool blocked, is_int8, is_convolution;
+  bool blocked, is_int8, is_convolution, is_norm, is_attention;
   char activation;  // r of Relu, g of Gelu, or a blank
 
   explicit Kind(const OrtCustomOp* op) : op(op) {
     const std::string name = op->GetName(op);
     blocked = name.rfind("Block", 0) == 0;
     is_int8 = name.find("Int8") != std::string::npos;
+    is_attention = name == "MaskedAttention";
+    is_norm = name == "AddLayerNorm";
     is_convolution = name.find("Conv") != std::string::npos;
     activation = name.find("Relu") != std::string::npos ? 'r' : name.find("Gelu") != std::string::npos ? 'g' : ' ';
   }
@@ -116,7 +118,9 @@ inline OrtKernelInfo valid_node(Draw& draw, const Kind& kind) {
         if (kind.is_int8)
           node.inputs[1].as<int8_t>()[place] = is_live(line, at) ? static_cast<int8_t>(draw.below(255) - 127) : 0;
         else
-          node.inputs[1].as<float>()[place] = !is_live(line, at) ? draw.of({0.f, -0.f}) : draw.one_in(9) ? 0 : draw.uniform();
+          node.inputs[1].as<float>()[place] = !is_live(line, at) ? draw.of({0.f, -0.f})
+                                              : draw.one_in(9)   ? 0
+                                                                 : draw.uniform();
       }
     }
   for (size_t input = 3; input < node.inputs.size(); ++input)
@@ -127,19 +131,29 @@ inline OrtKernelInfo valid_node(Draw& draw, const Kind& kind) {
 
 inline int64_t odd_number(Draw& draw, int64_t now) {
   constexpr int64_t least = std::numeric_limits<int64_t>::min(), most = std::numeric_limits<int64_t>::max();
-  return draw.of<int64_t>({now + 1, now - 1, now * 2, now + 4, 0, 1, 2, 3, -1, -now, 65535, 65536, 65537, now + (1LL << 32),
-                           1LL << 31, 1LL << 62, most, least});
+  return draw.of<int64_t>({now + 1, now - 1, now * 2, now + 4, 0, 1, 2, 3, -1, -now, 65535, 65536, 65537,
+                           now + (1LL << 32), 1LL << 31, 1LL << 62, most, least});
 }
 
 inline void mutate_shape(Draw& draw, std::vector<int64_t>& shape) {
   if (shape.empty() || draw.one_in(6)) return shape.push_back(draw.below(3));
   int64_t& dimension = shape[draw.below(shape.size())];
   switch (draw.below(6)) {
-    case 0: ++dimension; break;
-    case 1: dimension -= dimension > 0; break;
-    case 2: std::reverse(shape.begin(), shape.end()); break;
-    case 3: shape.pop_back(); break;
-    case 4: dimension = 0; break;
+    case 0:
+      ++dimension;
+      break;
+    case 1:
+      dimension -= dimension > 0;
+      break;
+    case 2:
+      std::reverse(shape.begin(), shape.end());
+      break;
+    case 3:
+      shape.pop_back();
+      break;
+    case 4:
+      dimension = 0;
+      break;
     case 5: {
       const int64_t last = shape.size() - 1;
       shape[0] = draw.of<int64_t>({1LL << 31, 1LL << 61, 1LL << 62});
@@ -158,8 +172,9 @@ inline void mutate(Draw& draw, const Kind& kind, OrtKernelInfo& node) {
       if (index.type != kUint16 || !index.aligned || !index.count()) return;
       uint16_t& position = index.as<uint16_t>()[draw.below(index.count())];
       const auto& shape = node.attributes["shape"];
-      const int64_t end = shape.empty() ? 0 : shape[draw.below(shape.size())];
-      position = static_cast<uint16_t>(draw.of<int64_t>({end, end - 1, end + 1, end - 4, position + 1, position - 1, 0, 65535, draw.below(65536)}));
+      const int64_t end = shape.empty() ? 0 : shape[draw.below(shape.size())] % (1 << 20);
+      position = static_cast<uint16_t>(
+          draw.of<int64_t>({end, end - 1, end + 1, end - 4, position + 1, position - 1, 0, 65535, draw.below(65536)}));
       return;
     }
     case 2: {  // values
@@ -180,9 +195,15 @@ inline void mutate(Draw& draw, const Kind& kind, OrtKernelInfo& node) {
       if (count > (1 << 22)) tensor.shape.back() = 0;
       break;
     }
-    case 4: tensor.type = draw.of<int>({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16}); break;
-    case 5: tensor.aligned = false; break;
-    case 6: node.constant[which] = false; return;
+    case 4:
+      tensor.type = draw.of<int>({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16});
+      break;
+    case 5:
+      tensor.aligned = false;
+      break;
+    case 6:
+      node.constant[which] = false;
+      return;
     case 7: {
       auto& shape = node.attributes["shape"];
       if (draw.one_in(4))
