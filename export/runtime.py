@@ -21,6 +21,10 @@ from sparseticket.export import native
 CPU = "CPUExecutionProvider"
 
 
+class NotLoaded(UserError):
+    """ONNX Runtime refuses the file."""
+
+
 def library_path() -> str:
     """The compiled library, for ``SessionOptions.register_custom_ops_library``.
 
@@ -53,7 +57,8 @@ def session(
 
     Raises:
         UserError: ONNX Runtime refuses the library (it is too old for it, or the CPU lacks ``isa``), or another
-            ``isa`` is in use; ``path`` is no file that it can load, or ``session_options`` have the library already.
+            ``isa`` is in use, or ``session_options`` have the library already.
+        NotLoaded: a UserError: ``path`` is no file that ONNX Runtime can load.
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"a session is made of a file's path, not of {type(path).__name__}.")
@@ -70,19 +75,15 @@ def session(
         try:
             session = onnxruntime.InferenceSession(path, options, providers=named)
         except Exception as error:
-            raise UserError(_why_refused(path, error)) from error
+            if "Domain already set" in str(error):
+                raise UserError("these session_options have the library already: give each call new ones.") from error
+            raise NotLoaded(f"ONNX Runtime cannot load {os.fspath(path)}: {error}") from error
     if on_cpu and library is None and _has_sparse_operators(path):
         warnings.warn(
             f"the library of the sparse operator is {native.MISSING}. The file runs at about dense speed.",
             stacklevel=2,
         )
     return session
-
-
-def _why_refused(path: str | os.PathLike[str], error: Exception) -> str:
-    if "Domain already set" in str(error):
-        return "these session_options have the library already: give each call new ones."
-    return f"ONNX Runtime cannot load {os.fspath(path)!r}: {error}"
 
 
 def _register(options: onnxruntime.SessionOptions, library: Path) -> None:

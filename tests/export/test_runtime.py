@@ -12,8 +12,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sparseticket.errors import UserError
-from sparseticket.export import native, runtime, sparse_op
+from sparseticket.errors import RunFailure, UserError
+from sparseticket.export import native, runtime, sparse_op, verify
 
 BUILT = pytest.mark.skipif(native.find_library() is None, reason=f"the library is {native.MISSING}")
 X = np.random.default_rng(1).standard_normal((3, 16)).astype(np.float32)
@@ -107,6 +107,8 @@ def test_a_file_that_cannot_be_loaded_is_named_in_one_error(sparse_file, tmp_pat
         runtime.session(file)
     with pytest.raises(UserError, match=f"cannot load .*{tmp_path.name}"):
         runtime.session(tmp_path)
+    with pytest.raises(RunFailure, match="does not load the exported file"):  # an export that fails its verification
+        verify.open_session(file)
 
 
 def test_what_is_no_path_and_an_unknown_instruction_set_are_refused(sparse_file):
