@@ -21,6 +21,10 @@ from sparseticket.export import native
 CPU = "CPUExecutionProvider"
 
 
+class NotLoaded(UserError):
+    """ONNX Runtime refuses the file."""
+
+
 def library_path() -> str:
     """The compiled library, for ``SessionOptions.register_custom_ops_library``.
 
@@ -53,20 +57,33 @@ def session(
 
     Raises:
         UserError: ONNX Runtime refuses the library (it is too old for it, or the CPU lacks ``isa``), or another
-            ``isa`` is in use.
+            ``isa`` is in use, or ``session_options`` have the library already.
+        NotLoaded: a UserError: ``path`` is no file that ONNX Runtime can load.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"a session is made of a file's path, not of {type(path).__name__}.")
     options = session_options or onnxruntime.SessionOptions()
     library = native.find_library()
+    named = [providers] if isinstance(providers, str) else list(providers)
+    on_cpu = [one if isinstance(one, str) else one[0] for one in named] == [CPU]
+    if isa is not None and isa not in native.ISAS:
+        raise UserError(f"isa {isa!r} is not known: it is one of {', '.join(native.ISAS)}, or None.")
     with _forced(isa):
-        if list(providers) == [CPU] and library is not None:
+        if on_cpu and library is not None:
             _register(options, library)
             _check_forced(isa)
-        elif list(providers) == [CPU] and _has_sparse_operators(path):
-            warnings.warn(
-                f"the library of the sparse operator is {native.MISSING}. The file runs at about dense speed.",
-                stacklevel=2,
-            )
-        return onnxruntime.InferenceSession(path, options, providers=list(providers))
+        try:
+            session = onnxruntime.InferenceSession(path, options, providers=named)
+        except Exception as error:
+            if "Domain already set" in str(error):
+                raise UserError("these session_options have the library already: give each call new ones.") from error
+            raise NotLoaded(f"ONNX Runtime cannot load {os.fspath(path)}: {error}") from error
+    if on_cpu and library is None and _has_sparse_operators(path):
+        warnings.warn(
+            f"the library of the sparse operator is {native.MISSING}. The file runs at about dense speed.",
+            stacklevel=2,
+        )
+    return session
 
 
 def _register(options: onnxruntime.SessionOptions, library: Path) -> None:
@@ -75,7 +92,7 @@ def _register(options: onnxruntime.SessionOptions, library: Path) -> None:
     except Exception as error:
         raise UserError(
             f"ONNX Runtime {onnxruntime.__version__} does not take the library of the sparse operator: {error}. "
-            "Where it is too old: pip install --upgrade onnxruntime"
+            "Where it is too old: pip install --upgrade onnxruntime; where the library is broken, build it again."
         ) from error
 
 

@@ -73,9 +73,9 @@ def open_session(file: Path, *, library: bool = True) -> onnxruntime.InferenceSe
         if library and native.find_library() is not None:
             return runtime.session(file)
         return onnxruntime.InferenceSession(file, providers=[runtime.CPU])
-    except UserError:
-        raise
     except Exception as error:
+        if isinstance(error, UserError) and not isinstance(error, runtime.NotLoaded):
+            raise
         raise RunFailure(f"ONNX Runtime {onnxruntime.__version__} does not load the exported file: {error}") from error
 
 

@@ -12,8 +12,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sparseticket.errors import UserError
-from sparseticket.export import native, runtime, sparse_op
+from sparseticket.errors import RunFailure, UserError
+from sparseticket.export import native, runtime, sparse_op, verify
 
 BUILT = pytest.mark.skipif(native.find_library() is None, reason=f"the library is {native.MISSING}")
 X = np.random.default_rng(1).standard_normal((3, 16)).astype(np.float32)
@@ -91,6 +91,49 @@ def test_an_onnxruntime_that_refuses_the_library_is_an_error_that_says_what_to_d
     with pytest.raises(UserError, match=r"does not take the library .* pip install --upgrade onnxruntime"):
         runtime.session(sparse_file)
     assert "build it again" in native.report()
+    assert native.target("this") in (*native.INSTRUCTIONS, "portable")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no model", "half of it"])
+@pytest.mark.parametrize("built", [pytest.param(True, marks=BUILT), False])
+def test_a_file_that_cannot_be_loaded_is_named_in_one_error(sparse_file, tmp_path, monkeypatch, content, built):
+    if not built:
+        monkeypatch.setattr(native, "find_library", lambda: None)
+    file = tmp_path / "other.onnx"
+    if content is not None:
+        whole = sparse_file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2] if content == "half of it" else content)
+    with pytest.raises(UserError, match=r"cannot load .*other\.onnx"):
+        runtime.session(file)
+    with pytest.raises(UserError, match=f"cannot load .*{tmp_path.name}"):
+        runtime.session(tmp_path)
+    with pytest.raises(RunFailure, match="does not load the exported file"):  # an export that fails its verification
+        verify.open_session(file)
+
+
+def test_what_is_no_path_and_an_unknown_instruction_set_are_refused(sparse_file):
+    with pytest.raises(UserError, match="not of bytes"):
+        runtime.session(sparse_file.read_bytes())
+    with pytest.raises(UserError, match="'sse9' is not known: it is one of portable, avx2"):
+        runtime.session(sparse_file, isa="sse9")
+
+
+@BUILT
+def test_session_options_that_have_the_library_already_are_refused(sparse_file):
+    options = onnxruntime.SessionOptions()
+    runtime.session(sparse_file, session_options=options)
+    with pytest.raises(UserError, match="give each call new ones"):
+        runtime.session(sparse_file, session_options=options)
+
+
+@BUILT
+@pytest.mark.parametrize("providers", [runtime.CPU, [(runtime.CPU, {})]])
+def test_each_way_to_name_the_cpu_registers_the_library(sparse_file, tmp_path, providers):
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    session = runtime.session(sparse_file, providers, options)
+    session.run(None, {"x": X})
+    assert '"op_name" : "BlockSparseLinearRelu"' in Path(session.end_profiling()).read_text()
 
 
 def in_a_new_process(code: str, **variables: str) -> str:
