@@ -35,6 +35,7 @@ demo: venv
 	$(BIN)/python -m sparseticket.demo
 
 test: venv
+	PYTHONPATH=$(CURDIR) $(BIN)/python -m sparseticket.export.native.build || echo "tests of the compiled library are skipped"
 	$(PYTEST) -n 2
 	TRITON_INTERPRET=1 $(PYTEST) -n 2 -m interpreter tests/kernels
 
@@ -69,7 +70,7 @@ trainer-cost: venv
 shrunk-speed: venv
 	$(BIN)/python -m sparseticket.bench.shrunk_speed
 
-# Pruned layers and a pruned BERT-base in ONNX Runtime: dense, INT8, the sparse operator; an hour and a half. DeepSparse
+# Pruned layers and a pruned BERT-base in ONNX Runtime: dense, INT8, the sparse operator; nearly two hours. DeepSparse
 # takes turns where DEEPSPARSE names a Python that has it.
 sparse-cpu: venv
 	$(BIN)/python -m sparseticket.bench.sparse_cpu $(if $(DEEPSPARSE),--deepsparse $(DEEPSPARSE))

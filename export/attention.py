@@ -30,7 +30,7 @@ def fuse_attentions(model: onnx.ModelProto, domain: str) -> int:
 
 
 def _replace(graph: onnx.GraphProto, instead: dict[str, NodeProto | None]) -> None:
-    """Nodes by their first output; what then only computes shapes that nothing reads goes too."""
+    """Nodes by their first output; a Concat that made a shape which nothing reads any more goes too."""
     nodes = [instead.get(node.output[0], node) for node in graph.node]
     kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes if node is not None]
     outputs = {one.name for one in graph.output}

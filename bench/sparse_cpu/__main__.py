@@ -1,7 +1,7 @@
 """The command line. What is in the results already is not measured again, so that it may be stopped at any time.
 
 BERT-base, ResNet-50 and the layers have random weights, and the same share of zeros in every layer, where magnitudes
-are smallest: nothing here is about accuracy. All of it takes about an hour and three quarters; leave the machine alone
+are smallest: nothing here is about accuracy. All of it takes nearly two hours; leave the machine alone
 meanwhile.
 """
 

@@ -17,6 +17,7 @@ Attention::Attention(const OrtApi& api, const Operator& op, const OrtKernelInfo*
     throw std::invalid_argument("split must be [0, 0, heads, size of a head, a multiple of 16]");
   heads_ = split[2];
   size_ = split[3];
+  if (heads_ * size_ > kLargest) throw std::invalid_argument("split must be at most 65536 floats a row");
   must(api.KernelInfoGetAttribute_float(info, "scale", &scale_));
 }
 

@@ -299,7 +299,9 @@ inline float soften(float* scores, const float* mask, int keys, int width, float
   for (int rest = key; rest < keys; ++rest) most = std::max(most, scores[rest] = scores[rest] * scale + mask[rest]);
   Floats sum{};
   for (key = 0; key < width; key += LANES) {
-    Floats value = exp_of_negative(*(const Floats*)(scores + key) - most);
+    const Floats below = *(const Floats*)(scores + key) - most;
+    Floats value = pick(below < -87.f, Floats{}, exp_of_negative(below));
+    value = pick(below == below, value, below);  // NaN stays, and a row that is -infinity throughout becomes it
     if (key + LANES > keys)
       for (int lane = std::max(0, keys - key); lane < LANES; ++lane) value[lane] = 0;
     *(Floats*)(scores + key) = value;

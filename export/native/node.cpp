@@ -50,7 +50,8 @@ SparseNode::SparseNode(const OrtApi& api, const Operator& op, const OrtKernelInf
   stored.inputs = shape[0];
   stored.outputs = shape[1];
   must(api.KernelInfoGetAttribute_int64(info, "axis", &stored.axis));
-  if (op.blocked) stored.block = static_cast<int64_t>(integers(api, info, "offsets").size());
+  const std::vector<int64_t> offsets = op.blocked ? integers(api, info, "offsets") : std::vector<int64_t>{0};
+  stored.block = static_cast<int64_t>(offsets.size());
   stored.is_int8 = op.is_int8;
   const Tensor values = constant(api, info, 1, op.is_int8 ? kInt8 : kFloat, "values");
   const Tensor index = constant(api, info, 2, kUint16, "index");
@@ -67,6 +68,9 @@ SparseNode::SparseNode(const OrtApi& api, const Operator& op, const OrtKernelInf
   stored.bias = static_cast<const float*>(bias.data);
   stored.bias_shape = bias.shape;
   if (const std::string wrong = pack(stored, weight_); !wrong.empty()) throw std::invalid_argument(wrong);
+  for (int i = 0; i < weight_.block; ++i)
+    if (offsets[i] != (stored.axis == 1 ? i : 0))
+      throw std::invalid_argument("offsets must be 0, 1, ... on axis 1 and zeros on axis 0");
 }
 
 Tensor Node::input(OrtKernelContext* context, size_t index) const {

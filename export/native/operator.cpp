@@ -1,5 +1,4 @@
-// The operators as ONNX Runtime sees them. What a node holds is checked and packed when the session is made; each call
-// turns x into panels, and multiplies them chunk by chunk on ONNX Runtime's own threads.
+// The operators as ONNX Runtime sees them: their names, types and registration.
 
 #include <exception>
 #include <new>

@@ -208,3 +208,30 @@ def test_a_mask_of_another_shape_than_the_rows_is_a_clear_error(tmp_path, mask):
         one.type.tensor_type.ClearField("shape")
     with pytest.raises(Exception, match=r"mask must be \[n, 1, rows, keys\]"):
         run(model, tmp_path / "net.onnx", feeds, library=True)
+
+
+@library
+@pytest.mark.parametrize("poison", ["q", "k", "v", "row"])
+def test_what_is_not_finite_in_an_attention_is_so_where_the_body_has_it(tmp_path, poison):
+    model = attention(2, 16)
+    draw = np.random.default_rng(0)
+    feeds = {name: draw.standard_normal((1, 5, 32)).astype(np.float32) for name in "qkv"}
+    feeds["mask"] = np.zeros((1, 1, 5, 5), np.float32)
+    if poison == "row":
+        feeds["mask"][0, 0, 2] = -np.inf
+    else:
+        feeds[poison][0, 1, 3] = np.nan
+    found = run(model, tmp_path / "net.onnx", feeds, library=True)
+    expected = run(model, tmp_path / "net.onnx", feeds, library=False)
+    assert np.isnan(expected).any()
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@library
+def test_what_a_mask_of_minus_infinity_hides_has_no_weight_at_all(tmp_path):
+    feeds = {name: np.ones((1, 3, 32), np.float32) for name in "qkv"}
+    feeds["v"][0, 2] = 1e38
+    feeds["mask"] = np.zeros((1, 1, 3, 3), np.float32)
+    feeds["mask"][..., 2] = -np.inf
+    np.testing.assert_allclose(run(attention(2, 16), tmp_path / "net.onnx", feeds, library=True), 1, rtol=1e-6)
