@@ -7,6 +7,8 @@ from collections import Counter
 import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, helper
 
+from sparseticket.export.shapes import known_shapes
+
 ADD_LAYER_NORM = "AddLayerNorm"
 STANDARD = {"axis": -1, "stash_type": 1}
 FLOAT = onnx.TensorProto.FLOAT
@@ -15,7 +17,7 @@ FLOAT = onnx.TensorProto.FLOAT
 def fuse_norms(model: onnx.ModelProto, domain: str) -> int:
     """Put it, in place, where a layer norm over the last dimension alone reads a sum of two equal shapes; how often."""
     graph = model.graph
-    shapes = {value.name: _shape(value) for value in (*graph.value_info, *graph.input)}
+    shapes = known_shapes(graph)
     vectors = {one.name: one.dims[0] for one in graph.initializer if len(one.dims) == 1 and one.data_type == FLOAT}
     sums = {node.output[0]: node for node in graph.node if node.op_type == "Add"}
     readers = Counter(name for node in graph.node for name in node.input) + Counter(one.name for one in graph.output)
@@ -42,12 +44,6 @@ def fuse_norms(model: onnx.ModelProto, domain: str) -> int:
     del graph.node[:]
     graph.node.extend(kept)
     return len(norms) // 2
-
-
-def _shape(value: onnx.ValueInfoProto) -> tuple[str | int, ...] | None:
-    """Names and sizes of the dimensions; None where one of them is neither."""
-    dimensions = tuple(one.dim_param or one.dim_value for one in value.type.tensor_type.shape.dim)
-    return dimensions if all(dimensions) else None
 
 
 def make_body(domain: str, opset: int) -> FunctionProto:

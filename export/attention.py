@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, helper, numpy_helper
 
+from sparseticket.export.shapes import known_shapes
+
 ATTENTION = "MaskedAttention"  # ONNX Runtime's quantizer takes any "Attention" for its own
 HEADS_FIRST, TURNED = [0, 2, 1, 3], [0, 2, 3, 1]
 HEAD_STEP = 16  # floats: a head's size is a multiple of it in the library
@@ -54,7 +56,7 @@ class _Graph:
         self._readers = Counter(name for node in graph.node for name in node.input)
         self._readers.update(one.name for one in graph.output)
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._shapes = {value.name: _shape(value) for value in (*graph.value_info, *graph.input)}
+        self._shapes = known_shapes(graph)
 
     def attention(self, softmax: NodeProto) -> tuple[list[str], tuple[int, int], float, Sequence[NodeProto]] | None:
         """Inputs (q, k, v, mask), heads and their size, scale, and nodes of the attention that ``softmax`` is in."""
@@ -131,12 +133,6 @@ class _Graph:
 
 def _attribute(node: NodeProto, name: str, default: object) -> object:
     return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), default)
-
-
-def _shape(value: onnx.ValueInfoProto) -> tuple[str | int, ...] | None:
-    """Names and sizes of the dimensions; None where one of them is neither."""
-    dimensions = tuple(one.dim_param or one.dim_value for one in value.type.tensor_type.shape.dim)
-    return dimensions if all(dimensions) else None
 
 
 def make_body(domain: str, opset: int) -> FunctionProto:
