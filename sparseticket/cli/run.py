@@ -19,6 +19,9 @@ def run(
     ] = None,
     model: Annotated[str | None, Option(help="Another model than the recipe's.")] = None,
     seeds: Annotated[int | None, Option(min=1, help="Runs of each arm, instead of the recipe's.")] = None,
+    precision: Annotated[
+        str | None, Option(help="Of every training, instead of the recipe's: no, fp16 or bf16.")
+    ] = None,
     out: Annotated[Path | None, Option(help="Folder. Default: runs/RECIPE.")] = None,
     side_by_side: Annotated[bool, Option("--side-by-side", help=SIDE_BY_SIDE)] = False,
 ) -> None:
@@ -29,7 +32,7 @@ def run(
     from sparseticket.recipes.runner import run_recipe
     from sparseticket.team import team_of
 
-    asked = load_any(recipe).instead(model=model, seeds=seeds)
+    asked = load_any(recipe).instead(model=model, seeds=seeds, precision=precision)
     check_names(asked)
     own, by_name = places(weights or (), option="--weights", example="simclr")
     team = team_of(side_by_side)

@@ -18,7 +18,7 @@ from sparseticket.errors import UserError
 from sparseticket.files import write_whole
 from sparseticket.models import ModelSpec
 from sparseticket.pattern import check_model, parse
-from sparseticket.recipes.study import Study, read_study
+from sparseticket.recipes.study import Study, changed, read_study
 from sparseticket.settings import Protocol, RunSettings, Training, from_table
 
 FOLDER = Path(__file__).parent
@@ -61,10 +61,11 @@ class Recipe:
     settings: RunSettings
     transfer: TransferPart | None
 
-    def instead(self, *, model: str | None = None, seeds: int | None = None) -> Recipe:
-        """The same recipe for another model, or over another number of seeds."""
+    def instead(self, *, model: str | None = None, seeds: int | None = None, precision: str | None = None) -> Recipe:
+        """The same recipe for another model, over another number of seeds, or trained in another precision."""
         transfer = replace(self.transfer, seeds=seeds) if self.transfer and seeds else self.transfer
-        return replace(self, settings=replace(self.settings, model=model or self.settings.model), transfer=transfer)
+        settings = changed(self.settings, model=model, precision=precision)
+        return replace(self, settings=settings, transfer=transfer)
 
 
 def names() -> list[str]:

@@ -71,17 +71,25 @@ class Study:
     found: dict[str, RunSettings]
     training: dict[str, Any]
 
-    def instead(self, *, model: str | None = None, seeds: int | None = None) -> Study:
-        """The same study of another model, or over another number of seeds."""
-        found = {name: replace(one, model=model or one.model) for name, one in self.found.items()}
-        steps = [replace(one, seeds=seeds) if seeds and "seeds" in USES[one.verb] else one for one in self.steps]
-        return replace(self, found=found, steps=steps)
+    def instead(self, *, model: str | None = None, seeds: int | None = None, precision: str | None = None) -> Study:
+        """The same study of another model, over another number of seeds, or trained in another precision."""
+        found = {name: changed(one, model=model, precision=precision) for name, one in self.found.items()}
+        other = {"precision": precision} if precision else {}
+        steps = [replace(one, training=one.training | other) for one in self.steps]
+        steps = [replace(one, seeds=seeds) if seeds and "seeds" in USES[one.verb] else one for one in steps]
+        return replace(self, found=found, steps=steps, training=self.training | other)
 
     @property
     def tasks(self) -> set[str]:
         """Every task that a step needs data of."""
         asked = (task for step in self.steps for task in (*step.tasks, step.task) if task)
         return {*(settings.task for settings in self.found.values()), *asked}
+
+
+def changed(settings: RunSettings, *, model: str | None, precision: str | None) -> RunSettings:
+    """Settings with another model or precision where one is named."""
+    training = replace(settings.training, precision=precision) if precision else settings.training  # type: ignore[arg-type]
+    return replace(settings, model=model or settings.model, training=training)
 
 
 def read_study(name: str, table: dict[str, Any], load_settings: Callable[[str], RunSettings]) -> Study:

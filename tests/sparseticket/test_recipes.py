@@ -74,6 +74,24 @@ def test_the_released_bert_recipes_differ_from_the_paper_in_the_named_fields_alo
     assert task_defaults(task, "released").training == training
 
 
+def test_another_precision_reaches_every_training_of_a_recipe(cli, tmp_path):
+    mine, out = tmp_path / "mine.toml", tmp_path / "out"
+    mine.write_text(MINE.replace('"4ep"', '"1it"').replace("0.488", "0.2").replace("seeds = 3", "seeds = 1"))
+    code, text = cli("run", mine, "--precision", "bf16", "--out", out)
+    assert code == 0, text
+    written = [path.read_text() for path in out.rglob("*.toml")]
+    assert written and all('precision = "bf16"' in one for one in written)
+
+    code, text = cli("run", mine, "--precision", "int8", "--out", tmp_path / "other")
+    assert code == 2 and "precision is one of no, fp16, bf16, not 'int8'" in text and not (tmp_path / "other").exists()
+
+
+def test_another_precision_stands_above_what_a_study_and_its_steps_say():
+    study = load_any("minilm/mlm-rewinding").instead(precision="no")
+    assert {found.training.precision for found in study.found.values()} == {"no"}
+    assert {(study.training | step.training)["precision"] for step in study.steps} == {"no"}
+
+
 SMALL = ("cifar10", "cifar100", "svhn", "fashion-mnist")
 
 
