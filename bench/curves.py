@@ -17,10 +17,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from sparseticket.bench.report import table_line
 from sparseticket.errors import SparseticketError, UserError
 from sparseticket.files import write_whole
+from sparseticket.markdown import table
 from sparseticket.runs import SETTINGS, SUMMARY, read_json, read_settings
+from sparseticket.show import mean_and_spread
 
 STUDY = "study.json"
 COLOURS = {
@@ -71,19 +72,11 @@ def study_lines(folder: Path) -> tuple[str, str, Lines]:
 def study_table(lines: Lines) -> str:
     """The figures of :func:`study_lines` as Markdown: percent, mean ± standard deviation."""
     sparsities = sorted({at for line in lines.values() for at in line} - {0.0})
-    dense = _shown(lines.get("dense", {}).get(0.0))
-    rows = [["arm", *(f"{at:.2%}" for at in sparsities)], ["---"] * (1 + len(sparsities))]
-    for name, line in lines.items():
-        rows.append(
-            [name, *([dense] * len(sparsities) if name == "dense" else [_shown(line.get(at)) for at in sparsities])]
-        )
-    return "\n".join(map(table_line, rows))
-
-
-def _shown(arm: dict[str, Any] | None) -> str:
-    if arm is None:
-        return "–"
-    return f"{100 * arm['mean']:.1f}" + ("" if arm["std"] is None else f" ± {100 * arm['std']:.1f}")
+    rows = [
+        [name, *(mean_and_spread(line.get(0.0 if name == "dense" else at)) for at in sparsities)]
+        for name, line in lines.items()
+    ]
+    return "\n".join(table(["arm", *(f"{at:.2%}" for at in sparsities)], rows))
 
 
 def _study_panel(panel: plt.Axes, title: str, metric: str, lines: Lines) -> None:

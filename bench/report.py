@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from sparseticket.markdown import table
 
 HEADINGS = (
     "model",
@@ -39,8 +40,7 @@ def markdown(result: dict[str, Any]) -> str:
     """The whole result as Markdown."""
     lines = [_machine(result)]
     for words, records in by_cell(result).items():
-        lines += ["", f"**{words}**", "", table_line(HEADINGS), table_line("---" for _ in HEADINGS)]
-        lines += [table_line(_row(record)) for record in records]
+        lines += ["", f"**{words}**", "", *table(HEADINGS, map(_row, records))]
     lines += ["", *(f"- {note}" for note in result["notes"]), *(f"- failed: {line}" for line in result["failures"])]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -101,8 +101,3 @@ def _row(record: dict[str, Any]) -> list[str]:
 def _machine(result: dict[str, Any]) -> str:
     machine = result["machine"]
     return machine["cpu"] + (f", {machine['gpu']}" if machine["gpu"] else "")
-
-
-def table_line(cells: Iterable[str]) -> str:
-    """A line of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"

@@ -23,7 +23,7 @@ from sparseticket.files import write_json
 from sparseticket.imp import find
 from sparseticket.progress import Screen, clock
 from sparseticket.runs import read_json
-from sparseticket.show import percent, show_find, show_transfer
+from sparseticket.show import mean_and_spread, percent, show_find, show_transfer
 from sparseticket.transfer import transfer
 from sparseticket.transfer_plan import plan
 from sparseticket.verdict import Verdict
@@ -142,7 +142,7 @@ def column(task: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"{task['model']} on {task['task']}",
         percent(task["sparsity"]),
-        *(_mean_and_spread(arms.get(name)) for name in ("dense", "ticket", "random-mask")),
+        *(mean_and_spread(arms.get(name), "%", digits=2) for name in ("dense", "ticket", "random-mask")),
         str(Verdict(task["matching"], task["strict"], task["reason"])),
         f"{onnx['ticket']['bytes'] / 1e6:.1f} MB",
         *(f"{onnx[arm]['p50_ms']:.2f} ms" for arm in ("dense", "ticket")),
@@ -168,12 +168,6 @@ def show_demo(screen: Screen, result: dict[str, Any], folder: Path = FOLDER) -> 
 def _once(result: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What ``make`` returns and writes last to ``result``, or what it wrote there before."""
     return read_json(result) if result.is_file() else make()
-
-
-def _mean_and_spread(arm: dict[str, Any] | None) -> str:
-    if arm is None:
-        return "–"
-    return percent(arm["mean"]) + ("" if arm["std"] is None else f" ± {100 * arm['std']:.2f}")
 
 
 def main() -> None:

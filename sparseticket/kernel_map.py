@@ -20,7 +20,7 @@ from torch import Tensor
 from sparseticket import masks as mask_algebra
 from sparseticket.errors import UserError
 from sparseticket.files import write_json, write_whole
-from sparseticket.masks import in_order
+from sparseticket.masks import layer_order
 from sparseticket.ticket import Ticket
 
 LARGEST_PANEL = 128  # cells a side; larger layers are averaged to it
@@ -86,7 +86,8 @@ def draw(ticket: Ticket, out: Path) -> dict[str, Any]:
 
 
 def _convolutions(ticket: Ticket) -> dict[str, Tensor]:
-    found = {name: ticket.masks[name] for name in sorted(ticket.masks, key=in_order) if ticket.masks[name].dim() == 4}
+    masks = ticket.masks
+    found = {name: masks[name] for name in sorted(masks, key=layer_order) if masks[name].dim() == 4}
     if not found:
         raise UserError(f"this ticket of {ticket.model!r} prunes no convolution, so it has no kernels.")
     return found

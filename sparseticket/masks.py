@@ -153,6 +153,6 @@ def _check_same(a: Masks, b: Masks) -> None:
             raise UserError(f"{name} is {tuple(a[name].shape)} in one mask and {tuple(b[name].shape)} in the other")
 
 
-def in_order(name: str) -> list[tuple[int, str]]:
+def layer_order(name: str) -> list[tuple[int, str]]:
     """A key that sorts parameters' names as layers follow each other: layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in name.split(".")]

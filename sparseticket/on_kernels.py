@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,25 +31,28 @@ def say_where_not(screen: Screen, settings: Training, device: torch.device) -> N
         screen.note("no GPU, so --kernels auto changes nothing: every layer trains dense, with zeros in place.")
 
 
-def use_kernels(network: Network, masks: Masks, settings: Training, *, processes: int) -> list[str]:
-    """Let the network's layers train on kernels, after measuring those of which this GPU's table says nothing.
+@contextmanager
+def layers_on_kernels(
+    network: Network, masks: Masks, settings: Training, *, processes: int, use: bool
+) -> Iterator[list[str]]:
+    """Let the network's layers train on kernels inside, after measuring those of which this GPU's table says nothing.
 
-    Returns the buffers that hold where live blocks are: the same in every process, and not for DDP to broadcast.
+    Gives the buffers that hold where live blocks are: the same in every process, and not for DDP to broadcast. Without
+    ``use`` nothing changes.
     """
-    from sparseticket.kernels import use_kernels
+    if not use:
+        yield []
+        return
+    from sparseticket.kernels import restore, use_kernels
 
     rows = max(1, settings.batch_size // processes) * settings.max_length
     named = {network.prefix + name: mask for name, mask in masks.items()}
     before = {name for name, _ in network.module.named_buffers()}
     use_kernels(network.module, named, dtype=DTYPES[settings.precision], measure_rows=(max(1, rows // 4), rows))
-    return [name for name, _ in network.module.named_buffers() if name not in before]
-
-
-def restore(network: Network) -> None:
-    """Undo :func:`use_kernels`."""
-    from sparseticket.kernels import restore
-
-    restore(network.module)
+    try:
+        yield [name for name, _ in network.module.named_buffers() if name not in before]
+    finally:
+        restore(network.module)
 
 
 def masked_optimizer(

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from sparseticket import masks as mask_algebra
-from sparseticket.masks import in_order
+from sparseticket.masks import layer_order
 from sparseticket.progress import Screen, clock
 from sparseticket.ticket import Ticket
 from sparseticket.verdict import Verdict
@@ -53,7 +53,7 @@ def show_converted(screen: Screen, report: dict[str, Any], out: Path) -> None:
     """What became of a ticket that was given a shape."""
     table = Table("parameter", "sparsity before", "after", "magnitude kept", "died", "revived")
     table.title = f"ticket of {report['model']} to {report['pattern']} by {report['by']}"
-    for name, layer in sorted(report["layers"].items(), key=lambda item: in_order(item[0])):
+    for name, layer in sorted(report["layers"].items(), key=lambda item: layer_order(item[0])):
         table.add_row(name, *_of_layer(layer))
     table.add_section()
     table.add_row("all", *_of_layer(report))
@@ -75,7 +75,7 @@ def show_matrix(screen: Screen, result: dict[str, Any], folder: Path) -> None:
     """Rows of tickets, columns of tasks: the mean, and its difference to dense and to the ticket of the same task."""
     table = Table("ticket", *result["tasks"], title=f"{result['model']}: value (to dense / to the same task's ticket)")
     dense = (result["targets"][task]["dense"] for task in result["tasks"])
-    table.add_row("dense", *(f"{percent(arm['mean'])} ± {points(arm['std'], sign='')}" for arm in dense))
+    table.add_row("dense", *(mean_and_spread(arm, "%", digits=2) for arm in dense))
     for source, row in result["cells"].items():
         shown = (row[task] for task in result["tasks"])
         table.add_row(
@@ -121,6 +121,14 @@ def show_beside_paper(screen: Screen, title: str, ours: dict[str, float | None],
     screen.console.print(table)
 
 
+def mean_and_spread(arm: dict[str, Any] | None, unit: str = "", *, digits: int = 1) -> str:
+    """An arm's mean in percent ± its standard deviation, or a dash where there is none."""
+    if arm is None:
+        return "–"
+    mean = f"{100 * arm['mean']:.{digits}f}{unit}"
+    return mean if arm["std"] is None else f"{mean} ± {100 * arm['std']:.{digits}f}"
+
+
 def points(fraction: float | None, sign: str = "+") -> str:
     """A difference of fractions in points, or a dash."""
     return "–" if fraction is None else f"{100 * fraction:{sign}.2f}"
@@ -136,7 +144,7 @@ def show_control(screen: Screen, made: Ticket, out: Path, report: Path) -> None:
 def show_compared(screen: Screen, result: dict[str, Any], out: Path) -> None:
     """Overlap in each layer and in all, beside chance."""
     table = Table("parameter", "sparsity", "and", "overlap", "by chance", title=f"two tickets of {result['model']}")
-    layers = sorted(result["layers"].items(), key=lambda item: in_order(item[0]))
+    layers = sorted(result["layers"].items(), key=lambda item: layer_order(item[0]))
     for name, entry in [*layers, ("all", result["all"])]:
         if name == "all":
             table.add_section()
@@ -179,7 +187,7 @@ def show_ticket(screen: Screen, ticket: Ticket) -> None:
     """Sparsity per layer, and provenance."""
     table = Table("parameter", "shape", "alive", "sparsity", title=f"ticket of {ticket.model}")
     counted = mask_algebra.counted(ticket.masks)
-    for name, mask in sorted(counted.items(), key=lambda item: in_order(item[0])):
+    for name, mask in sorted(counted.items(), key=lambda item: layer_order(item[0])):
         shape = " × ".join(map(str, mask.shape))
         table.add_row(name, shape, f"{int(mask.count_nonzero()):,}", percent(mask_algebra.sparsity({name: mask})))
     table.add_section()

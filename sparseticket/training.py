@@ -18,11 +18,11 @@ from sparseticket.lars import Lars
 from sparseticket.masking import MaskedParameters, refuse_if_zeros_move
 from sparseticket.masks import Masks
 from sparseticket.models import Network
-from sparseticket.on_kernels import can_use_kernels, masked_optimizer, restore, use_kernels
+from sparseticket.on_kernels import can_use_kernels, layers_on_kernels, masked_optimizer
 from sparseticket.seeds import derive
 from sparseticket.settings import Length, Training
 from sparseticket.tasks import Batch, Task
-from sparseticket.tasks.prefetch import in_order
+from sparseticket.tasks.prefetch import made_ahead
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -128,50 +128,48 @@ def train(
     for each in all_pruned:
         each.mask_parameters()
     pruned.mask_optimizer(raw_optimizer)
-    constant = use_kernels(network, masks, settings, processes=accelerator.num_processes) if on_kernels else []
     finish_gradients = _finisher(raw_optimizer, pruned, module, settings.clip)
-    objective, optimizer = accelerator.prepare(_Objective(module, task, constant), raw_optimizer)
-    if accelerator.scaler:  # it outlives a training: each begins with a fresh one, so that arms are trained alike
-        accelerator.scaler.load_state_dict(scaler_state or torch.amp.GradScaler("cuda").state_dict())
-    module.train()
-    begun, batches, epoch = time.monotonic(), iter(()), -1
-    while step < total:
-        if step // per_epoch != epoch:
-            epoch = step // per_epoch
-            batches = in_order(
-                task.batches("train", seed=place.seed, round=place.number, epoch=epoch),
-                accelerator.device,
-                start=step % per_epoch,
-            )
-        lr = settings.lr * settings.lr_factor(place.schedule_offset + step, place.schedule_rounds * total)
-        for group in raw_optimizer.param_groups:
-            group["lr"] = lr
-        batch, weight = _share_of_process(next(batches), accelerator)
-        torch.manual_seed(derive(place.seed, "dropout", place.number, step, accelerator.process_index))
-        loss = objective(batch, step)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise RunFailure(
-                f"the loss became {value} at step {step} of round {place.number}. Finished rounds are kept; "
-                f"a lower --lr than {settings.lr:g} in a new folder may help."
-            )
-        accelerator.backward(loss * weight)
-        accelerator.unscale_gradients(optimizer)
-        finish_gradients()
-        optimizer.step()
-        optimizer.zero_grad()
-        task.after_step(module)
-        step += 1
-        if place.at_step and step == place.at_step[0]:
-            place.at_step[1]()
-        on_step(step, total, value)
-        if checkpoint and step < total and accelerator.is_main_process and checkpoint.due():
-            scaler_state = accelerator.scaler.state_dict() if accelerator.scaler else {}
-            checkpoint.save(step, module, raw_optimizer, task, scaler_state)
-    seconds = time.monotonic() - begun
-    accelerator.free_memory()
-    if on_kernels:
-        restore(network)
+    with layers_on_kernels(network, masks, settings, processes=accelerator.num_processes, use=on_kernels) as constant:
+        objective, optimizer = accelerator.prepare(_Objective(module, task, constant), raw_optimizer)
+        if accelerator.scaler:  # it outlives a training: each begins with a fresh one, so that arms are trained alike
+            accelerator.scaler.load_state_dict(scaler_state or torch.amp.GradScaler("cuda").state_dict())
+        module.train()
+        begun, batches, epoch = time.monotonic(), iter(()), -1
+        while step < total:
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                batches = made_ahead(
+                    task.batches("train", seed=place.seed, round=place.number, epoch=epoch),
+                    accelerator.device,
+                    start=step % per_epoch,
+                )
+            lr = settings.lr * settings.lr_factor(place.schedule_offset + step, place.schedule_rounds * total)
+            for group in raw_optimizer.param_groups:
+                group["lr"] = lr
+            batch, weight = _share_of_process(next(batches), accelerator)
+            torch.manual_seed(derive(place.seed, "dropout", place.number, step, accelerator.process_index))
+            loss = objective(batch, step)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise RunFailure(
+                    f"the loss became {value} at step {step} of round {place.number}. Finished rounds are kept; "
+                    f"a lower --lr than {settings.lr:g} in a new folder may help."
+                )
+            accelerator.backward(loss * weight)
+            accelerator.unscale_gradients(optimizer)
+            finish_gradients()
+            optimizer.step()
+            optimizer.zero_grad()
+            task.after_step(module)
+            step += 1
+            if place.at_step and step == place.at_step[0]:
+                place.at_step[1]()
+            on_step(step, total, value)
+            if checkpoint and step < total and accelerator.is_main_process and checkpoint.due():
+                scaler_state = accelerator.scaler.state_dict() if accelerator.scaler else {}
+                checkpoint.save(step, module, raw_optimizer, task, scaler_state)
+        seconds = time.monotonic() - begun
+        accelerator.free_memory()
     if not all(parameter.isfinite().all() for parameter in module.parameters()):
         raise RunFailure(
             f"weights became infinite or NaN in round {place.number}. Finished rounds are kept; a lower --lr than "

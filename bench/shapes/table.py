@@ -11,10 +11,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from sparseticket.bench.report import table_line
 from sparseticket.bench.shapes.study import DENSE, PRECISIONS, SHAPES, THREADS
 from sparseticket.errors import SparseticketError, UserError
 from sparseticket.files import write_whole
+from sparseticket.markdown import table
 from sparseticket.runs import read_json
 
 RESULTS, DOCUMENT = Path("bench/results/shapes"), Path("docs/shapes.md")
@@ -99,9 +99,7 @@ def markdown(found: dict[Key, list[dict[str, Any]]]) -> str:
         "# Shapes of zeros: what they cost, what they gain",
         "",
         *(line for text in paragraphs for line in (textwrap.fill(text, 120, break_on_hyphens=False), "")),
-        table_line(HEADINGS),
-        table_line("---" for _ in HEADINGS),
-        *(table_line(_row(found, *row)) for row in _rows(found)),
+        *table(HEADINGS, (_row(found, *row) for row in _rows(found))),
     ]
     return "\n".join(lines) + "\n"
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sparseticket.markdown import table
 from sparseticket.show import percent, points, verdict_word
 
 
@@ -14,11 +14,6 @@ def markdown(study: dict[str, Any]) -> str:
     for name, step in study["steps"].items():
         lines += ["", f"## {name}", "", *_BY_VERB[step["verb"]](step["result"], step["paper"] or {})]
     return "\n".join(lines) + "\n"
-
-
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [_line(headings), _line("---" for _ in headings), *map(_line, rows)]
 
 
 def _find(result: dict[str, Any], paper: dict[str, Any]) -> list[str]:
@@ -90,10 +85,6 @@ def _arm(name: str, arm: dict[str, Any]) -> list[str]:
 
 def _verdict(verdict: dict[str, Any] | None) -> str:
     return "–" if verdict is None else verdict_word(verdict)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 _BY_VERB = {

@@ -16,7 +16,7 @@ from sparseticket.models.vision import ImageFormat, VisionModel
 from sparseticket.seeds import generator
 from sparseticket.tasks.base import Batch, Stateless
 from sparseticket.tasks.image_pixels import Pixels, ShiftedPixels
-from sparseticket.tasks.prefetch import in_order
+from sparseticket.tasks.prefetch import made_ahead
 
 SMALL_SIDE = 64  # pixels; larger images are augmented and evaluated as ImageNet is
 EVAL_BATCH_SMALL, EVAL_BATCH_LARGE = 500, 64  # 64 images of 224x224 keep ResNet-50's activations near 1 GB
@@ -129,7 +129,7 @@ class ImageTask(Stateless):
         model.eval()
         try:
             with torch.inference_mode():
-                for batch in in_order(self.batches("eval", seed=0, round=0, epoch=0), device):
+                for batch in made_ahead(self.batches("eval", seed=0, round=0, epoch=0), device):
                     accuracy.update(model(batch["pixels"].to(device)), batch["labels"].to(device))
         finally:
             for part, training in modes:

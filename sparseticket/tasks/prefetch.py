@@ -19,7 +19,7 @@ MOST_WORKERS = 8
 VARIABLE = "SPARSETICKET_WORKERS"
 
 
-def in_order(batches: Sequence[Batch], device: torch.device, *, start: int = 0) -> Iterator[Batch]:
+def made_ahead(batches: Sequence[Batch], device: torch.device, *, start: int = 0) -> Iterator[Batch]:
     """Yield ``batches[start]`` and so on to the end, on the CPU; made by workers where that helps.
 
     It helps a GPU, and sequences that say ``in_workers = True`` (images). ``$SPARSETICKET_WORKERS`` sets their number

@@ -18,7 +18,7 @@ from sparseticket.tasks.contrast import nearest_of_same_class, processes, retrie
 from sparseticket.tasks.image_files import identity
 from sparseticket.tasks.image_pixels import DecodedPixels, hold_if_it_fits, resize_and_crop_to, resize_to
 from sparseticket.tasks.image_task import SMALL_SIDE
-from sparseticket.tasks.prefetch import in_order
+from sparseticket.tasks.prefetch import made_ahead
 from sparseticket.tasks.two_views import TwoViews, View, as_input
 
 DIMENSIONS = 128  # of the projection, in both papers and both released codes
@@ -89,7 +89,7 @@ class PreTraining(Stateless):
         device = next(model.parameters()).device
         found, features = [], []
         with torch.inference_mode(), evaluated_without(self.head_name, model):
-            for batch in in_order(self.batches("eval", seed=0, round=0, epoch=0), device):
+            for batch in made_ahead(self.batches("eval", seed=0, round=0, epoch=0), device):
                 first, second = (model(batch[name].to(device)) for name in ("first", "second"))
                 found.append(retrieved(first, second))
                 features.append(model(batch["pixels"].to(device)))

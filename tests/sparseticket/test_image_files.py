@@ -13,7 +13,7 @@ from PIL import Image
 from sparseticket.errors import UserError
 from sparseticket.tasks import image_files
 from sparseticket.tasks.image_files import open_files
-from sparseticket.tasks.prefetch import VARIABLE, in_order, workers
+from sparseticket.tasks.prefetch import VARIABLE, made_ahead, workers
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -157,11 +157,11 @@ class Decoded:
 def test_workers_make_the_same_batches_in_the_same_order_from_any_start(tmp_path, name, monkeypatch):
     images = {f"{n}.png": png(Image.fromarray(np.roll(PIXELS, n, axis=1))) for n in range(7)}
     batches = Decoded(open_files(write(tmp_path / name, images)))
-    alone = list(in_order(batches, CPU))
+    alone = list(made_ahead(batches, CPU))
     monkeypatch.setenv(VARIABLE, "2")
     before = torch.get_rng_state()
     for start in (0, 3):
-        made = list(in_order(batches, CPU, start=start))
+        made = list(made_ahead(batches, CPU, start=start))
         assert len(made) == 7 - start
         assert all(torch.equal(a["pixels"], b["pixels"]) for a, b in zip(made, alone[start:], strict=True))
         assert os.getpid() not in {batch["process"].item() for batch in made}
@@ -171,7 +171,7 @@ def test_workers_make_the_same_batches_in_the_same_order_from_any_start(tmp_path
 def test_a_damaged_image_is_the_same_clear_error_out_of_a_worker(tmp_path, monkeypatch):
     files = open_files(write(tmp_path / "files.zip", {"1.png": png(Image.fromarray(PIXELS)), "2.png": b"no picture"}))
     monkeypatch.setenv(VARIABLE, "1")
-    batches = in_order(Decoded(files), CPU)
+    batches = made_ahead(Decoded(files), CPU)
     next(batches)
     with pytest.raises(UserError) as refused:
         next(batches)

@@ -5,6 +5,7 @@ import torch
 
 import sparseticket.kernels as kernels
 from sparseticket import on_kernels, training
+from sparseticket.errors import RunFailure
 from sparseticket.kernels import MaskedAdamW
 from sparseticket.kernels.bsr_module import BsrLinear
 from sparseticket.kernels.dispatch import Case, Choice, Measured, Table
@@ -56,8 +57,8 @@ def a_table(network, masks, *, low):
     return table
 
 
-def test_block_kernels_and_the_masked_optimizer_train_to_the_same_weights(tiny_bert, data, masks, monkeypatch):
-    plain = trained(tiny_bert, data, masks)
+def train_on_kernels(monkeypatch):
+    """Training as on a GPU of which every kernel was measured to be faster; gives the names of layers that take one."""
     monkeypatch.setattr(training, "can_use_kernels", lambda device: True)
     use_kernels, used = kernels.use_kernels, []
 
@@ -66,6 +67,12 @@ def test_block_kernels_and_the_masked_optimizer_train_to_the_same_weights(tiny_b
         assert any(isinstance(module, BsrLinear) for module in model.modules())
 
     monkeypatch.setattr(kernels, "use_kernels", everywhere, raising=False)
+    return used
+
+
+def test_block_kernels_and_the_masked_optimizer_train_to_the_same_weights(tiny_bert, data, masks, monkeypatch):
+    plain = trained(tiny_bert, data, masks)
+    used = train_on_kernels(monkeypatch)
     chosen = on_kernels.masked_optimizer
     made = []
     monkeypatch.setattr(
@@ -82,6 +89,15 @@ def test_block_kernels_and_the_masked_optimizer_train_to_the_same_weights(tiny_b
         assert not network.backbone()[name][~mask].any()
 
 
+def test_a_training_that_fails_leaves_no_kernel_in_the_network(tiny_bert, data, masks, monkeypatch):
+    used = train_on_kernels(monkeypatch)
+    network, task = build(tiny_bert, data)
+    with pytest.raises(RunFailure, match="the loss became nan at step"):
+        too_fast = Training(round_length="8it", batch_size=8, lr=1e30)
+        train(network, task, masks, too_fast, Round(0, 0), accelerator=make_accelerator())
+    assert used and not any(isinstance(module, BsrLinear) for module in network.module.modules())
+
+
 def test_an_optimizer_that_was_not_measured_to_be_faster_is_not_used(tiny_bert, data, masks):
     network, _ = build(tiny_bert, data)
     assert on_kernels.masked_optimizer(network, masks, SETTINGS) is None
@@ -93,7 +109,7 @@ def test_an_optimizer_that_was_not_measured_to_be_faster_is_not_used(tiny_bert, 
 
 def test_off_uses_no_kernel_even_where_there_is_a_gpu(tiny_bert, data, masks, monkeypatch):
     monkeypatch.setattr(training, "can_use_kernels", lambda device: True)
-    monkeypatch.setattr(training, "use_kernels", lambda *_, **__: pytest.fail("asked for kernels"))
+    monkeypatch.setattr(kernels, "use_kernels", lambda *_, **__: pytest.fail("asked for kernels"), raising=False)
     network, task = build(tiny_bert, data)
     off = Training(round_length="2it", batch_size=8, kernels="off")
     train(network, task, masks, off, Round(0, 0), accelerator=make_accelerator())
