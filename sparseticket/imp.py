@@ -294,6 +294,7 @@ class Search:
             return
         rewinds_to_step, theta_path = k > 0 and self.rewind_step > 0, self.theta_path(k)
         task = self.work.task
+        head = "pre-trained" if self.work.network.head_pretrained else "fresh"
         Ticket(
             masks=masks,
             model=self.work.spec.name,
@@ -301,7 +302,7 @@ class Search:
             theta_file=file_hash(theta_path) if theta_path else None,
             scheduled_sparsity=self.sparsities[k],
             pattern=self.protocol.pattern,
-            task={"name": task.name, "metric": task.metric, "data_id": task.data_id},
+            task={"name": task.name, "metric": task.metric, "data_id": task.data_id, "head": head},
             protocol=asdict(self.protocol),
             training=asdict(self.training),
             round=k,

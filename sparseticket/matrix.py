@@ -22,6 +22,7 @@ from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.progress import Screen
 from sparseticket.runs import SETTINGS, read_settings
+from sparseticket.tasks.base import MASKED_ACCURACY
 from sparseticket.team import ALONE, Team
 from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
@@ -104,8 +105,8 @@ def name_rows(paths: Sequence[Path]) -> dict[str, Path]:
             raise UserError(f"{seen[ticket.identity]} and {path} are the same ticket: name each row once.")
         seen[ticket.identity] = path
         name = str(ticket.task.get("name", ticket.identity[:8]))
-        if kind := _control(ticket):
-            name += f" {kind}"
+        if ticket.control:
+            name += f" {ticket.control}"
         rows[f"{name} {ticket.identity[:8]}" if name in rows else name] = path
     return rows
 
@@ -128,7 +129,7 @@ def summarise(
                 "ticket": ticket.identity,
                 "task": ticket.task.get("name"),
                 "sparsity": ticket.sparsity,
-                "control": _control(ticket),
+                "control": ticket.control,
             }
             for name, ticket in tickets.items()
         },
@@ -138,10 +139,23 @@ def summarise(
         },
         "cells": rows,
         "over_tasks": {
-            source: asdict(judge_universal({task: Verdict(**cell["verdict"]) for task, cell in row.items()}))
+            source: asdict(
+                judge_universal(
+                    {task: Verdict(**cell["verdict"]) for task, cell in row.items()},
+                    reason=_never_universal(tickets[source]),
+                )
+            )
             for source, row in rows.items()
         },
     }
+
+
+def _never_universal(ticket: Ticket) -> str | None:
+    if ticket.control:
+        return "a control is no ticket that was found"
+    if ticket.task.get("metric") == MASKED_ACCURACY and ticket.task.get("head") != "pre-trained":
+        return "it was found under an MLM head that was not pre-trained"
+    return None
 
 
 def _cell(done: Mapping[str, Any], same_task: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -185,12 +199,7 @@ def _plan(asked: Asked, tickets: Mapping[str, Ticket], source: str, task: str) -
 
 def _same_task(tickets: Mapping[str, Ticket], task: str) -> str | None:
     """The row of the ticket that was found on this task."""
-    return next((n for n, ticket in tickets.items() if ticket.task.get("name") == task and not _control(ticket)), None)
-
-
-def _control(ticket: Ticket) -> str | None:
-    control = ticket.metrics.get("control")
-    return str(control.get("kind")) if isinstance(control, dict) else None
+    return next((n for n, ticket in tickets.items() if ticket.task.get("name") == task and not ticket.control), None)
 
 
 def _cell_name(source: str, settings: TransferSettings) -> str:

@@ -92,8 +92,16 @@ def show_matrix(screen: Screen, result: dict[str, Any], folder: Path) -> None:
         screen.note(f"no verdicts: {min(few)}.")
     for source, row in result["over_tasks"].items():
         if row["matching"] or row["failing"]:
-            screen.say(f"{source}: matching on {len(row['matching'])} of {len(result['tasks'])} tasks")
+            screen.say(f"{source}: {matching_on(row, result['tasks'])}")
     screen.say(f"Result: {folder / 'matrix.json'}\nPicture: {folder / 'matrix.png'}")
+
+
+def matching_on(over_tasks: dict[str, Any], tasks: list[str]) -> str:
+    """A ticket's verdict over the tasks of a matrix."""
+    matching = over_tasks["matching"]
+    named = f" ({', '.join(matching)})" if matching else ""
+    said = f"matching on {len(matching)} of {len(tasks)} tasks{named}"
+    return said + (", universal over them" if over_tasks["universal"] else "")
 
 
 def show_sweep(screen: Screen, result: dict[str, Any], folder: Path) -> None:

@@ -38,7 +38,8 @@ class Ticket:
         theta_file: SHA-256 of ``theta.safetensors``, where θ is a state of the run and no published checkpoint.
         scheduled_sparsity: the sparsity that the schedule asked for, a fraction.
         pattern: where its zeros may lie, as :mod:`sparseticket.pattern` writes it.
-        task: name, metric and ``data_id`` of the task it was found on, and the options of its data.
+        task: name, metric and ``data_id`` of the task it was found on, the options of its data, and whether its
+            ``head`` was pre-trained or fresh.
         protocol: every field of the protocol; training: every setting of the training.
         metrics: what the rounds before this ticket measured, as fractions; ``conversion``: what ticket it was made of.
         permutations: int32 [n] by axis (:mod:`sparseticket.permute`) where regrouping made it. Masks are in permuted
@@ -64,6 +65,12 @@ class Ticket:
     def sparsity(self) -> float:
         """Share of pruned weights over all matrices and filters, 0 to 1."""
         return mask_algebra.sparsity(self.masks)
+
+    @property
+    def control(self) -> str | None:
+        """The kind of control that this is; None for a ticket that was found."""
+        made = self.metrics.get("control")
+        return str(made.get("kind", "")) if isinstance(made, dict) else None
 
     def record(self) -> dict[str, Any]:
         """The JSON record: all but the tensors. Holds no time, host or path."""

@@ -75,6 +75,7 @@ def transfer(
                 for control in settings.controls:
                     control_of(control).check(masks, pruner, work.network)
                 open_folder()  # only now: what does not fit is refused before anything is written
+                _check_data(run, settings, work.task.data_id)
             from_theta_p = arm == "dense" and settings.dense_weights != settings.weights
             own = _build(settings, settings.dense_weights, seed, accelerator, screen) if from_theta_p else work.copy()
             arm_masks = _set_up(arm, own, ticket, masks, pruner, seed)
@@ -82,6 +83,16 @@ def transfer(
     open_folder()
     team.wait(f"the end of {out}")
     return _summarise(settings, run, ticket, main=accelerator.is_main_process)
+
+
+def _check_data(run: RunFolder, settings: TransferSettings, data_id: str) -> None:
+    """Refuse to put runs on other data beside what is finished, or was taken from another transfer."""
+    for part in (part_of(arm, seed) for arm in settings.arms for seed in range(settings.seeds)):
+        if run.finished(part) and run.metrics(part).get("data_id", data_id) != data_id:
+            raise UserError(
+                f"the data of {settings.task} have changed since {run.path / part} was trained: what is trained now "
+                "would not compare with it. Bring the data back, or take another --out."
+            )
 
 
 def _build(settings: TransferSettings, weights: str, seed: int, accelerator: Accelerator, screen: Screen) -> Workbench:
@@ -179,6 +190,7 @@ def _train_arm(
             {
                 "task": settings.task,
                 "metric": work.task.metric,
+                "data_id": work.task.data_id,
                 "value": value,
                 "metrics": metrics,
                 "max_length": settings.training.max_length,
@@ -193,7 +205,7 @@ def _train_arm(
 def _summarise(settings: TransferSettings, run: RunFolder, ticket: Ticket, *, main: bool) -> dict[str, Any]:
     results = {arm: [run.metrics(part_of(arm, seed)) for seed in range(settings.seeds)] for arm in settings.arms}
     arms = {arm: Arm([result["value"] for result in of_arm]) for arm, of_arm in results.items()}
-    verdicts = {arm: _verdict(arm, arms, settings) for arm in arms if arm != "dense"}
+    verdicts = {arm: _verdict(arm, arms, ticket, settings) for arm in arms if arm != "dense"}
     summary = {
         "model": settings.model,
         "task": settings.task,
@@ -212,9 +224,9 @@ def _summarise(settings: TransferSettings, run: RunFolder, ticket: Ticket, *, ma
     return summary
 
 
-def _verdict(arm: str, arms: dict[str, Arm], settings: TransferSettings) -> Verdict:
+def _verdict(arm: str, arms: dict[str, Arm], ticket: Ticket, settings: TransferSettings) -> Verdict:
     """The ticket can be winning where it began with θ_p, a control never: it is no ticket that was found."""
-    if arm != "ticket":
+    if arm != "ticket" or ticket.control is not None:
         return judge(arms[arm], arms["dense"])
     at_theta_p = settings.weights == settings.dense_weights and not settings.start and not settings.allow_other_weights
     return judge(arms[arm], arms["dense"], at_theta_p=at_theta_p)

@@ -114,8 +114,7 @@ def own_theta(ticket: Ticket, path: Path) -> Path | None:
 
 def _changed(ticket: Ticket) -> bool:
     """True for a control whose weights are not those of the ticket that it was made of."""
-    control = ticket.metrics.get("control")
-    return isinstance(control, dict) and control_of(control.get("kind", "")).weights is not None
+    return ticket.control is not None and control_of(ticket.control).weights is not None
 
 
 def _theta_p(run: Path, found: RunSettings | None, ticket: Ticket, *, late: bool) -> str:

@@ -68,22 +68,28 @@ def judge(ticket: Arm, dense: Arm, *, at_theta_p: bool | None = None) -> Verdict
 
 @dataclass(frozen=True)
 class Universal:
-    """Matching on every task of a set: ``universal`` is None where no task fails and some have no verdict."""
+    """Matching on every task of a set: ``universal`` is None where no task fails and some have no verdict.
+
+    It is None too where a ``reason`` forbids the word.
+    """
 
     universal: bool | None
     matching: list[str]
     failing: list[str]
     undecided: list[str]
+    reason: str | None = None
 
 
-def judge_universal(verdicts: Mapping[str, Verdict]) -> Universal:
-    """The verdict on a ticket over a set of tasks, by name. Over no task at all nothing is said."""
+def judge_universal(verdicts: Mapping[str, Verdict], *, reason: str | None = None) -> Universal:
+    """The verdict on a ticket over a set of tasks, by name, unless a ``reason`` forbids it. One task is no set."""
     by_answer = {
         answer: [task for task, verdict in verdicts.items() if verdict.matching is answer]
         for answer in (True, False, None)
     }
-    universal = False if by_answer[False] else None if by_answer[None] or not verdicts else True
-    return Universal(universal, by_answer[True], by_answer[False], by_answer[None])
+    if reason is None and len(verdicts) < 2:
+        reason = "one task is no set"
+    universal = None if reason else False if by_answer[False] else None if by_answer[None] else True
+    return Universal(universal, by_answer[True], by_answer[False], by_answer[None], reason)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparseticket.markdown import table
-from sparseticket.show import percent, points, verdict_word
+from sparseticket.show import matching_on, percent, points, verdict_word
 
 
 def markdown(study: dict[str, Any]) -> str:
@@ -62,7 +62,7 @@ def _matrix(result: dict[str, Any], paper: dict[str, Any]) -> list[str]:
             rows = [[*row, str(paper.get(row[0], {}).get(task, "–"))] for row in rows]
         lines += [f"{target['metric']} on {task}:", "", *table(headings, rows), ""]
     for source, over in result["over_tasks"].items():
-        lines.append(f"- {source}: matching on {', '.join(over['matching']) or 'none'} of {len(result['tasks'])} tasks")
+        lines.append(f"- {source}: {matching_on(over, result['tasks'])}")
     return lines
 
 

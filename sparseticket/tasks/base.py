@@ -40,6 +40,9 @@ class TaskOptions:
         return cls(Path(data) if data else None, **named)
 
 
+MASKED_ACCURACY = "masked_accuracy"  # of masked language modelling, the pre-training task of BERT
+
+
 class Task(Protocol):
     """A task = data + head + loss + metric.
 

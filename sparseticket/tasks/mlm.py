@@ -20,7 +20,7 @@ from sparseticket.models import Head
 from sparseticket.models.text import TextModel
 from sparseticket.seeds import generator
 from sparseticket.tasks import register
-from sparseticket.tasks.base import Batch, Stateless, TaskOptions
+from sparseticket.tasks.base import MASKED_ACCURACY, Batch, Stateless, TaskOptions
 from sparseticket.tasks.text_batches import CHUNK, RowBatches, TokenRows, device_of, digest, fitting_length, shuffled
 from sparseticket.tasks.token_cache import Tensors, cached
 
@@ -37,7 +37,7 @@ class MaskedLanguageModelling(Stateless):
         train, evaluation: lines of text; they are joined and cut into sequences of ``options.max_length`` tokens.
     """
 
-    metric = "masked_accuracy"
+    metric = MASKED_ACCURACY
     head = Head("masked-lm")
 
     def __init__(

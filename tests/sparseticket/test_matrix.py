@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from sparseticket import transfer as transfers
 from sparseticket.data_places import data_of, places
 from sparseticket.errors import UserError
 from sparseticket.imp import find
+from sparseticket.matrix import summarise
 from sparseticket.models import Head, resolve
 from sparseticket.options import find_settings
 from sparseticket.progress import Screen
@@ -40,6 +42,10 @@ def sources(tiny_bert, data, tmp_path_factory):
         find(settings, run, screen=Screen(quiet=True))
         found.append(run / "round-01" / "ticket.ticket")
     return found
+
+
+YES = {"matching": True, "strict": True, "reason": None, "winning": True}
+SAME = {arm: {"values": [0.5] * 3, "mean": 0.5, "std": 0.0, "n": 3} for arm in ("dense", "ticket")}
 
 
 def test_a_matrix_trains_each_cell_once_and_dense_once_a_column_and_reads_both_ways(
@@ -155,3 +161,46 @@ def test_a_tasks_data_are_found_in_the_folder_that_it_is_published_in(tmp_path):
     with pytest.raises(UserError, match="put its data there as CoLA"):
         data_of("cola", tmp_path, alone=False)
     assert places(["all", "sst2=here"])[1].keys() == {"sst2"}
+
+
+def test_a_ticket_can_be_winning_and_universal_and_a_control_never(cli, sources, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfers.Workbench, "evaluate", lambda work: {work.task.metric: 0.5})  # all match, strictly
+    made = sources[0].parent.parent / "controls" / "a.ticket"
+    assert cli("control", sources[0], "--kind", "random-mask", "--out", made)[0] == 0
+    whole = ["matrix", *sources, made, "--task", "text", "--task", "mlm", "--seeds", 3, "--out", tmp_path / "matrix"]
+    code, text = cli(
+        *whole, "--data", f"text={data / 'text.csv'}", "--data", f"mlm={data / 'mlm'}", "--round-length", "1it"
+    )
+    assert code == 0, text
+    result = json.loads((tmp_path / "matrix" / "matrix.json").read_text())
+    of_text, of_mlm, control = result["cells"]
+    winning = {name: {cell["verdict"]["winning"] for cell in row.values()} for name, row in result["cells"].items()}
+    assert winning == {of_text: {True}, of_mlm: {True}, control: {None}}
+    over = result["over_tasks"]
+    assert [over[name]["universal"] for name in (of_text, of_mlm, control)] == [True, True, None]
+    assert "control" in over[control]["reason"]
+    assert f"{of_text}: matching on 2 of 2 tasks (text, mlm), universal over them" in " ".join(text.split())
+    assert text.count("universal") == 2
+
+
+def test_a_ticket_of_an_mlm_head_that_was_not_pre_trained_is_never_universal(sources):
+    from_text, from_mlm = (Ticket.load(path) for path in sources)
+    assert from_mlm.task["head"] == "pre-trained" and from_text.task["head"] == "fresh"
+    cells = {"a": {"verdicts": {"ticket": YES}, "arms": SAME}, "b": {"verdicts": {"ticket": YES}, "arms": SAME}}
+    cells = {task: {**cell, "folder": "f", "sparsity": 0.5, "metric": "accuracy"} for task, cell in cells.items()}
+    fresh = replace(from_mlm, task=from_mlm.task | {"head": "fresh"})
+    tickets = {"text": from_text, "mlm": from_mlm, "fresh": fresh}
+    over = summarise(tickets, ["a", "b"], dict.fromkeys(tickets, cells))["over_tasks"]
+    assert [row["universal"] for row in over.values()] == [True, True, None]
+    assert over["fresh"]["reason"] == "it was found under an MLM head that was not pre-trained"
+
+
+def test_runs_on_data_that_changed_are_not_put_beside_those_on_what_they_were(cli, sources, data, tmp_path):
+    mine, out = tmp_path / "text.csv", tmp_path / "matrix"
+    mine.write_text((data / "text.csv").read_text())
+    asked = ["matrix", sources[0], "--task", "text", "--data", f"text={mine}", "--out", out]
+    assert cli(*asked, "--seeds", 1)[0] == 0
+    mine.write_text(mine.read_text().replace("film", "book"))
+    assert cli(*asked, "--seeds", 1)[0] == 0, "what is finished stays"
+    code, text = cli(*asked, "--seeds", 2)
+    assert code == 2 and "the data of text have changed since" in " ".join(text.split()), text

@@ -40,12 +40,18 @@ YES, NO, UNKNOWN = Verdict(True, True), Verdict(False, False), Verdict(None, Non
 
 @pytest.mark.parametrize(
     ("verdicts", "universal"),
-    [([YES, YES], True), ([YES, NO], False), ([YES, UNKNOWN], None), ([NO, UNKNOWN], False), ([], None)],
+    [([YES, YES], True), ([YES, NO], False), ([YES, UNKNOWN], None), ([NO, UNKNOWN], False), ([YES], None), ([], None)],
 )
 def test_universal_is_matching_on_every_task_of_the_set(verdicts, universal):
     found = judge_universal({f"task{i}": verdict for i, verdict in enumerate(verdicts)})
     assert found.universal is universal
+    assert (found.reason is None) is (len(verdicts) > 1)
     assert found.undecided == [f"task{i}" for i, verdict in enumerate(verdicts) if verdict is UNKNOWN]
+
+
+def test_what_may_not_be_called_universal_is_not_and_says_why():
+    found = judge_universal({"a": YES, "b": YES}, reason="a control")
+    assert (found.universal, found.matching, found.reason) == (None, ["a", "b"], "a control")
 
 
 def test_the_highest_matching_sparsity_says_what_does_not_match_below_it_and_what_is_undecided():
