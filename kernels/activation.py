@@ -1,6 +1,8 @@
-"""What a linear's kernel may do to its result before it stores it: nothing, ReLU, or exact GELU; and the gradient."""
+"""What a linear's kernel may do to its result before it stores it: nothing, ReLU, or exact GELU; and the gradients."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,32 @@ def activate_reference(x: Tensor, activation: str) -> Tensor:
     if activation == "relu":
         return F.relu(x)
     return F.gelu(x) if activation == "gelu" else x
+
+
+def activate_and_keep(pre: Tensor, activation: str, keep_pre: bool) -> tuple[Tensor, Tensor]:
+    """The same, and beside it what went in where a gradient will need it, else a tensor without entries."""
+    y = activate_reference(pre, activation)
+    return y, pre if keep_pre and y is not pre else pre.new_empty(0)
+
+
+def linear_gradients(
+    dy: Tensor | None,
+    pre: Tensor,
+    activation: str,
+    needed: Sequence[bool],
+    of_input: Callable[[Tensor], Tensor],
+    of_weight: Callable[[Tensor], Tensor],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those ``needed`` of a linear's input, weight and bias, from ``dy [M, N]`` behind its activation."""
+    if dy is None:
+        return None, None, None
+    dy = activate_backward(dy, pre, activation)
+    needs_input, needs_weight, needs_bias = needed
+    return (
+        of_input(dy) if needs_input else None,
+        of_weight(dy) if needs_weight else None,
+        dy.sum(0) if needs_bias else None,
+    )
 
 
 def activate_backward(grad: Tensor, pre: Tensor, activation: str) -> Tensor:

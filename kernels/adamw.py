@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import triton
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from sparseticket.kernels.launch import runs_kernel
 from sparseticket.kernels.live_words import check_dense, flat, mask_of
-from sparseticket.kernels.masked_optimizer import MaskedOptimizer, Params
-from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, live_entries
+from sparseticket.kernels.masked_optimizer import MaskedOptimizer, Params, split_lr
+from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, live_entries, step_scaling
 
 
 @triton.jit
@@ -32,17 +33,10 @@ def bias_correction(step, log_beta):
 
 
 @triton.jit
-def step_settings(row, STEP: tl.constexpr, size, lr, log_beta1, log_beta2, lr_tensor, grad_scale, found_inf):
-    """Learning rate, what gradients are multiplied by, both bias corrections; size of the tensor, 0 for no step."""
-    if lr_tensor is not None:
-        lr = tl.load(lr_tensor).to(tl.float32)
-    unscale = 1.0
-    if grad_scale is not None:
-        unscale = 1.0 / tl.load(grad_scale).to(tl.float32)
-    if found_inf is not None:
-        size = tl.where(tl.load(found_inf) == 0, size, 0)
+def bias_corrections(row, STEP: tl.constexpr, log_beta1, log_beta2):
+    """Those of both moments, for the number of steps in this column of the row."""
     step = tl.load(column(row, STEP, tl.float32, False))
-    return lr, unscale, bias_correction(step, log_beta1), bias_correction(step, log_beta2), size
+    return bias_correction(step, log_beta1), bias_correction(step, log_beta2)
 
 
 @triton.jit
@@ -78,9 +72,8 @@ def masked_adamw_kernel(
 ):
     """Columns of the table: weight, gradient, exp_avg, exp_avg_sq, words, step."""
     row, size, start = find_chunk(rows, owners, 6, CHUNK)
-    lr, unscale, correction1, correction2, size = step_settings(
-        row, 5, size, lr, log_beta1, log_beta2, lr_tensor, grad_scale, found_inf
-    )
+    lr, unscale, size = step_scaling(size, lr, lr_tensor, grad_scale, found_inf)
+    correction1, correction2 = bias_corrections(row, 5, log_beta1, log_beta2)
     weights = column(row, 0, WEIGHT, EVEN)
     gradients = column(row, 1, GRADIENT, EVEN)
     ms = column(row, 2, MOMENT, EVEN)
@@ -153,28 +146,14 @@ def _masked_adamw(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
+    columns = (weights, gradients, exp_avgs, exp_avg_sqs, words, steps)
     if not runs_kernel(weights[0]):
-        lr = lr if lr_tensor is None else lr_tensor.item()
-        masked_adamw_reference(
-            weights,
-            gradients,
-            exp_avgs,
-            exp_avg_sqs,
-            words,
-            steps,
-            (lr, beta1, beta2, eps, weight_decay),
-            grad_scale,
-            found_inf,
-        )
+        settings = (lr if lr_tensor is None else lr_tensor.item(), beta1, beta2, eps, weight_decay)
+        masked_adamw_reference(*columns, settings, grad_scale, found_inf)
         return
     tiles, numbers = Tiles(), scalars(lr, beta1, beta2, eps, weight_decay)
-    for launch in launches((weights, gradients, exp_avgs, exp_avg_sqs, words, steps), tiles.chunk):
+    for launch in launches(columns, tiles.chunk):
         launch.run(masked_adamw_kernel, *numbers, lr_tensor, grad_scale, found_inf, *launch.dtypes[:3], tiles=tiles)
-
-
-@_masked_adamw.register_fake
-def _(*args: object, **kwargs: object) -> None:
-    return None
 
 
 def scalars(lr: float, beta1: float, beta2: float, eps: float, decay: float) -> tuple[float, ...]:
@@ -207,7 +186,8 @@ def masked_adamw(
         exp_avg_sqs: second moments, likewise.
         words: int32 ``[ceil(numel / 32)]`` each, the mask in the order of storage, or no entry where all are alive.
         steps: fp32 ``[]`` each on that device, how many steps were taken; 1 is added unless ``found_inf``.
-        lr: learning rate; a tensor ``[]`` on that device is read by the kernel (a CUDA graph can then change it).
+        lr: learning rate; a tensor ``[]`` on that device is read by the kernel (a CUDA graph can then change it), one
+            elsewhere before it.
         betas: decay of both moments, each in [0, 1).
         eps: added to the root of the second moment.
         weight_decay: decoupled, as in :class:`torch.optim.AdamW`.
@@ -238,9 +218,8 @@ def step_adamw(
 ) -> None:
     """Count a step and take it, unchecked: looking at BERT's 200 parameters costs more than the launch."""
     torch._foreach_add_(steps, 1)
-    number, tensor = (0.0, lr) if isinstance(lr, Tensor) else (float(lr), None)
     lists = [list(each) for each in (*tensors, steps)]
-    operator(*lists, number, tensor, *betas, eps, weight_decay, grad_scale, found_inf)
+    operator(*lists, *split_lr(lr, steps[0].device), *betas, eps, weight_decay, grad_scale, found_inf)
     if found_inf is not None:
         torch._foreach_sub_(steps, [found_inf.reshape(())] * len(steps))
 
@@ -254,15 +233,11 @@ def check_steps(weights: Sequence[Tensor], steps: Sequence[Tensor]) -> None:
         raise ValueError("each weight needs the number of its steps, fp32 with one entry, on its device")
 
 
-class MaskedAdamW(MaskedOptimizer):
-    """:class:`torch.optim.AdamW` under fixed masks: same numbers as with gradients masked first, in one pass.
+class AdamWOptimizer(MaskedOptimizer):
+    """What both AdamW share: settings, and a step of one operator over weights, gradients, states, masks and steps."""
 
-    ``masks`` maps parameters to bool masks of their shape; other parameters are trained whole. Works with GradScaler,
-    learning rate schedules and CUDA graphs (``lr`` as a tensor; take a step before capturing).
-
-    Raises:
-        ValueError: a mask does not fit its parameter, belongs to none, or a setting is out of its range.
-    """
+    _operator: ClassVar[Callable[..., None]]
+    _states: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -276,23 +251,37 @@ class MaskedAdamW(MaskedOptimizer):
         check_adamw_settings(lr, betas, eps, weight_decay)
         super().__init__(params, masks, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    def _update(self, group: dict, parameters: list[Tensor], **scaling: Tensor | None) -> None:
+        state = [self.state[parameter] for parameter in parameters]
+        tensors = (
+            parameters,
+            [self._gradient(parameter) for parameter in parameters],
+            *([entry[key] for entry in state] for key in self._states),
+            *zip(*(self._masks[parameter] for parameter in parameters), strict=True),
+        )
+        settings = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
+        step_adamw(self._operator, tensors, [entry["step"] for entry in state], **settings, **scaling)
+
+
+class MaskedAdamW(AdamWOptimizer):
+    """:class:`torch.optim.AdamW` under fixed masks: same numbers as with gradients masked first, in one pass.
+
+    ``masks`` maps parameters to bool masks of their shape; other parameters are trained whole. Works with GradScaler,
+    learning rate schedules and CUDA graphs (``lr`` as a tensor; take a step before capturing).
+
+    Raises:
+        ValueError: a mask does not fit its parameter, belongs to none, or a setting is out of its range.
+    """
+
+    _operator = _masked_adamw
+    _states = ("exp_avg", "exp_avg_sq")
+
     def _new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         return {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
             "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
             "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
         }
-
-    def _update(self, group: dict, parameters: list[Tensor], **scaling: Tensor | None) -> None:
-        state = [self.state[parameter] for parameter in parameters]
-        tensors = (
-            parameters,
-            [self._gradient(parameter) for parameter in parameters],
-            *([entry[key] for entry in state] for key in ("exp_avg", "exp_avg_sq")),
-            [self._words[parameter] for parameter in parameters],
-        )
-        settings = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
-        step_adamw(_masked_adamw, tensors, [entry["step"] for entry in state], **settings, **scaling)
 
 
 def check_adamw_settings(lr: float | Tensor, betas: Iterable[float], eps: float, weight_decay: float) -> None:

@@ -8,7 +8,7 @@ and a quarter byte for words and prefix. Weights in fp32 are their own master. W
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -16,21 +16,18 @@ import triton.language as tl
 from torch import Tensor
 
 from sparseticket.kernels.adamw import (
+    AdamWOptimizer,
     adamw,
     adamw_reference,
-    check_adamw_settings,
+    bias_corrections,
     check_steps,
     scalars,
     step_adamw,
-    step_settings,
 )
 from sparseticket.kernels.launch import runs_kernel
 from sparseticket.kernels.live_words import check_dense, flat, mask_of
-from sparseticket.kernels.masked_optimizer import MaskedOptimizer, Params
-from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, words_of
+from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, step_scaling, words_of
 from sparseticket.kernels.words import popcount
-
-STATES = ("exp_avg", "exp_avg_sq", "master")
 
 
 @triton.jit
@@ -56,9 +53,8 @@ def live_adamw_kernel(
 ):
     """Columns of the table: weight, gradient, exp_avg, exp_avg_sq, master (none for fp32), words, prefix, step."""
     row, size, start = find_chunk(rows, owners, 8, CHUNK)
-    lr, unscale, correction1, correction2, size = step_settings(
-        row, 7, size, lr, log_beta1, log_beta2, lr_tensor, grad_scale, found_inf
-    )
+    lr, unscale, size = step_scaling(size, lr, lr_tensor, grad_scale, found_inf)
+    correction1, correction2 = bias_corrections(row, 7, log_beta1, log_beta2)
     place = start // 32 + tl.arange(0, CHUNK // 32)
     bit = tl.arange(0, 32)
     offsets = place[:, None] * 32 + bit[None, :]
@@ -148,11 +144,6 @@ def _live_adamw(
         launch.run(live_adamw_kernel, *numbers, lr_tensor, grad_scale, found_inf, *launch.dtypes[:2], tiles=tiles)
 
 
-@_live_adamw.register_fake
-def _(*args: object, **kwargs: object) -> None:
-    return None
-
-
 def live_adamw(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -175,13 +166,15 @@ def live_adamw(
     Args:
         weights: fp16, bf16 or fp32, dense, on one device; dead entries are 0.
         gradients: shaped and laid out as the weights.
-        exp_avgs: first moments, fp32 ``[nnz]`` each, in the order of storage.
+        exp_avgs: first moments, fp32 ``[nnz]`` each, in the order of storage. That nnz is what ``words`` say is not
+            checked, for which the CPU would have to wait: with fewer entries, memory behind them is overwritten.
         exp_avg_sqs: second moments, likewise.
         masters: the weights, likewise; for an fp32 weight ``[0]``, it is read itself.
         words: int32 ``[ceil(numel / 32)]`` each, the mask in the order of storage, or no entry where all are alive.
         prefixes: int32 as ``words``, by :func:`prefix_counts`.
         steps: fp32 ``[]`` each on that device, how many steps were taken; 1 is added unless ``found_inf``.
-        lr: learning rate; a tensor ``[]`` on that device is read by the kernel (a CUDA graph can then change it).
+        lr: learning rate; a tensor ``[]`` on that device is read by the kernel (a CUDA graph can then change it), one
+            elsewhere before it.
         betas: decay of both moments, each in [0, 1).
         eps: added to the root of the second moment.
         weight_decay: decoupled, as in :class:`torch.optim.AdamW`.
@@ -204,6 +197,9 @@ def live_adamw(
             raise ValueError(f"states of the weight of {tuple(weight.shape)} do not have an entry for each live weight")
         if {m.dtype, v.dtype, master.dtype} != {torch.float32} or prefix.dtype != torch.int32:
             raise ValueError("states must be fp32, and prefixes int32")
+        for state in (m, v, master, prefix):
+            if state.device != weight.device or not state.is_contiguous():
+                raise ValueError(f"states and prefixes must be contiguous on {weight.device}: one is on {state.device}")
     tensors = (weights, gradients, exp_avgs, exp_avg_sqs, masters, words, prefixes)
     step_adamw(_live_adamw, tensors, steps, lr, betas, eps, weight_decay, grad_scale, found_inf)
 
@@ -222,61 +218,51 @@ def prefix_counts(words: Tensor) -> Tensor:
     return (total - counts).to(torch.int32)
 
 
-class LiveAdamW(MaskedOptimizer):
+class LiveAdamW(AdamWOptimizer):
     """AdamW under fixed masks with moments, and an fp32 master of fp16 and bf16 weights, for live weights only.
 
     The numbers of an fp32 AdamW whose weights are rounded to the parameter's dtype after each step. ``masks`` maps
     parameters to bool masks of their shape; other parameters have states for all their weights. States: ``exp_avg``,
-    ``exp_avg_sq``, ``master``, fp32 ``[nnz]``. A master begins as the weight at the parameter's first step.
+    ``exp_avg_sq``, ``master``, fp32 ``[nnz]``. A master begins as the weight at the parameter's first step, and only
+    adds bits to it: where a weight that was written since the last step is no longer its master rounded, the weight
+    counts. So weights may be loaded at any time, before the optimizer's state or after it.
 
     Raises:
         ValueError: a mask does not fit its parameter, belongs to none, or a setting is out of its range.
     """
 
-    def __init__(
-        self,
-        params: Params,
-        masks: Mapping[Tensor, Tensor],
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-    ) -> None:
-        check_adamw_settings(lr, betas, eps, weight_decay)
-        self._prefixes: dict[Tensor, Tensor] = {}
-        super().__init__(params, masks, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+    _operator = _live_adamw
+    _states = ("exp_avg", "exp_avg_sq", "master")
 
-    def _take(self, parameter: Tensor, words: Tensor) -> None:
-        super()._take(parameter, words)
-        self._prefixes[parameter] = prefix_counts(words)
+    def _mask_columns(self, words: Tensor) -> tuple[Tensor, ...]:
+        return words, prefix_counts(words)
+
+    @torch.no_grad()
+    def _take_over(self, parameter: Tensor) -> None:
+        super()._take_over(parameter)
+        if parameter not in self.state or parameter.dtype == torch.float32:
+            return
+        master, weight = self.state[parameter]["master"], flat(parameter)
+        alive = mask_of(self._words(parameter), parameter)
+        rank = torch.where(alive, alive.cumsum(0) - 1, len(master))  # not weight[alive], which waits for the device
+        held = torch.nn.functional.pad(master, (0, 1))
+        old = held[rank]
+        new = torch.where(old.to(weight.dtype) == weight, old, weight.float())
+        master.copy_(held.scatter_(0, rank, new)[:-1])
 
     def _mask_state(self, parameter: Tensor, words: Tensor) -> None:
-        was, alive = (mask_of(each, parameter) for each in (self._words[parameter], words))
-        for key in STATES:
+        was, alive = (mask_of(each, parameter) for each in (self._words(parameter), words))
+        for key in self._states:
             value = self.state[parameter][key]
             if key != "master" or parameter.dtype != torch.float32:
                 dense = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
                 self.state[parameter][key] = dense.masked_scatter_(was, value)[alive]
 
     def _new_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        live = flat(parameter.detach())[mask_of(self._words[parameter], parameter)].float()
+        live = flat(parameter.detach())[mask_of(self._words(parameter), parameter)].float()
         return {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
             "exp_avg": torch.zeros_like(live),
             "exp_avg_sq": torch.zeros_like(live),
             "master": live if parameter.dtype != torch.float32 else live.new_empty(0),
         }
-
-    def _update(self, group: dict, parameters: list[Tensor], **scaling: Tensor | None) -> None:
-        state = [self.state[parameter] for parameter in parameters]
-        for parameter in parameters:
-            self._prefixes[parameter] = self._prefixes[parameter].to(parameter.device)
-        tensors = (
-            parameters,
-            [self._gradient(parameter) for parameter in parameters],
-            *([entry[key] for entry in state] for key in STATES),
-            [self._words[parameter] for parameter in parameters],
-            [self._prefixes[parameter] for parameter in parameters],
-        )
-        settings = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
-        step_adamw(_live_adamw, tensors, [entry["step"] for entry in state], **settings, **scaling)

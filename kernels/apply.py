@@ -69,8 +69,10 @@ def use_kernels(
 ) -> list[Placement]:
     """Let layers with a mask run on the kernels that were measured to be faster on this GPU; the others stay dense.
 
-    For training only modules' classes change: weights stay the parameters they were, and their gradients are dense and
-    exactly 0 in dead blocks. For inference weights are packed, Q, K and V run as one product, and an activation behind
+    For training only modules' classes change: weights stay the parameters they were, and the gradients of layers that a
+    kernel runs are dense and exactly 0 in dead blocks. Layers that stay dense get the gradient of a dense layer, which
+    brings dead weights back to life: mask gradients before the step, or take one of the masked optimizers, in any case.
+    For inference weights are packed, Q, K and V run as one product, and an activation behind
     a feed-forward layer in its epilogue; then ``state_dict`` stays as it was, no gradient flows through a packed layer,
     and it is an error to change a weight, or to call the model in training mode. In training, a weight that is loaded
     later must be 0 in dead blocks too: a pass that runs dense would use what is there.

@@ -21,8 +21,15 @@ import triton.language as tl
 from torch import Tensor
 
 from sparseticket.kernels.activation import activate, activate_reference, check_activation
-from sparseticket.kernels.launch import fp32_precision, launchable, runs_kernel
-from sparseticket.kernels.operands import FLOATS, check_linear
+from sparseticket.kernels.launch import (
+    FLOATS,
+    as_autocast_would,
+    fp32_precision,
+    launchable,
+    runs_kernel,
+    without_autocast,
+)
+from sparseticket.kernels.operands import check_linear
 from sparseticket.kernels.words import pack_words, popcount, unpack_words
 
 MOST_ROWS = 64  # of x
@@ -237,13 +244,15 @@ def bitmap_sum_kernel(
     ACTIVATION: tl.constexpr,
 ):
     """The second pass: add the splits, always in the same order, then bias and activation."""
-    place = tl.program_id(0) * TILE_N + tl.arange(0, TILE_N)
+    first = tl.program_id(0).to(tl.int64) * TILE_N
+    place = first + tl.arange(0, TILE_N)
     live = place < size
     total = tl.zeros((TILE_N,), dtype=tl.float32)
     for split in range(splits):
         total += tl.load(PARTIALS + tl.cast(split, tl.int64) * size + place, mask=live, other=0.0)
     if HAS_BIAS:
-        total += tl.load(BIAS + place % n_size, mask=live, other=0.0).to(tl.float32)
+        n = ((first % n_size).to(tl.int32) + tl.arange(0, TILE_N)) % n_size  # 64-bit division once a program
+        total += tl.load(BIAS + n, mask=live, other=0.0).to(tl.float32)
     tl.store(OUT + place, activate(total, ACTIVATION).to(OUT.dtype.element_ty), mask=live)
 
 
@@ -316,7 +325,7 @@ def bitmap_linear(
 ) -> Tensor:
     """``act(x Wᵀ + b)`` for at most 64 rows; inference only, it has no gradients.
 
-    Under autocast x is cast to the dtype of the packed weight.
+    Under autocast x and bias are cast to the dtype of the packed weight.
 
     Args:
         x: ``[..., K]``, fp16, bf16 or fp32 as the weight's values, any strides, at most 64 rows in all.
@@ -332,8 +341,7 @@ def bitmap_linear(
         ValueError: there are more than 64 rows, or shapes, dtypes or devices do not go together.
     """
     check_activation(activation)
-    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
-        x = x.to(weight.values.dtype)
+    x, bias = as_autocast_would(x, bias, packed=weight.values)
     n, k = weight.shape
     check_linear(x, (n, k), bias, index=weight.bitmap, the_packed_weight=weight.values)
     rows = x.reshape(-1, k)
@@ -342,9 +350,10 @@ def bitmap_linear(
             f"bitmap_linear is for at most {MOST_ROWS} rows, and these are {rows.shape[0]}: keep the dense weight for "
             "them, F.linear(x, weight.to_dense())"
         )
-    y = torch.ops.sparseticket.bitmap_linear(
-        rows, *(getattr(weight, name) for name in ARRAYS), bias, n, activation, list(launch or default_launch(n, k))
-    )
+    with without_autocast(x.device):
+        y = torch.ops.sparseticket.bitmap_linear(
+            rows, *(getattr(weight, name) for name in ARRAYS), bias, n, activation, list(launch or default_launch(n, k))
+        )
     return y.reshape(*x.shape[:-1], n)
 
 

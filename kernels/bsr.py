@@ -18,7 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparseticket.kernels.activation import activate, activate_backward, activate_reference, check_activation
+from sparseticket.kernels.activation import (
+    activate,
+    activate_and_keep,
+    activate_reference,
+    check_activation,
+    linear_gradients,
+)
 from sparseticket.kernels.blocks import BlockLayout, expand_blocks
 from sparseticket.kernels.launch import as_autocast_would, fp32_precision, launchable, runs_kernel
 from sparseticket.kernels.operands import check_linear
@@ -200,6 +206,36 @@ def bsr_wgrad_sum_kernel(
     tl.store(OUT + n[:, None].to(tl.int64) * k_size + k[None, :], total.to(OUT.dtype.element_ty), mask=live)
 
 
+@triton.jit
+def zero_dead_blocks_kernel(
+    GRAD,  # [N, K]
+    CROW,
+    COL,
+    n_size,
+    k_size,
+    stride_n,
+    stride_k,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TILE_N: tl.constexpr,
+):
+    """Write 0 into one slice of a block where it is dead; nothing of the gradient is read."""
+    first = tl.program_id(0) * TILE_N
+    column = tl.program_id(1)
+    block_row = first // BLOCK_N
+    alive = tl.zeros((32,), dtype=tl.int32)
+    end = tl.load(CROW + block_row + 1)
+    for begin in range(tl.load(CROW + block_row), end, 32):
+        place = begin + tl.arange(0, 32)
+        alive += (tl.load(COL + place, mask=place < end, other=-1) == column).to(tl.int32)
+    if tl.sum(alive, 0) == 0:
+        n = first + tl.arange(0, TILE_N)
+        k = column * BLOCK_K + tl.arange(0, BLOCK_K)
+        inside = (n < n_size)[:, None] & (k < k_size)[None, :]
+        place = n[:, None].to(tl.int64) * stride_n + k[None, :].to(tl.int64) * stride_k
+        tl.store(GRAD + place, tl.zeros((TILE_N, BLOCK_K), dtype=GRAD.dtype.element_ty), mask=inside)
+
+
 def default_tiles(block: tuple[int, int], m: int, dtype: torch.dtype) -> tuple[Tiles, Tiles, Tiles]:
     """Tiles of forward, input gradient and weight gradient that run on every GPU (at most 96 KB of shared memory).
 
@@ -262,7 +298,7 @@ def launch_product(
     pre = torch.empty_like(c) if keep_pre else a.new_empty(0)
     if m == 0:
         return c, pre
-    _check_tiles(tiles, (out, block[0]), (reduce, block[1]))
+    check_tiles(tiles, (out, block[0]), (reduce, block[1]))
     bias = None if bias is None else bias.contiguous()
     launchable(bsr_matmul_kernel)[(triton.cdiv(m, rows), triton.cdiv(o, out))](
         a, b, c, bias if bias is not None else c, pre, start, index,
@@ -280,7 +316,7 @@ def _launch_wgrad(
     """The dense gradient ``[N, K]`` of ``dy [M, N]`` and ``x [M, K]``, exactly 0 outside live blocks."""
     tile_n, tile_k, tile_m, warps, stages = tiles
     (n, k), (block_n, block_k), m, nnzb = shape, block, dy.shape[0], len(col) - 1
-    _check_tiles(tiles, (tile_n, block_n), (tile_k, block_k))
+    check_tiles(tiles, (tile_n, block_n), (tile_k, block_k))
     grad = dy.new_zeros(n, k)
     if m == 0 or nnzb == 0:
         return grad
@@ -302,7 +338,18 @@ def _launch_wgrad(
     return grad
 
 
-def _check_tiles(tiles: list[int], *pieces: tuple[int, int]) -> None:
+def _dense_wgrad(dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, block: list[int]) -> Tensor:
+    """The same from a dense product, whose dead blocks are then written over: their mask is never expanded."""
+    grad = dy.T @ x
+    n, k = grad.shape
+    launchable(zero_dead_blocks_kernel)[(triton.cdiv(n, 16), triton.cdiv(k, block[1]))](
+        grad, crow, col, n, k, grad.stride(0), grad.stride(1),
+        BLOCK_N=block[0], BLOCK_K=block[1], TILE_N=16, num_warps=4,
+    )  # fmt: skip
+    return grad
+
+
+def check_tiles(tiles: list[int], *pieces: tuple[int, int]) -> None:
     """Raise ValueError where a tile does not divide its side of the block: it would read beyond it."""
     if any(tile < 1 or side % tile for tile, side in pieces):
         raise ValueError(f"tiles {tiles} do not divide a block: {pieces}")
@@ -336,9 +383,7 @@ def _forward(
     if not runs_kernel(x) or forward_tiles == DENSE_PASS:
         if not runs_kernel(x):
             weight = weight.masked_fill(~expand_blocks(row, col, block, (n, k)), 0)
-        pre = F.linear(x, weight, bias)
-        y = activate_reference(pre, activation)
-        return (y, pre) if keep_pre and y is not pre else (y, x.new_empty(0))
+        return activate_and_keep(F.linear(x, weight, bias), activation, keep_pre)
     forward_tiles = forward_tiles or default_tiles((block[0], block[1]), x.shape[0], x.dtype)[0].as_ints()
     return launch_product(
         x, weight, bias, crow, col, (n, k), (block[0], block[1]), weight.stride(), forward_tiles,
@@ -363,37 +408,36 @@ def _dgrad(
 
 @torch.library.triton_op("sparseticket::bsr_linear_wgrad", mutates_args=())
 def _wgrad(
-    dy: Tensor, x: Tensor, row: Tensor, col: Tensor, shape: list[int], block: list[int], tiles: list[int]
-) -> Tensor:
+    dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, row: Tensor, shape: list[int], block: list[int],
+    tiles: list[int],
+) -> Tensor:  # fmt: skip
     n, k = shape
-    if not runs_kernel(dy) or tiles == DENSE_PASS:
+    if not runs_kernel(dy):
         return (dy.T @ x).masked_fill(~expand_blocks(row, col, block, (n, k)), 0)
+    if tiles == DENSE_PASS:
+        return _dense_wgrad(dy, x, crow, col, block)
     tiles = tiles or default_tiles((block[0], block[1]), dy.shape[0], dy.dtype)[2].as_ints()
     return _launch_wgrad(dy, x, row, col, (n, k), (block[0], block[1]), tiles)
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, _, col, row, ccol, row_t, block, activation, _, _, dgrad_tiles, wgrad_tiles = inputs
+    x, weight, _, *indices, block, activation, _, _, dgrad_tiles, wgrad_tiles = inputs
     needs_x, needs_weight, _ = ctx.needs_input_grad[:3]
-    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, output[1], col, row, ccol, row_t)
+    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, output[1], *indices)
     ctx.set_materialize_grads(False)
     ctx.shape, ctx.block, ctx.activation = list(weight.shape), block, activation
     ctx.dgrad_tiles, ctx.wgrad_tiles = dgrad_tiles, wgrad_tiles
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, _: Tensor | None) -> tuple:
-    x, weight, pre, col, row, ccol, row_t = ctx.saved_tensors
-    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    dx = dw = db = None
-    if dy is not None:
-        dy = activate_backward(dy, pre, ctx.activation)
-        if needs_x:
-            dx = torch.ops.sparseticket.bsr_linear_dgrad(dy, weight, row, col, ccol, row_t, ctx.block, ctx.dgrad_tiles)
-        if needs_weight:
-            dw = torch.ops.sparseticket.bsr_linear_wgrad(dy, x, row, col, ctx.shape, ctx.block, ctx.wgrad_tiles)
-        if needs_bias:
-            db = dy.sum(0)
-    return dx, dw, db, *[None] * 11
+    x, weight, pre, crow, col, row, ccol, row_t = ctx.saved_tensors
+    ops = torch.ops.sparseticket
+    gradients = linear_gradients(
+        dy, pre, ctx.activation, ctx.needs_input_grad[:3],
+        lambda dy: ops.bsr_linear_dgrad(dy, weight, row, col, ccol, row_t, ctx.block, ctx.dgrad_tiles),
+        lambda dy: ops.bsr_linear_wgrad(dy, x, crow, col, row, ctx.shape, ctx.block, ctx.wgrad_tiles),
+    )  # fmt: skip
+    return *gradients, *[None] * 11
 
 
 torch.library.register_autograd("sparseticket::bsr_linear", _backward, setup_context=_setup_context)
@@ -427,9 +471,12 @@ def bsr_linear(
 
     Raises:
         ValueError: shapes, dtypes or devices do not go together.
+        TypeError: the layout is none.
     """
     check_activation(activation)
     x, weight, bias = as_autocast_would(x, weight, bias)
+    if not isinstance(layout, BlockLayout):
+        raise TypeError(f"the layout is what BlockLayout.from_mask makes of a mask, not a {type(layout).__name__}")
     if weight.shape != layout.shape:
         raise ValueError(f"the layout is of a weight of {layout.shape}, and this weight is {tuple(weight.shape)}")
     check_linear(x, layout.shape, bias, index=layout.col, weight=weight)

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 from sparseticket.kernels.aot import Compiled, compile_ahead
-from sparseticket.kernels.bsr import Tiles, bsr_matmul_kernel, bsr_wgrad_kernel
+from sparseticket.kernels.bsr import Tiles, bsr_matmul_kernel, bsr_wgrad_kernel, zero_dead_blocks_kernel
 from sparseticket.kernels.dense_control import dense_matmul_kernel
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
@@ -66,3 +66,16 @@ def compile_wgrad(block: tuple[int, int], tiles: Tiles, arch: int, dtype: torch.
         ),
         arch=arch, num_warps=tiles.warps, num_stages=tiles.stages, ones=("stride_dn", "stride_xk"),
     )  # fmt: skip
+
+
+def compile_zero_dead_blocks(block: tuple[int, int], arch: int, dtype: torch.dtype = torch.float16) -> Compiled:
+    """The zeros behind a dense weight gradient."""
+    types = dict.fromkeys(("n_size", "k_size", "stride_n"), "i32") | {
+        "GRAD": TYPES[dtype],
+        "CROW": "*i32",
+        "COL": "*i32",
+    }
+    constants = dict(BLOCK_N=block[0], BLOCK_K=block[1], TILE_N=16)
+    return compile_ahead(
+        zero_dead_blocks_kernel, types, constants, arch=arch, num_warps=4, num_stages=1, ones=("stride_k",)
+    )

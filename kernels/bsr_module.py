@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,8 +30,8 @@ class BsrLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """``x Wᵀ + b``, each pass as the plan says for this number of rows."""
         choices = self._plan.at(rows_of(x))
-        if all(choice.kernel == DENSE for choice in choices):
-            return F.linear(x, self.weight, self.bias)
+        if not torch.is_grad_enabled() and choices[0].kernel == DENSE:
+            return F.linear(x, self.weight, self.bias)  # with a gradient not, whose dead blocks it would not zero
         arrays = {name: getattr(self, name) for name in ARRAYS}
         layout = BlockLayout((self.out_features, self.in_features), self._block, whole=True, **arrays)
         tiles = tuple(DENSE_PASS if choice.kernel == DENSE else list(choice.tiles) for choice in choices)

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparseticket.kernels.activation import activate_reference, check_activation
 from sparseticket.kernels.blocks import ARRAYS, BlockLayout
 from sparseticket.kernels.bsr import default_tiles, launch_product
-from sparseticket.kernels.launch import as_autocast_would, runs_kernel
+from sparseticket.kernels.launch import as_autocast_would, runs_kernel, without_autocast
 from sparseticket.kernels.operands import check_linear
 
 
@@ -98,6 +98,8 @@ def bsr_linear_packed(
 ) -> Tensor:  # fmt: skip
     """``act(x Wᵀ + b)`` of packed blocks; no gradients.
 
+    Under autocast x and bias are cast to the packed weight's dtype.
+
     Args:
         x: ``[..., K]``, fp16, bf16 or fp32, any strides.
         weight: see :class:`PackedBlocks`; its values of x's dtype and on its device.
@@ -113,12 +115,12 @@ def bsr_linear_packed(
     """
     check_activation(activation)
     n, k = weight.layout.shape
-    x, bias = as_autocast_would(x, bias)
+    x, bias = as_autocast_would(x, bias, packed=weight.values)
     check_linear(x, (n, k), bias, index=weight.layout.col, the_packed_weight=weight.values)
     rows = x.reshape(-1, k)
     layout = weight.layout
-    y = torch.ops.sparseticket.bsr_linear_packed(
-        rows, weight.values, bias, layout.crow, layout.col, layout.row, [n, k], activation,
-        tiles or [],
-    )  # fmt: skip
+    with without_autocast(x.device):
+        y = torch.ops.sparseticket.bsr_linear_packed(
+            rows, weight.values, bias, layout.crow, layout.col, layout.row, [n, k], activation, tiles or []
+        )
     return y.reshape(*x.shape[:-1], n)

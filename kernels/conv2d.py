@@ -20,10 +20,16 @@ from torch import Tensor, nn
 
 from sparseticket.kernels.activation import activate, activate_reference, check_activation
 from sparseticket.kernels.blocks import check_block
-from sparseticket.kernels.bsr import Tiles
+from sparseticket.kernels.bsr import Tiles, check_tiles
 from sparseticket.kernels.bsr import candidate_tiles as linear_tiles
-from sparseticket.kernels.launch import as_autocast_would, fp32_precision, launchable, runs_kernel
-from sparseticket.kernels.operands import FLOATS
+from sparseticket.kernels.launch import (
+    FLOATS,
+    as_autocast_would,
+    fp32_precision,
+    launchable,
+    runs_kernel,
+    without_autocast,
+)
 
 KERNEL_SIZES = ((1, 1), (3, 3))
 TAP_SHIFT = 16  # an entry of `place` is tap << 16 | input block
@@ -209,48 +215,6 @@ def output_size(size: tuple[int, int], kernel: tuple[int, int], stride: list[int
     return [(size[d] + 2 * padding[d] - kernel[d]) // stride[d] + 1 for d in (0, 1)]
 
 
-def _launch(
-    x: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    crow: Tensor,
-    place: Tensor,
-    shape: list[int],
-    stride: list[int],
-    padding: list[int],
-    activation: str,
-    tiles: list[int],
-) -> Tensor:
-    o, i, kh, kw = shape
-    _, block_o, block_c = values.shape
-    images, _, height, width = x.shape
-    out_height, out_width = output_size((height, width), (kh, kw), stride, padding)
-    if out_height * out_width > 2**31 - 256:
-        raise ValueError(f"an image of {out_height} × {out_width} output pixels is too large: cut it")
-    y = torch.empty(
-        (images, o, out_height, out_width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
-    pixels = images * out_height * out_width
-    if pixels == 0:
-        return y
-    rows, out, reduce, warps, stages = tiles or default_tiles((block_o, block_c), pixels, o, x.dtype).as_ints()
-    x = x.contiguous(memory_format=torch.channels_last)
-    bias = None if bias is None else bias.contiguous()
-    if residual is not None:
-        residual = residual.contiguous(memory_format=torch.channels_last)
-    launchable(bsr_conv2d_kernel)[(triton.cdiv(pixels, rows) * triton.cdiv(o, out),)](
-        x, values, y, y if bias is None else bias, y if residual is None else residual, crow, place,
-        images, height, width, i, out_height, out_width, o, padding[0], padding[1],
-        BLOCK_O=block_o, BLOCK_C=block_c, TILE_M=rows, TILE_O=out, TILE_C=reduce,
-        KERNEL_W=kw, STRIDE_H=stride[0], STRIDE_W=stride[1], PADDED=padding != [0, 0], EVEN=i % block_c == 0,
-        HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=activation,
-        PRECISION=fp32_precision(convolution=True),
-        num_warps=warps, num_stages=stages,
-    )  # fmt: skip
-    return y
-
-
 def reference_bsr_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -284,7 +248,35 @@ def _forward(
     if not runs_kernel(x):
         weight = _unpack(values, place, row, shape)
         return reference_bsr_conv2d(x, weight, bias, residual, stride, padding, activation)
-    return _launch(x, values, bias, residual, crow, place, shape, stride, padding, activation, tiles)
+    o, i, kh, kw = shape
+    _, block_o, block_c = values.shape
+    images, _, height, width = x.shape
+    out_height, out_width = output_size((height, width), (kh, kw), stride, padding)
+    if out_height * out_width > 2**31 - 256:
+        raise ValueError(f"an image of {out_height} × {out_width} output pixels is too large: cut it")
+    y = torch.empty(
+        (images, o, out_height, out_width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
+    pixels = images * out_height * out_width
+    if pixels == 0:
+        return y
+    tiles = tiles or default_tiles((block_o, block_c), pixels, o, x.dtype).as_ints()
+    rows, out, reduce, warps, stages = tiles
+    check_tiles(tiles, (out, block_o), (reduce, block_c))
+    x = x.contiguous(memory_format=torch.channels_last)
+    bias = None if bias is None else bias.contiguous()
+    if residual is not None:
+        residual = residual.contiguous(memory_format=torch.channels_last)
+    launchable(bsr_conv2d_kernel)[(triton.cdiv(pixels, rows) * triton.cdiv(o, out),)](
+        x, values, y, y if bias is None else bias, y if residual is None else residual, crow, place,
+        images, height, width, i, out_height, out_width, o, padding[0], padding[1],
+        BLOCK_O=block_o, BLOCK_C=block_c, TILE_M=rows, TILE_O=out, TILE_C=reduce,
+        KERNEL_W=kw, STRIDE_H=stride[0], STRIDE_W=stride[1], PADDED=padding != [0, 0], EVEN=i % block_c == 0,
+        HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=activation,
+        PRECISION=fp32_precision(convolution=True),
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return y
 
 
 def bsr_conv2d(
@@ -299,6 +291,8 @@ def bsr_conv2d(
     tiles: list[int] | None = None,
 ) -> Tensor:
     """``act(conv2d(x, W) + b + residual)`` of packed blocks, dilation 1, one group; no gradients.
+
+    Under autocast x, bias and residual are cast to the packed weight's dtype.
 
     Args:
         x: ``[B, I, H, W]``, fp16, bf16 or fp32 (fp32 follows ``torch.backends.cudnn.allow_tf32``), any strides; what
@@ -318,12 +312,13 @@ def bsr_conv2d(
         ValueError: shapes, dtypes, devices or options do not go together.
     """
     check_activation(activation)
-    x, bias, residual = as_autocast_would(x, bias, residual)
+    x, bias, residual = as_autocast_would(x, bias, residual, packed=weight.values)
     _check(x, weight, bias, residual, stride, padding)
-    return torch.ops.sparseticket.bsr_conv2d(
-        x, weight.values, bias, residual, weight.crow, weight.place, weight.row, list(weight.shape),
-        list(stride), list(padding), activation, tiles or [],
-    )  # fmt: skip
+    with without_autocast(x.device):
+        return torch.ops.sparseticket.bsr_conv2d(
+            x, weight.values, bias, residual, weight.crow, weight.place, weight.row, list(weight.shape),
+            list(stride), list(padding), activation, tiles or [],
+        )  # fmt: skip
 
 
 def _check(
@@ -337,9 +332,9 @@ def _check(
     o, i, *kernel = weight.shape
     if x.ndim != 4 or x.shape[1] != i:
         raise ValueError(f"x has to be [B, {i}, H, W] for a weight of {weight.shape}, and is {tuple(x.shape)}")
-    if len(stride) != 2 or any(step not in (1, 2) for step in stride):
+    if not _are_two(stride) or any(step not in (1, 2) for step in stride):
         raise ValueError(f"a stride is two numbers, each 1 or 2, not {stride!r}")
-    if len(padding) != 2 or any(not isinstance(zeros, int) or zeros < 0 for zeros in padding):
+    if not _are_two(padding) or any(not isinstance(zeros, int) or zeros < 0 for zeros in padding):
         raise ValueError(f"padding is two numbers of 0 or more, not {padding!r}")
     size = output_size((x.shape[2], x.shape[3]), (kernel[0], kernel[1]), list(stride), list(padding))
     if min(size) < 1:
@@ -355,6 +350,10 @@ def _check(
     for name, other in (("the packed weight", weight.values), ("the bias", bias), ("the residual", residual)):
         if other is not None and (other.dtype != x.dtype or other.device != x.device):
             raise ValueError(f"x is {x.dtype} on {x.device} and {name} {other.dtype} on {other.device}")
+
+
+def _are_two(numbers: object) -> bool:
+    return isinstance(numbers, tuple | list) and len(numbers) == 2
 
 
 class BsrConv2d(nn.Module):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseticket.kernels.versions import version_of
+
 TRAINING = "this layer runs packed, for inference: call model.eval(), or restore(model) to train it"
 CHANGED = "weight or bias of a layer that runs packed was changed: call restore(model) first, use_kernels again after"
 
@@ -49,12 +51,11 @@ class Frozen:
         if torch.compiler.is_compiling():
             return
         for name, parameter, version in self._frozen:
-            if self._parameters[name] is not parameter or parameter._version != version:
+            if self._parameters[name] is not parameter or version_of(parameter) != version:
                 raise RuntimeError(CHANGED)
 
     def _watch(self) -> None:
-        parameters = [(name, p) for name, p in self._parameters.items() if p is not None and not p.is_inference()]
-        self._frozen = [(name, parameter, parameter._version) for name, parameter in parameters]
+        self._frozen = [(name, p, version_of(p)) for name, p in self._parameters.items() if p is not None]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self._parameters["weight"] is None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)  # what kernels read
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -61,10 +62,14 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
-def as_autocast_would(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in autocast's dtype where it is on for x's device, as ``F.linear`` would get them."""
+def as_autocast_would(x: Tensor, *others: Tensor | None, packed: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    """The tensors in autocast's dtype where it is on for x's device, as ``F.linear`` would get them.
+
+    With ``packed`` values of a weight they get its dtype instead, in which it was packed. As autocast does, this leaves
+    fp64 and what is no floating point as it is.
+    """
     kind = x.device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return x, *others
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(None if tensor is None else tensor.to(dtype) for tensor in (x, *others))
+    dtype = torch.get_autocast_dtype(kind) if packed is None else packed.dtype
+    return tuple(t if t is None or t.dtype not in FLOATS else t.to(dtype) for t in (x, *others))

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparseticket.kernels.launch import FLOATS
 from sparseticket.kernels.words import BITS, pack_words, unpack_words
 from sparseticket.masks import pack
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def flat(tensor: Tensor) -> Tensor:
@@ -74,9 +73,13 @@ def check_dense(first: Sequence[Tensor], words: Sequence[Tensor], **others: Sequ
         if (
             word.dtype != torch.int32
             or word.device != tensor.device
-            or len(word) not in (0, -(-tensor.numel() // BITS))
+            or word.shape not in ((0,), (-(-tensor.numel() // BITS),))
+            or not word.is_contiguous()
         ):
-            raise ValueError(f"{what} on {tensor.device} cannot have {tuple(word.shape)} words on {word.device}")
+            raise ValueError(
+                f"{what} on {tensor.device} needs contiguous int32 words of its mask on its device, or none, not "
+                f"{tuple(word.shape)} of {word.dtype} with {word.stride()} on {word.device}"
+            )
         for name, tensors in others.items():
             other = tensors[place]
             if other.shape != tensor.shape or other.device != tensor.device or other.dtype not in FLOATS:

@@ -18,7 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparseticket.kernels.activation import activate, activate_backward, activate_reference, check_activation
+from sparseticket.kernels.activation import (
+    activate,
+    activate_and_keep,
+    activate_reference,
+    check_activation,
+    linear_gradients,
+)
 from sparseticket.kernels.bsr import Tiles
 from sparseticket.kernels.launch import as_autocast_would, fp32_precision, launchable, runs_kernel
 from sparseticket.kernels.operands import check_linear
@@ -151,6 +157,10 @@ def _launch_product(
 ) -> tuple[Tensor, Tensor]:
     """``a (m ⊙ W)ᵀ + b``, or ``a (m ⊙ W)`` where ``transposed``; and what went into the activation."""
     rows, out, reduce, warps, stages = tiles
+    if out % BITS or reduce % BITS:
+        raise ValueError(
+            f"tiles {tiles} do not hold whole words of the mask: make the second and third multiples of 32"
+        )
     o, r = weight.shape[::-1] if transposed else weight.shape
     stride_o, stride_r = weight.stride()[::-1] if transposed else weight.stride()
     m = a.shape[0]
@@ -184,8 +194,8 @@ def _live(weight: Tensor, words: Tensor) -> Tensor:
 def _forward(
     x: Tensor,
     weight: Tensor,
-    words: Tensor,
     bias: Tensor | None,
+    words: Tensor,
     activation: str,
     keep_pre: bool,
     dense_grad: bool,
@@ -193,9 +203,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     if runs_kernel(x):
         return _launch_product(x, weight, words, bias, tiles, activation=activation, keep_pre=keep_pre)
-    pre = F.linear(x, _live(weight, words), bias)
-    y = activate_reference(pre, activation)
-    return (y, pre) if keep_pre and y is not pre else (y, x.new_empty(0))
+    return activate_and_keep(F.linear(x, _live(weight, words), bias), activation, keep_pre)
 
 
 @torch.library.triton_op("sparseticket::masked_linear_dgrad", mutates_args=())
@@ -219,7 +227,7 @@ def _wgrad(dy: Tensor, x: Tensor, words: Tensor) -> Tensor:
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    x, weight, words, _, activation, _, dense_grad, tiles = inputs
+    x, weight, _, words, activation, _, dense_grad, tiles = inputs
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None, words, output[1])
     ctx.set_materialize_grads(False)
@@ -228,17 +236,13 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, _: Tensor | None) -> tuple:
     x, weight, words, pre = ctx.saved_tensors
-    needs_x, needs_weight, _, needs_bias = ctx.needs_input_grad[:4]
-    dx = dw = db = None
-    if dy is not None:
-        dy = activate_backward(dy, pre, ctx.activation)
-        if needs_x:
-            dx = torch.ops.sparseticket.masked_linear_dgrad(dy, weight, words, ctx.tiles)
-        if needs_weight:
-            dw = dy.T @ x if ctx.dense_grad else torch.ops.sparseticket.masked_linear_wgrad(dy, x, words)
-        if needs_bias:
-            db = dy.sum(0)
-    return dx, dw, None, db, None, None, None, None
+    ops = torch.ops.sparseticket
+    gradients = linear_gradients(
+        dy, pre, ctx.activation, ctx.needs_input_grad[:3],
+        lambda dy: ops.masked_linear_dgrad(dy, weight, words, ctx.tiles),
+        lambda dy: dy.T @ x if ctx.dense_grad else ops.masked_linear_wgrad(dy, x, words),
+    )  # fmt: skip
+    return *gradients, *[None] * 5
 
 
 torch.library.register_autograd("sparseticket::masked_linear", _backward, setup_context=_setup_context)
@@ -280,7 +284,7 @@ def masked_linear(
     rows = x.reshape(-1, x.shape[-1])
     keep_pre = activation != "none" and torch.is_grad_enabled()
     y, _ = torch.ops.sparseticket.masked_linear(
-        rows, weight, words.contiguous(), bias, activation, keep_pre, dense_grad,
+        rows, weight, bias, words.contiguous(), activation, keep_pre, dense_grad,
         tiles or default_tiles(rows.shape[0], x.dtype).as_ints(),
     )  # fmt: skip
     return y.reshape(*x.shape[:-1], weight.shape[0])

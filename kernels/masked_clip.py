@@ -91,7 +91,9 @@ def masked_grad_norm(gradients: Sequence[Tensor], words: Sequence[Tensor]) -> Te
 
 
 @torch.no_grad()
-def masked_clip_grad_norm_(parameters: Iterable[Tensor], masks: Mapping[Tensor, Tensor], max_norm: float) -> Tensor:
+def masked_clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor], masks: Mapping[Tensor, Tensor], max_norm: float
+) -> Tensor:
     """Mask the gradients in place, and scale them so that the 2-norm of what is alive is at most ``max_norm``.
 
     What :func:`torch.nn.utils.clip_grad_norm_` does after gradients were multiplied by their masks, for use with any
@@ -105,7 +107,10 @@ def masked_clip_grad_norm_(parameters: Iterable[Tensor], masks: Mapping[Tensor, 
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, not {max_norm}")
+    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+    if not with_gradient:
+        return torch.zeros(())
     gradients = [parameter.grad for parameter in with_gradient]
     words = [mask_words(masks[p], p.grad) if p in masks else NO_WORDS.to(p.device) for p in with_gradient]
     norm = masked_grad_norm(gradients, words)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparseticket.kernels.launch import FLOATS
 from sparseticket.kernels.live_words import flat, is_dense, mask_hash, mask_of, mask_words
 from sparseticket.kernels.masked_clip import clip_divisor, masked_norm_unchecked
+from sparseticket.kernels.versions import version_of
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -17,20 +19,26 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 class MaskedOptimizer(torch.optim.Optimizer):
     """A :class:`torch.optim.Optimizer` whose pruned weights and their states are +0.0 from first to last.
 
+    A parameter that was written since the last step (``load_state_dict``, ``copy_``) is taken as it is now, its pruned
+    weights zeroed, when the next step begins. What autograd does not count is not noticed: writes through ``.data``,
+    and any before a step that was compiled or is replayed in a CUDA graph.
+
     Subclasses say what the state of a parameter is (``_new_state``) and what a step does (``_update``).
     """
 
     _step_supports_amp_scaling = True  # GradScaler then sets grad_scale and found_inf, and never waits for the device
 
     def __init__(self, params: Params, masks: Mapping[Tensor, Tensor], defaults: dict[str, Any]) -> None:
-        self._words: dict[Tensor, Tensor] = {}
+        self._masks: dict[Tensor, tuple[Tensor, ...]] = {}  # as a step reads them: words, and what follows from them
+        self._versions: dict[Tensor, int] = {}  # of parameters after their last step
         self._strides: dict[Tensor, tuple[int, ...]] = {}
         self._clip: Tensor | None = None
         super().__init__(params, defaults)
         self.set_masks(masks)
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_words": self._words, "_strides": self._strides, "_clip": self._clip}
+        own = {"_masks": self._masks, "_versions": {}, "_strides": self._strides, "_clip": self._clip}
+        return super().__getstate__() | own
 
     @torch.no_grad()
     def set_masks(self, masks: Mapping[Tensor, Tensor]) -> None:
@@ -42,8 +50,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
             ValueError: a mask does not fit its parameter, or belongs to a parameter that is not optimized here.
         """
         known = {parameter for group in self.param_groups for parameter in group["params"]}
-        if strangers := [tuple(parameter.shape) for parameter in masks if parameter not in known]:
-            raise ValueError(f"masks of parameters that this optimizer does not have: {strangers[:3]}")
+        if strangers := [getattr(parameter, "shape", parameter) for parameter in masks if parameter not in known]:
+            raise ValueError(f"masks are by parameter, and this optimizer does not have those of: {strangers[:3]}")
         words = {parameter: mask_words(mask, parameter) for parameter, mask in masks.items()}
         hashes = {
             p: mask_hash(mask if mask.dtype == torch.bool else mask_of(words[p], p).as_strided(p.shape, p.stride()))
@@ -57,15 +65,30 @@ class MaskedOptimizer(torch.optim.Optimizer):
     def _take(self, parameter: Tensor, words: Tensor) -> None:
         if not is_dense(parameter):
             raise ValueError(f"the parameter of {tuple(parameter.shape)} has gaps in its storage: make it contiguous")
+        if parameter.dtype not in FLOATS:
+            raise ValueError(f"the parameter of {tuple(parameter.shape)} is {parameter.dtype}, not fp16, bf16 or fp32")
         if parameter in self.state:
             self._mask_state(parameter, words)
-        self._words[parameter] = words
+        self._masks[parameter] = self._mask_columns(words)
         self._strides[parameter] = parameter.stride()
         if len(words):
             flat(parameter).masked_fill_(~mask_of(words, parameter), 0)
 
+    def _mask_columns(self, words: Tensor) -> tuple[Tensor, ...]:
+        """What a step reads of a mask: its words, and more where a subclass derives more from them."""
+        return (words,)
+
+    def _words(self, parameter: Tensor) -> Tensor:
+        return self._masks[parameter][0]
+
+    @torch.no_grad()
+    def _take_over(self, parameter: Tensor) -> None:
+        """Make the parameter's current values, which others wrote, those that the next step begins from."""
+        if len(words := self._words(parameter)):
+            flat(parameter).masked_fill_(~mask_of(words, parameter), 0)
+
     def _mask_state(self, parameter: Tensor, words: Tensor) -> None:
-        """Zero the state of what ``words`` prune; ``self._words`` are still the old ones."""
+        """Zero the state of what ``words`` prune; ``self._masks`` still holds the old ones."""
         dead = ~mask_of(words, parameter)
         for value in self.state[parameter].values():
             if value.shape == parameter.shape:
@@ -91,7 +114,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         norms = []
         for _, parameters in self._with_gradients():
             gradients = [self._gradient(parameter) for parameter in parameters]
-            norms.append(masked_norm_unchecked(gradients, [self._words[parameter] for parameter in parameters]))
+            norms.append(masked_norm_unchecked(gradients, [self._words(parameter) for parameter in parameters]))
         if not norms:
             return torch.zeros(())
         norm = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
@@ -112,6 +135,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
         for group, parameters in self._with_gradients():
             device = parameters[0].device
             for parameter in parameters:
+                if self._versions.get(parameter) != version_of(parameter):
+                    self._take_over(parameter)
                 if parameter not in self.state:
                     self.state[parameter] = self._new_state(parameter)
             self._update(
@@ -120,6 +145,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
                 grad_scale=None if divisor is None else divisor.to(device, non_blocking=True),
                 found_inf=None if found_inf is None else found_inf.to(device, non_blocking=True),
             )
+            self._versions |= {parameter: version_of(parameter) for parameter in parameters}
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -136,8 +162,8 @@ class MaskedOptimizer(torch.optim.Optimizer):
                     continue
                 if parameter.stride() != self._strides[parameter]:
                     raise ValueError("a parameter's memory format changed: make the optimizer after changing it")
-                if (words := self._words[parameter]).device != parameter.device:
-                    self._words[parameter] = words.to(parameter.device)
+                if self._words(parameter).device != parameter.device:
+                    self._masks[parameter] = tuple(each.to(parameter.device) for each in self._masks[parameter])
                 found.setdefault((number, parameter.device), []).append(parameter)
         return [(self.param_groups[number], parameters) for (number, _), parameters in found.items()]
 
@@ -174,6 +200,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         for index, parameter in pairs:  # torch casts states to the parameter's dtype, which ours need not have
             if saved := state_dict["state"].get(index):
                 self.state[parameter] = self._loaded(parameter, saved)
+                self._versions.pop(parameter, None)  # what was loaded may be of other weights than these
 
     def _loaded(self, parameter: Tensor, saved: dict[str, Tensor]) -> dict[str, Tensor]:
         state = self._new_state(parameter)
@@ -187,6 +214,11 @@ class MaskedOptimizer(torch.optim.Optimizer):
 
     def _update(self, group: dict[str, Any], parameters: list[Tensor], **scaling: Tensor | None) -> None:
         raise NotImplementedError
+
+
+def split_lr(lr: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
+    """The learning rate as an operator takes it: a number, or a tensor on ``device``, which a CUDA graph can change."""
+    return (0.0, lr) if isinstance(lr, Tensor) and lr.device == device else (float(lr), None)
 
 
 def _no_words(parameter: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+from sparseticket.kernels.launch import FLOATS
+
+MOST_ROWS = 2**31 - 256  # a row's number is an int32; 256 is the largest tile
 
 
 def check_linear(x: Tensor, size: tuple[int, int], bias: Tensor | None, *, index: Tensor, **weights: Tensor) -> None:
@@ -21,6 +23,10 @@ def check_linear(x: Tensor, size: tuple[int, int], bias: Tensor | None, *, index
     n, k = size
     if x.ndim == 0 or x.shape[-1] != k:
         raise ValueError(f"x has to end with {k} features for a weight of {(n, k)}, and is {tuple(x.shape)}")
+    if k == 0:
+        raise ValueError(f"a weight of {(n, k)} has nothing to sum over")
+    if not torch.compiler.is_compiling() and x.numel() // k > MOST_ROWS:
+        raise ValueError(f"x has {x.numel() // k} rows, and a kernel takes {MOST_ROWS}: split it")
     if bias is not None and bias.shape != (n,):
         raise ValueError(f"the bias has to be of {(n,)} for a weight of {(n, k)}, and is {tuple(bias.shape)}")
     if x.dtype not in FLOATS:

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from sparseticket.kernels.conv2d import KERNEL_SIZES, PackedConv2d, bsr_conv2d, output_size
 from sparseticket.kernels.dispatch import DENSE
 from sparseticket.kernels.frozen import Frozen
-from sparseticket.kernels.launch import without_autocast
 from sparseticket.kernels.plan import Plan
 
 ARRAYS = ("values", "crow", "place", "row")
@@ -39,11 +38,10 @@ class PackedConv(Frozen, nn.Conv2d):
             weight = self.weight if self.weight is not None else self.rebuild_weight()
             return self._conv_forward(x, weight.detach(), bias)
         packed, dtype = self._packed(), self.packed_values.dtype
-        with without_autocast(x.device):
-            return bsr_conv2d(
-                x.to(dtype), packed, None if bias is None else bias.to(dtype), stride=self.stride, padding=self.padding,
-                tiles=list(choice.tiles) or None,
-            )  # fmt: skip
+        return bsr_conv2d(
+            x.to(dtype), packed, None if bias is None else bias.to(dtype), stride=self.stride, padding=self.padding,
+            tiles=list(choice.tiles) or None,
+        )  # fmt: skip
 
     def rebuild_weight(self) -> Tensor:
         """The dense weight, bit-equal."""

@@ -10,9 +10,9 @@ from sparseticket.kernels.activation import activate_reference
 from sparseticket.kernels.dispatch import DENSE
 from sparseticket.kernels.frozen import Frozen
 from sparseticket.kernels.fuse import Activation
-from sparseticket.kernels.launch import without_autocast
 from sparseticket.kernels.packing import PackedWeight
 from sparseticket.kernels.plan import Plan, rows_of
+from sparseticket.kernels.versions import version_of
 
 
 class PackedLinear(Frozen, nn.Linear):
@@ -64,7 +64,7 @@ class PackedLinear(Frozen, nn.Linear):
         return first._weight().to_dense().split(first._sizes)[self._place].clone()
 
     def _result(self, x: Tensor, place: int) -> Tensor:
-        version = _version(x)
+        version = version_of(x)
         for waiting in list(self._waiting):
             if waiting[0] is x and waiting[1:3] == (version, place):
                 self._waiting.remove(waiting)
@@ -78,8 +78,7 @@ class PackedLinear(Frozen, nn.Linear):
         (choice,) = self._plan.at(rows_of(x))
         if choice.kernel != DENSE:
             packed = self._weight()
-            with without_autocast(x.device):
-                y = packed.linear(x.to(packed.dtype), self.packed_bias, self._activation, choice.tiles)
+            y = packed.linear(x.to(packed.dtype), self.packed_bias, self._activation, choice.tiles)
             return y.split(self._sizes, -1)
         weights = (m.weight if m.weight is not None else m.rebuild_weight() for m in self._members)
         pairs = zip(weights, self._members, strict=True)
@@ -88,11 +87,6 @@ class PackedLinear(Frozen, nn.Linear):
 
     def _weight(self) -> PackedWeight:
         return self._form.with_tensors({name: getattr(self, f"packed_{name}") for name in self._names})
-
-
-def _version(x: Tensor) -> int:
-    """How often ``x`` was changed in place, where that is known."""
-    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 def _joined_bias(members: list[PackedLinear]) -> Tensor | None:

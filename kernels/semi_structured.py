@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.sparse import SparseSemiStructuredTensor
 
 from sparseticket.kernels.activation import activate_reference, check_activation
-from sparseticket.kernels.launch import as_autocast_would
+from sparseticket.kernels.launch import as_autocast_would, without_autocast
 
 DTYPES = (torch.float16, torch.bfloat16)  # and fp32 without a GPU, where nothing is sparse
 SIDE_MULTIPLE = 16  # of N and of K, for cuSPARSELt; what CUTLASS asks for (32 and 64) torch says itself
@@ -100,6 +100,8 @@ def semi_structured_linear(
 ) -> Tensor:
     """``act(x Wᵀ + b)`` of a 2:4 weight; no gradients.
 
+    Under autocast x and bias are cast to the packed weight's dtype.
+
     Args:
         x: ``[..., K]``, fp16 or bf16 (fp32 too without a GPU), any strides, any number of rows.
         weight: of x's dtype and on its device.
@@ -113,8 +115,8 @@ def semi_structured_linear(
         ValueError: shapes, dtypes or devices do not go together, or x requires a gradient.
     """
     check_activation(activation)
-    x, bias = as_autocast_would(x, bias)
     operand = weight.operand
+    x, bias = as_autocast_would(x, bias, packed=operand)
     n, k = operand.shape
     if x.ndim == 0 or x.shape[-1] != k:
         raise ValueError(f"x has to end with {k} features for a weight of {(n, k)}, and is {tuple(x.shape)}")
@@ -128,7 +130,8 @@ def semi_structured_linear(
     rows = x.reshape(-1, k).contiguous()  # torch's sparse linear takes a view of it
     if weight.is_sparse and rows.shape[0] == 0:
         return x.new_empty(*x.shape[:-1], n)
-    y = F.linear(rows, operand, None if bias is None else bias.detach())
+    with without_autocast(x.device):
+        y = F.linear(rows, operand, None if bias is None else bias.detach())
     return activate_reference(y, activation).reshape(*x.shape[:-1], n)
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sparseticket.kernels.launch import runs_kernel
 from sparseticket.kernels.live_words import check_dense, flat, mask_of
-from sparseticket.kernels.masked_optimizer import MaskedOptimizer, Params
-from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, live_entries
+from sparseticket.kernels.masked_optimizer import MaskedOptimizer, Params, split_lr
+from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, live_entries, step_scaling
 
 
 @triton.jit
@@ -40,16 +40,11 @@ def masked_sgd_kernel(
 ):
     """Columns of the table: weight, gradient, momentum_buffer (0 without momentum), words."""
     row, size, start = find_chunk(rows, owners, 4, CHUNK)
-    if found_inf is not None:
-        size = tl.where(tl.load(found_inf) == 0, size, 0)
+    lr, unscale, size = step_scaling(size, lr, lr_tensor, grad_scale, found_inf)
     weights = column(row, 0, WEIGHT, EVEN)
     gradients = column(row, 1, GRADIENT, EVEN)
     offsets, alive, touched = live_entries(row, 3, start, size, CHUNK, EVEN)
-    if lr_tensor is not None:
-        lr = tl.load(lr_tensor).to(tl.float32)
-    gradient = tl.load(gradients + offsets, mask=touched, other=0).to(tl.float32)
-    if grad_scale is not None:
-        gradient = gradient * (1.0 / tl.load(grad_scale).to(tl.float32))
+    gradient = tl.load(gradients + offsets, mask=touched, other=0).to(tl.float32) * unscale
     weight = tl.load(weights + offsets, mask=touched, other=0).to(tl.float32)
     update = gradient + decay * weight
     if MOMENTUM:
@@ -99,26 +94,14 @@ def _masked_sgd(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
+    columns = (weights, gradients, buffers or weights, words)
     if not runs_kernel(weights[0]):
-        lr = lr if lr_tensor is None else lr_tensor.item()
-        settings = (lr, momentum, weight_decay, nesterov)
-        masked_sgd_reference(weights, gradients, buffers or weights, words, settings, grad_scale, found_inf)
+        settings = (lr if lr_tensor is None else lr_tensor.item(), momentum, weight_decay, nesterov)
+        masked_sgd_reference(*columns, settings, grad_scale, found_inf)
         return
-    tiles = Tiles()
-    for launch in launches((weights, gradients, buffers or weights, words), tiles.chunk):
-        launch.run(
-            masked_sgd_kernel,
-            *(float(lr), float(momentum), float(weight_decay)),
-            *(lr_tensor, grad_scale, found_inf),
-            *launch.dtypes[:3],
-            *(momentum != 0, nesterov),
-            tiles=tiles,
-        )
-
-
-@_masked_sgd.register_fake
-def _(*args: object, **kwargs: object) -> None:
-    return None
+    tiles, numbers = Tiles(), (lr, momentum, weight_decay, lr_tensor, grad_scale, found_inf)
+    for launch in launches(columns, tiles.chunk):
+        launch.run(masked_sgd_kernel, *numbers, *launch.dtypes[:3], momentum != 0, nesterov, tiles=tiles)
 
 
 def masked_sgd(
@@ -142,7 +125,8 @@ def masked_sgd(
         buffers: momentum, shaped and laid out as the weights; dead entries are 0, and all are before the first step.
             Not read without momentum.
         words: int32 ``[ceil(numel / 32)]`` each, the mask in the order of storage, or no entry where all are alive.
-        lr: learning rate; a tensor ``[]`` on that device is read by the kernel (a CUDA graph can then change it).
+        lr: learning rate; a tensor ``[]`` on that device is read by the kernel (a CUDA graph can then change it), one
+            elsewhere before it.
         momentum: what is kept of the buffer.
         weight_decay: added to the gradient, times the weight.
         nesterov: as in :class:`torch.optim.SGD`.
@@ -155,20 +139,20 @@ def masked_sgd(
     if not weights:
         return
     check_dense(weights, words, gradients=gradients, **({"buffers": buffers} if momentum else {}))
-    lr_tensor = lr if isinstance(lr, Tensor) else None
-    _masked_sgd(
-        list(weights),
-        list(gradients),
-        list(buffers) if momentum else [],
-        list(words),
-        0.0 if lr_tensor is not None else float(lr),
-        lr_tensor,
-        momentum,
-        weight_decay,
-        nesterov,
-        grad_scale,
-        found_inf,
-    )
+    lists = [list(each) for each in (weights, gradients, buffers if momentum else (), words)]
+    _step(*lists, lr, momentum, weight_decay, nesterov, grad_scale, found_inf)
+
+
+def _step(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    buffers: list[Tensor],
+    words: list[Tensor],
+    lr: float | Tensor,
+    *settings: float | Tensor | None,
+) -> None:
+    """The step, unchecked: looking at a ResNet's 160 parameters costs more than the launch."""
+    _masked_sgd(weights, gradients, buffers, words, *split_lr(lr, weights[0].device), *settings)
 
 
 class MaskedSGD(MaskedOptimizer):
@@ -200,11 +184,11 @@ class MaskedSGD(MaskedOptimizer):
         return {"momentum_buffer": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
 
     def _update(self, group: dict, parameters: list[Tensor], **scaling: Tensor | None) -> None:
-        masked_sgd(
+        _step(
             parameters,
             [self._gradient(parameter) for parameter in parameters],
-            [self.state[parameter]["momentum_buffer"] for parameter in parameters],
-            [self._words[parameter] for parameter in parameters],
-            **{key: group[key] for key in ("lr", "momentum", "weight_decay", "nesterov")},
-            **scaling,
+            [self.state[parameter]["momentum_buffer"] for parameter in parameters] if group["momentum"] else [],
+            [self._words(parameter) for parameter in parameters],
+            *(group[key] for key in ("lr", "momentum", "weight_decay", "nesterov")),
+            *(scaling[key] for key in ("grad_scale", "found_inf")),
         )

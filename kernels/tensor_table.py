@@ -146,6 +146,19 @@ def column(row, PLACE: tl.constexpr, DTYPE: tl.constexpr, EVEN: tl.constexpr):
 
 
 @triton.jit
+def step_scaling(size, lr, lr_tensor, grad_scale, found_inf):
+    """Learning rate, what gradients are multiplied by, and the size of the tensor, 0 where there is no step."""
+    if lr_tensor is not None:
+        lr = tl.load(lr_tensor).to(tl.float32)
+    unscale = 1.0
+    if grad_scale is not None:
+        unscale = 1.0 / tl.load(grad_scale).to(tl.float32)
+    if found_inf is not None:
+        size = tl.where(tl.load(found_inf) == 0, size, 0)
+    return lr, unscale, size
+
+
+@triton.jit
 def words_of(row, PLACE: tl.constexpr, size):
     """How many entries have bits in the column of the words: ``size``, or 0 where the column is empty."""
     return tl.where(tl.load(row + 2 + PLACE) != 0, size, 0)

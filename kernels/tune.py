@@ -155,7 +155,9 @@ class Problem:
         if which == "dgrad":
             return ops.bsr_linear_dgrad(self.dy, self.weight, layout.row, layout.col, *by_column, block, tiles)
         if which == "wgrad":
-            return ops.bsr_linear_wgrad(self.dy, self.x, layout.row, layout.col, list(layout.shape), block, tiles)
+            return ops.bsr_linear_wgrad(
+                self.dy, self.x, layout.crow, layout.col, layout.row, list(layout.shape), block, tiles
+            )
         indices = (layout.crow, layout.col, layout.row, *by_column)
         return ops.bsr_linear(
             self.x, self.weight, self.bias, *indices, block, self.activation, False, tiles, tiles, tiles

@@ -127,7 +127,16 @@ def test_a_module_comes_back_from_its_state():
 def test_under_autocast_x_takes_the_weights_dtype():
     x, weight, bias, packed, _ = problem(5, 70, 100, 0.3, torch.bfloat16, "cpu")
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(bitmap_linear(x.float(), packed, bias), F.linear(x, weight, bias))
+        assert torch.equal(bitmap_linear(x.float(), packed, bias.float()), F.linear(x, weight, bias))
+
+
+def test_under_autocast_an_fp32_weight_stays_fp32_and_integers_are_refused():
+    x, weight, bias, packed, _ = problem(5, 70, 100, 0.3, torch.float32, "cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        y = bitmap_linear(x.bfloat16(), packed, bias)
+        with pytest.raises(ValueError, match="int64; this runs"):
+            bitmap_linear(x.long(), packed, bias)
+    assert torch.equal(y, F.linear(x.bfloat16().float(), weight, bias))
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,13 @@ def test_tiles_smaller_than_a_block_give_the_same(tiles, device, close):
     close(bsr_conv2d(x, packed, bias, tiles=tiles.as_ints()), exact(x, weight, bias, (1, 1), (0, 0)))
 
 
+def test_tiles_that_do_not_divide_a_block_are_refused(device):
+    x, _, bias, _, packed = problem(1, (20, 30), (4, 5), 1, (16, 16), 1, torch.float16, device)
+    for tiles in (Tiles(16, 32, 16, 4, 2), Tiles(16, 16, 32, 4, 2)):
+        with pytest.raises(ValueError, match="do not divide"):
+            bsr_conv2d(x, packed, bias, tiles=tiles.as_ints())
+
+
 @pytest.mark.parametrize("where", ["contiguous", "sliced"])
 def test_what_is_not_channels_last_is_converted(where, device, close):
     x, weight, bias, _, packed = problem(2, (24, 30), (5, 6), 3, (32, 16), 0.5, torch.float16, device)
@@ -161,6 +168,8 @@ def test_a_convolution_that_no_kernel_runs_is_refused(options, message):
         (lambda a: a | {"residual": a["x"]}, "residual has to be of"),
         (lambda a: a | {"stride": (3, 1)}, "1 or 2"),
         (lambda a: a | {"padding": (-1, 0)}, "0 or more"),
+        (lambda a: a | {"stride": 2}, "two numbers"),
+        (lambda a: a | {"padding": 1}, "two numbers"),
         (lambda a: a | {"activation": "silu"}, "none, relu, gelu"),
     ],
 )

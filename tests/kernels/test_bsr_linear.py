@@ -2,8 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sparseticket.kernels import bsr
 from sparseticket.kernels.blocks import BlockLayout
-from sparseticket.kernels.bsr import Tiles, bsr_linear, default_tiles
+from sparseticket.kernels.bsr import DENSE_PASS, Tiles, bsr_linear, default_tiles
 
 SHAPES = [  # M, N, K, block; K, N and M that no block or tile divides among them
     (1, 16, 16, (16, 16)),
@@ -69,6 +70,22 @@ def test_few_live_blocks_split_m_and_sum_it_twice_alike(device, close):
     close(grads[0], exact(x, weight, bias, dy, mask, "none")[2])
 
 
+@pytest.mark.parametrize(
+    "density,shape", [(0, (33, 20, 40)), (0.3, (50, 100, 70)), (1, (33, 20, 40)), (0.7, (5, 20, 1100))]
+)
+def test_a_dense_weight_gradient_is_exactly_0_in_dead_blocks_and_expands_no_mask(
+    density, shape, device, monkeypatch, close
+):
+    x, weight, bias, dy, layout, mask = problem(*shape, (32, 16), density, torch.float16, device)
+    monkeypatch.setattr(bsr, "expand_blocks", lambda *a: pytest.fail("blocks were expanded in a step"))
+    dy[0, 0] = float("inf")
+    bsr_linear(x, weight, layout, bias, tiles=([], [], DENSE_PASS)).backward(dy)
+    assert not weight.grad[~mask].any(), "a dead block has a gradient"
+    dy[0, 0], weight.grad = 1, None
+    bsr_linear(x, weight, layout, bias, tiles=([], [], DENSE_PASS)).backward(dy)
+    close(weight.grad, exact(x, weight, bias, dy, mask, "none")[2])
+
+
 @pytest.mark.parametrize("piece", [(16, 32, 16), (32, 16, 32)])
 def test_tiles_smaller_than_a_block_give_the_same(piece, device, close):
     x, weight, bias, dy, layout, mask = problem(40, 128, 130, (64, 64), 0.5, torch.float16, device)
@@ -129,7 +146,7 @@ def check_operators(device, activation):
     torch.library.opcheck(
         ops.bsr_linear_dgrad.default, (dy, weight, layout.row, layout.col, *indices[3:], [16, 32], tiles[1])
     )
-    torch.library.opcheck(ops.bsr_linear_wgrad.default, (dy, x, layout.row, layout.col, [48, 64], [16, 32], tiles[2]))
+    torch.library.opcheck(ops.bsr_linear_wgrad.default, (dy, x, *indices[:3], [48, 64], [16, 32], tiles[2]))
 
 
 def test_without_a_gpu_the_reference_runs_with_its_gradients():
@@ -158,6 +175,12 @@ def test_what_does_not_go_together_is_refused(change, message):
     x, weight, bias = change(x, weight, bias)
     with pytest.raises(ValueError, match=message):
         bsr_linear(x, weight, layout, bias)
+
+
+def test_a_mask_in_the_place_of_a_layout_is_refused():
+    x, weight, bias, _, _, mask = problem(20, 48, 64, (16, 32), 0.5, torch.float32, "cpu")
+    with pytest.raises(TypeError, match="from_mask"):
+        bsr_linear(x, weight, mask, bias)
 
 
 def test_an_unknown_activation_is_refused():

@@ -5,7 +5,7 @@ import torch
 
 from sparseticket.kernels.aot import SHARED_LIMIT, only_ir
 from sparseticket.kernels.bsr import default_tiles
-from sparseticket.kernels.bsr_aot import compile_dense, compile_product, compile_wgrad
+from sparseticket.kernels.bsr_aot import compile_dense, compile_product, compile_wgrad, compile_zero_dead_blocks
 
 
 @pytest.mark.parametrize("arch", [80, 90, 120])
@@ -46,6 +46,11 @@ def test_fp32_fits_and_spills_nothing(precision):
     )
     assert made.spilled == 0 and made.shared <= SHARED_LIMIT[120]
     assert made.uses_tensor_cores == (precision == "tf32")
+
+
+def test_zeros_in_dead_blocks_are_16_bytes_wide_and_spill_nothing():
+    made = compile_zero_dead_blocks((128, 128), 90)
+    assert made.spilled == 0 and "st.global.v4.b32" in made.ptx
 
 
 def test_bf16_is_the_same_code_as_fp16():

@@ -43,6 +43,13 @@ def test_the_operator_passes_opcheck_and_gives_the_reference_without_a_gpu():
     torch.testing.assert_close(bsr_linear_packed(x, packed, bias, activation="relu"), F.relu(F.linear(x, weight, bias)))
 
 
+def test_under_autocast_the_packed_weights_dtype_is_that_of_the_product():
+    x, weight, bias, packed = problem(9, 48, 64, (16, 32), 0.5, torch.float32, "cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        y = bsr_linear_packed(x.bfloat16(), packed, bias)
+    assert torch.equal(y, F.linear(x.bfloat16().float(), weight, bias))
+
+
 @pytest.mark.parametrize(
     "x,message",
     [

@@ -105,7 +105,7 @@ def test_the_operators_pass_opcheck(where, activation):
     x, weight, bias, dy, mask = problem(20, 40, 70, 0.5, torch.float32, where)
     words, ops = pack_words(mask).to(where), torch.ops.sparseticket
     keep_pre = activation != "none"
-    torch.library.opcheck(ops.masked_linear.default, (x, weight, words, bias, activation, keep_pre, False, TILES))
+    torch.library.opcheck(ops.masked_linear.default, (x, weight, bias, words, activation, keep_pre, False, TILES))
     x, weight = x.detach(), weight.detach()
     torch.library.opcheck(ops.masked_linear_dgrad.default, (dy, weight, words, TILES))
     torch.library.opcheck(ops.masked_linear_wgrad.default, (dy, x, words))
@@ -156,6 +156,19 @@ def test_a_mask_is_saved_with_its_module_and_can_be_changed():
         module.set_mask(torch.ones(40, 8, dtype=torch.bool))
 
 
+def test_autocast_leaves_alone_what_a_plain_linear_would_refuse():
+    _, weight, _, _, mask = problem(20, 40, 70, 0.5, torch.float32, "cpu")
+    ids = torch.full((2, 70), 30522)  # bf16 knows it as 30464
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="int64; this runs"):
+        masked_linear(ids, weight, pack_words(mask))
+
+
+def test_tiles_that_hold_no_whole_words_are_refused(device):
+    x, weight, bias, _, mask = problem(20, 40, 70, 0.5, torch.float16, device)
+    with pytest.raises(ValueError, match="multiples of 32"):
+        masked_linear(x, weight, pack_words(mask).to(device), bias, tiles=[16, 32, 16, 4, 2])
+
+
 def test_autocast_casts_as_a_plain_linear_does():
     x, weight, bias, _, mask = problem(20, 40, 70, 0.5, torch.float32, "cpu")
     with torch.autocast("cpu", torch.bfloat16):
@@ -176,6 +189,8 @@ def test_autocast_casts_as_a_plain_linear_does():
         (lambda x, w, m, b: (x, w.half(), m, b), "cast one of them"),
         (lambda x, w, m, b: (x.double(), w.double(), m, b.double()), "fp16, bf16 and fp32"),
         (lambda x, w, m, b: (x, w, m.to("meta"), b), "mask on meta"),
+        (lambda x, w, m, b: (x[:, :0], w[:, :0], m[:, :0], b), "nothing to sum over"),
+        (lambda x, w, m, b: (x[:1, :1].expand(2**31, 1), w[:, :1], m[:, :1], b), "2147483648 rows.*split it"),
     ],
 )
 def test_what_does_not_go_together_is_refused(change, message):

@@ -1,13 +1,15 @@
 """The masked optimizers as training uses them, through their references on the CPU."""
 
+import copy
 import io
 
 import pytest
 import torch
 
-from sparseticket.kernels import LiveAdamW, MaskedAdamW, MaskedSGD, masked_clip_grad_norm_
+from sparseticket.kernels import LiveAdamW, MaskedAdamW, MaskedSGD, live_adamw, masked_adamw, masked_clip_grad_norm_
 from sparseticket.kernels.adamw_live import prefix_counts
 from sparseticket.kernels.live_words import mask_hash, mask_words
+from sparseticket.kernels.masked_optimizer import split_lr
 
 MAKE = {
     "adamw": lambda params, masks: MaskedAdamW(params, masks, lr=0.01),
@@ -231,6 +233,51 @@ def test_clipping_in_place_masks_gradients_by_bool_masks_or_their_words():
         assert torch.allclose(parameter.grad, gradient * 0.01 / norm, atol=1e-7)
 
 
+def test_clipping_takes_one_tensor_and_none_with_a_gradient():
+    weight = torch.nn.Parameter(torch.ones(4))
+    assert masked_clip_grad_norm_(weight, {}, 1.0) == 0
+    weight.grad = torch.full((4,), 2.0)
+    assert masked_clip_grad_norm_(weight, {}, 1.0) == 4
+    assert torch.allclose(weight.grad, torch.full((4,), 0.5))
+
+
+def test_a_learning_rate_on_another_device_than_the_weights_is_read_before_the_kernel():
+    rate = torch.tensor(0.5)
+    assert split_lr(rate, torch.device("cuda:0")) == (0.5, None) == split_lr(0.5, torch.device("cpu"))
+    assert split_lr(rate, torch.device("cpu"))[1] is rate
+
+
+def masked(**changed):
+    one = lambda: [torch.ones(64)]  # noqa: E731
+    usual = dict(
+        exp_avgs=one(), exp_avg_sqs=one(), words=[torch.full((2,), -1, dtype=torch.int32)], steps=[torch.ones(())]
+    )
+    masked_adamw(one(), one(), **usual | changed, lr=0.1)
+
+
+def live(**changed):
+    one = lambda: [torch.ones(64)]  # noqa: E731
+    none = [torch.empty(0, dtype=torch.int32)]
+    usual = dict(exp_avgs=one(), exp_avg_sqs=one(), masters=[torch.empty(0)], words=none, prefixes=none)
+    live_adamw(one(), one(), **usual | changed, steps=[torch.ones(())], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: masked(words=[torch.ones(4, dtype=torch.int32)[::2]]), "contiguous int32 words"),
+        (lambda: masked(words=[torch.tensor(-1, dtype=torch.int32)]), "contiguous int32 words"),
+        (lambda: masked(steps=[]), "number of its steps"),
+        (lambda: live(exp_avgs=[torch.ones(128)[::2]]), "contiguous"),
+        (lambda: live(exp_avgs=[torch.ones(64, device="meta")]), "one is on meta"),
+        (lambda: live(exp_avgs=[torch.ones(63)], exp_avg_sqs=[torch.ones(63)]), "entry for each live weight"),
+    ],
+)
+def test_the_functions_refuse_what_a_kernel_would_read_wrongly(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 def test_prefixes_count_live_entries_before_each_word():
     mask = torch.rand(1000, generator=torch.Generator().manual_seed(0)) < 0.4
     prefix = prefix_counts(mask_words(mask, torch.empty(1000)))
@@ -243,6 +290,8 @@ def test_prefixes_count_live_entries_before_each_word():
         (lambda p, m: MaskedAdamW([p], {p: m[:2]}), "bool mask of its shape"),
         (lambda p, m: MaskedAdamW([p], {p: m.float()}), "bool mask of its shape"),
         (lambda p, m: MaskedAdamW([p], {torch.nn.Parameter(p.clone()): m}), "does not have"),
+        (lambda p, m: MaskedAdamW([p], {"weight": m}), "by parameter.*weight"),
+        (lambda p, m: MaskedAdamW([torch.nn.Parameter(p.double())], {}), "float64, not fp16"),
         (lambda p, m: MaskedAdamW([p], {p: m}, lr=-1), "lr"),
         (lambda p, m: MaskedAdamW([p], {p: m}, betas=(0.9, 1.0)), "betas"),
         (lambda p, m: LiveAdamW([p], {p: m}, eps=-1), "eps"),
@@ -301,12 +350,76 @@ def test_a_compiled_step_gives_the_same_numbers():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
-def test_a_deep_copy_goes_on_as_its_original():
-    import copy
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_loaded_after_a_step_are_what_the_next_one_starts_from(how, dtype):
+    model, masks = network()
+    model.to(dtype)
+    optimizer = MAKE[how](model.parameters(), masks)
+    train_with_random_gradients(model, optimizer)
+    other, _ = network(seed=1)
+    model.load_state_dict(other.to(dtype).state_dict())  # a dense one: dead weights come along
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train_with_random_gradients(model, optimizer)
+    for name, parameter in model.named_parameters():
+        loaded = other.get_parameter(name) * masks.get(parameter, torch.tensor(True))
+        assert torch.equal(parameter, loaded), name
 
+
+@pytest.mark.parametrize("first", ["weights", "optimizer"])
+def test_weights_and_the_live_state_may_be_loaded_in_either_order(first):
+    model, masks = network()
+    model.to(torch.bfloat16)
+    optimizer = MAKE["live"](model.parameters(), masks)
+    train_with_random_gradients(model, optimizer)
+    again, same = network(seed=0)
+    later = MAKE["live"](again.to(torch.bfloat16).parameters(), same)
+    train_with_random_gradients(again, later, seed=5)
+    state, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(model.state_dict())
+    for load in sorted(("weights", "optimizer"), key=lambda each: each != first):
+        again.load_state_dict(weights) if load == "weights" else later.load_state_dict(state)
+    for net, opt in ((model, optimizer), (again, later)):
+        train_with_random_gradients(net, opt, seed=6)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    for ours, theirs in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(optimizer.state[ours]["master"], later.state[theirs]["master"])
+
+
+def test_a_step_after_a_step_takes_nothing_over(monkeypatch):
+    model, masks = network()
+    optimizer = MAKE["live"](model.to(torch.bfloat16).parameters(), masks)
+    train_with_random_gradients(model, optimizer)
+    monkeypatch.setattr(optimizer, "_take_over", lambda parameter: pytest.fail("nobody wrote it"))
+    train_with_random_gradients(model, optimizer)
+
+
+def test_a_ticket_of_other_masks_is_taken_as_it_was_loaded():
+    model, masks = network()
+    optimizer = MAKE["live"](model.to(torch.bfloat16).parameters(), masks)
+    train_with_random_gradients(model, optimizer)
+    weight = model[0].weight
+    loaded, mask = torch.randn_like(weight), torch.rand(weight.shape) < 0.5
+    with torch.no_grad():
+        weight.copy_(loaded)
+    optimizer.set_masks({weight: mask})
+    optimizer.param_groups[0]["lr"] = 0.0
+    train_with_random_gradients(model, optimizer)
+    assert torch.equal(weight, loaded * mask)
+
+
+def train_with_random_gradients(model, optimizer, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=draw).to(parameter.dtype)
+    optimizer.step()
+
+
+@every
+def test_a_deep_copy_goes_on_as_its_original(how):
     weight = torch.nn.Parameter(torch.randn(8, 8))
     mask = torch.rand(8, 8) < 0.5
-    optimizer = MaskedAdamW([weight], {weight: mask}, lr=0.1)
+    optimizer = MAKE[how]([weight], {weight: mask})
     weight.grad = torch.ones(8, 8)
     optimizer.step()
     twin = copy.deepcopy(optimizer)

@@ -151,12 +151,16 @@ def test_groups_without_a_live_entry_are_not_touched(device):
     mask = torch.zeros(64, dtype=torch.bool, device=device)
     mask[9] = True
     optimizer = MaskedSGD([weight], {weight: mask}, lr=1.0)
-    with torch.no_grad():
-        weight.fill_(5)  # against the contract, to see what is written
     weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    weight.data.fill_(5)  # against the contract and behind the optimizer's back, to see what is written
     optimizer.step()
     assert weight[8:16].tolist() == [0, 4, 0, 0, 0, 0, 0, 0]
     assert (weight[:8] == 5).all() and (weight[16:] == 5).all()
+    with torch.no_grad():
+        weight.fill_(5)  # as load_state_dict does, which it has to notice
+    optimizer.step()
+    assert weight[9] == 4 and not weight[~mask].any()
 
 
 def test_the_first_step_is_as_long_as_the_learning_rate_though_beta_is_nearly_one(device):
@@ -165,6 +169,24 @@ def test_the_first_step_is_as_long_as_the_learning_rate_though_beta_is_nearly_on
     weight.grad = torch.ones_like(weight)
     optimizer.step()
     assert (weight + 1).abs().max() < 1e-5  # 1 - 0.9999 in fp32 is off by 2e-4
+
+
+def test_weights_loaded_between_steps_are_trained_on_and_what_was_not_changed_keeps_its_masters_bits(device):
+    pair = Pair("live", device, dtype=torch.float16)
+    pair.step()
+    weight, mask, optimizer = pair.ours[0], pair.masks[0], pair.optimizer
+    before = optimizer.state[weight]["master"].clone()
+    loaded = weight.detach().clone()
+    loaded[:20] = 3
+    with torch.no_grad():
+        weight.copy_(loaded)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    pair.step()
+    changed = mask[:20].sum()
+    master = optimizer.state[weight]["master"]
+    assert torch.equal(master[changed:], before[changed:]) and (master[:changed] == 3).all()
+    assert torch.equal(weight.detach(), loaded * mask)
 
 
 @pytest.mark.gpu

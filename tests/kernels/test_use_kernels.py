@@ -278,8 +278,27 @@ def test_each_pass_runs_as_the_table_says_for_its_number_of_rows(monkeypatch):
 
     monkeypatch.setattr(module, "bsr_linear", lambda *a, tiles: seen.append(tiles))
     model(torch.zeros(100, 32))
-    assert seen == [(list(tiles), DENSE_PASS, list(tiles))]
-    assert model(torch.zeros(5, 32)).shape == (5, 32) and len(seen) == 1, "five rows were not measured: dense"
+    model(torch.zeros(5, 32))
+    assert seen == [(list(tiles), DENSE_PASS, list(tiles)), (DENSE_PASS,) * 3], "five rows were not measured: dense"
+    with torch.no_grad():
+        assert model(torch.zeros(5, 32)).shape == (5, 32) and len(seen) == 2
+
+
+def test_dead_blocks_get_no_gradient_at_rows_that_run_dense_either():
+    layer = nn.Linear(32, 32)
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[16:, :16] = True
+    layer.weight.data.masked_fill_(~mask, 0)
+    table = Table("some GPU")
+    for which in ("forward", "dgrad", "wgrad"):
+        case = Case(which, 32, 32, "block:16x16", "float32", "bias" if which == "forward" else "none")
+        table.add(Measured(case, 64, 0.25, Choice("bsr_linear"), 1.2, 1.2, 1.2))
+    model = nn.Sequential(layer)
+    use_kernels(model, {"0.weight": mask}, table=table)
+    for rows in (64, 5):
+        layer.weight.grad = None
+        model(torch.randn(rows, 32)).sum().backward()
+        assert not layer.weight.grad[~mask].any() and layer.weight.grad[mask].all(), f"{rows} rows"
 
 
 def test_a_layer_that_no_table_speaks_of_is_measured_when_asked():
