@@ -10,6 +10,8 @@ from sparseticket import files, imp, ticket
 from sparseticket import transfer as transfers
 from sparseticket.recipes import load_any, names, task_defaults
 from sparseticket.recipes.study import Study
+from sparseticket.runs import RunFolder, settings_table
+from sparseticket.settings import Protocol, RunSettings
 
 STUDY = """
 title = "Everything on digits"
@@ -375,6 +377,26 @@ def test_a_study_shares_a_dense_round_takes_another_model_and_seeds_and_is_drawn
 
     code, text = cli("run", tmp_path / "curve.toml", "--model", "bert-base", "--out", tmp_path / "other")
     assert code == 2 and "is for vision models" in text and not (tmp_path / "other").exists()
+
+
+def test_a_geometric_search_and_one_round_to_the_same_sparsity_stand_in_one_column_of_a_curve(tmp_path):
+    from sparseticket.bench.curves import study_lines, study_table
+
+    found = {"imp": ("geometric:0.2", 0.6723203), "once": ("one-round", 0.6723015)}
+    steps = {}
+    for name, (schedule, sparsity) in found.items():
+        settings = RunSettings("resnet20-cifar", "digits", protocol=Protocol(schedule=schedule, sparsity=0.6723))
+        RunFolder.open(tmp_path / name, settings_table(settings))
+        arm = {"mean": sparsity, "std": 0.01, "n": 3}
+        result = {"model": "m", "task": "t", "metric": "accuracy", "sparsity": sparsity, "arms": {"ticket": arm}}
+        steps[f"{name}-arms"] = {"verb": "transfer", "of": [name], "result": result}
+    (tmp_path / "study.json").write_text(json.dumps({"steps": steps}))
+    assert study_table(study_lines(tmp_path)[2]).splitlines() == [
+        "| arm | 67.23% |",
+        "| --- | --- |",
+        "| IMP | 67.2 ± 1.0 |",
+        "| one-round | 67.2 ± 1.0 |",
+    ]
 
 
 def test_a_dense_round_of_a_step_that_is_no_find_before_it_is_refused(cli, tmp_path):
