@@ -48,7 +48,10 @@ def control_of(kind: str) -> Control:
             masks=lambda masks, pruner, weights, seed: mask_algebra.flip(masks, share, seed=seed), check=_single_weights
         )
     if not isinstance(kind, str) or kind not in CONTROLS:
-        raise UserError(f"there is no control {kind!r}. Controls: {', '.join(CONTROLS)}, flip:0.1.")
+        raise UserError(
+            f"there is no control {kind!r}. Controls: {', '.join(CONTROLS)}, flip:0.1. (Rewinding to a step and "
+            "standard pruning are searches: find --rewind 5%, find --rewind none.)"
+        )
     return CONTROLS[kind]
 
 

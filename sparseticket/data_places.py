@@ -14,7 +14,7 @@ FOLDERS = {  # of each task, from the most likely
     "qqp": ("QQP",),
     "stsb": ("STS-B",),
     "wnli": ("WNLI",),
-    "qnli": ("QNLI", "QNLIv2"),
+    "qnli": ("QNLI",),
     "mrpc": ("MRPC",),
     "rte": ("RTE",),
     "sst2": ("SST-2",),

@@ -19,7 +19,7 @@ WITHIN = 1.0  # points: no narrower scale of colours, or noise would look like a
 def draw(result: dict[str, Any], out: Path) -> None:
     """Write a PNG of a ``matrix.json``: differences in points to the ticket of the same task, and to dense."""
     sources, tasks = list(result["sources"]), result["tasks"]
-    width = 2.6 + 1.1 * len(tasks)
+    width = max(4.2, 2.6 + 1.1 * len(tasks))  # as wide as the title
     figure, panels = plt.subplots(1, 2, figsize=(2 * width, 1.9 + 0.5 * len(sources)), squeeze=False)
     _panel(
         panels[0, 0], result, sources, "to_same_task", "against the ticket of the same task\n(bold: at least as good)"

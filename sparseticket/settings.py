@@ -94,7 +94,9 @@ class _Checked:
 
 @dataclass(frozen=True)
 class Protocol(_Checked):
-    """How tickets are found: the fields on which papers and released code differ (``docs/protocol.md`` of the papers).
+    """How tickets are found: the fields on which papers and released code differ.
+
+    ``docs/design.md``, "Paper and released code", has both readings of each.
 
     Attributes:
         name: whose reading this is, ``paper`` or ``released``.

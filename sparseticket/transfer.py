@@ -161,6 +161,7 @@ def _train_arm(
     every: float,
 ) -> None:
     part = part_of(arm, seed)
+    work.same_on_every_process(masks)
     work.origin.restore(work.network)
     start = Rewind(settings.start).step(*total_steps(work.task, settings.training)) if settings.start else 0
     place = Round(seed, 0, start=0 if arm == "dense" else start)  # dense networks train from θ_p, all the way

@@ -213,16 +213,24 @@ def from_hub(corpus: str) -> tuple[Sequence[str], Sequence[str]]:
 
 def from_files(path: Path) -> tuple[list[str], list[str]]:
     """Lines to train and evaluate on: a file trains on all but its last tenth; a folder on train.txt (or valid.txt)
-    and evaluates on test.txt.
+    and evaluates on test.txt. WikiText's own names (wiki.train.raw, wiki.train.tokens, …) do too.
     """
     if path.is_dir():
-        train = next((path / name for name in ("train.txt", "valid.txt") if (path / name).is_file()), None)
-        if train is None or not (path / "test.txt").is_file():
-            raise UserError(f"the folder {path} needs train.txt (or valid.txt) and test.txt: plain text to train on.")
-        return _lines(train), _lines(path / "test.txt")
+        train, test = _first(path, "train") or _first(path, "valid"), _first(path, "test")
+        if train is None or test is None:
+            raise UserError(
+                f"the folder {path} needs train.txt (or valid.txt) and test.txt: plain text to train on. WikiText's "
+                "wiki.train.raw and wiki.test.raw will do too."
+            )
+        return _lines(train), _lines(test)
     if not path.is_file():
         raise UserError(f"there is no {path}: --data takes a text file, or a folder with train.txt and test.txt.")
     return _last_tenth_evaluates(_lines(path), path)
+
+
+def _first(folder: Path, split: str) -> Path | None:
+    names = (f"{split}.txt", f"wiki.{split}.raw", f"wiki.{split}.tokens")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _last_tenth_evaluates(lines: list[str], where: Path | str) -> tuple[list[str], list[str]]:

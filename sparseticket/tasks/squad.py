@@ -33,7 +33,8 @@ class QuestionAnswering(Stateless):
     """Where an answer begins and ends, each by a softmax over the tokens (BERT, arXiv 1810.04805, section 4.2).
 
     A prediction is the passage's own text under the best span over all windows of a question. BERT's code further lets
-    a token begin an answer only in the window that shows most around it; here every window may.
+    a token begin an answer only in the window that shows most around it, and looks at its 20 best beginnings and ends;
+    here every window may, and every span is looked at.
     """
 
     metric = "f1"

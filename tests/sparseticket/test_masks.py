@@ -69,6 +69,13 @@ def test_a_random_mask_has_the_same_count_in_all_but_another_place_for_another_s
     assert torch.equal(drawn[0]["a"], drawn[1]["a"]) and not torch.equal(drawn[0]["a"], drawn[2]["a"])
 
 
+def test_a_random_mask_is_placed_over_all_tensors_together_whatever_each_had_alive():
+    masks = {"thin": torch.zeros(100, 100, dtype=torch.bool), "thick": torch.ones(100, 100, dtype=torch.bool)}
+    masks["thin"][:10], masks["thick"][:10] = True, False  # 10 % and 90 % alive
+    drawn = algebra.random_like(masks, seed=0)
+    assert [mask.float().mean().item() for mask in drawn.values()] == pytest.approx([0.5, 0.5], abs=0.03)
+
+
 def test_overlap_of_independent_masks_is_near_its_chance_level():
     a, b = ({"w": torch.rand(400, 400, generator=torch.Generator().manual_seed(seed)) < 0.33} for seed in (0, 1))
     found = algebra.overlap(a, b)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from sparseticket import transfer as transfers
 from sparseticket.data_places import data_of, places
 from sparseticket.errors import UserError
+from sparseticket.heat_map import draw
 from sparseticket.imp import find
 from sparseticket.matrix import summarise
 from sparseticket.models import Head, resolve
@@ -181,6 +182,18 @@ def test_a_ticket_can_be_winning_and_universal_and_a_control_never(cli, sources,
     assert "control" in over[control]["reason"]
     assert f"{of_text}: matching on 2 of 2 tasks (text, mlm), universal over them" in " ".join(text.split())
     assert text.count("universal") == 2
+
+
+def test_the_heat_map_shows_the_same_task_reading_left_and_the_dense_one_right(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    drawn = []
+    monkeypatch.setattr(plt, "close", lambda figure: drawn.append(figure))
+    cell = {"to_same_task": -0.0123, "to_dense": 0.0456, "at_least_same_task": False, "verdict": {"matching": True}}
+    result = {"model": "m", "tasks": ["a"], "sources": {"s": {"sparsity": 0.5}}, "cells": {"s": {"a": cell}}}
+    draw(result, tmp_path / "matrix.png")
+    shown = [(text.get_text(), text.get_weight()) for panel in drawn[0].axes[:2] for text in panel.texts]
+    assert shown == [("-1.23", "normal"), ("+4.56", "bold")]
 
 
 def test_a_ticket_of_an_mlm_head_that_was_not_pre_trained_is_never_universal(sources):

@@ -13,7 +13,7 @@ from sparseticket.errors import UserError
 from sparseticket.models import Head, resolve
 from sparseticket.seeds import generator
 from sparseticket.tasks import TaskOptions, make_task
-from sparseticket.tasks.mlm import NO_TARGET, hide, logits_at_hidden
+from sparseticket.tasks.mlm import NO_TARGET, from_files, hide, logits_at_hidden
 
 LINES = [f"the film {number} is very good and the plot of it was not dull" for number in range(60)]
 
@@ -220,6 +220,13 @@ def test_a_folder_trains_on_train_or_valid_and_evaluates_on_test(spec, tmp_path)
     assert (seen("train"), seen("eval")) == ({tokens["fine"]}, {tokens["dull"]})
     (tmp_path / "train.txt").write_text("good\n" * 20)
     assert seen("train") == {tokens["good"]}
+
+
+@pytest.mark.parametrize("ending", ["raw", "tokens"])
+def test_a_folder_may_have_wikitexts_own_names(spec, tmp_path, ending):
+    for split, text in (("train", "good"), ("valid", "fine"), ("test", "dull")):
+        (tmp_path / f"wiki.{split}.{ending}").write_text(f"{text}\n" * 20)
+    assert from_files(tmp_path) == (["good"] * 20, ["dull"] * 20)
 
 
 def test_data_that_is_no_corpus_is_refused(spec, tmp_path):

@@ -18,6 +18,7 @@ from sparseticket.errors import RunFailure, UserError
 from sparseticket.imp import find
 from sparseticket.masking import MaskedParameters, refuse_if_zeros_move
 from sparseticket.models import resolve
+from sparseticket.options import find_settings
 from sparseticket.progress import Screen
 from sparseticket.rewind import Origin
 from sparseticket.runs import read_settings
@@ -26,6 +27,8 @@ from sparseticket.tasks import TaskOptions, make_task
 from sparseticket.theta import tensor_hashes
 from sparseticket.ticket import Ticket
 from sparseticket.training import Round, make_accelerator, make_optimizer, train
+from sparseticket.transfer import transfer
+from sparseticket.transfer_plan import plan
 from sparseticket.workbench import Workbench
 
 ROOT = Path(__file__).parents[2]
@@ -197,6 +200,35 @@ def test_the_learning_rate_follows_its_shape():
     assert [Training(decay="poly").lr_factor(s, 100) for s in (0, 50)] == pytest.approx([1, 0.5**0.9])
 
 
+def rates(monkeypatch, work, place):
+    """The learning rate of every step of a training of 8 steps at this place."""
+    network, task = work
+    seen = []
+
+    def recording(parameters, settings):
+        optimizer = make_optimizer(parameters, settings)
+        if len(parameters) == len(list(network.module.parameters())):  # not the probe that looks at the optimizer
+            optimizer.register_step_pre_hook(lambda *_: seen.append(optimizer.param_groups[0]["lr"]))
+        return optimizer
+
+    monkeypatch.setattr("sparseticket.training.make_optimizer", recording)
+    run(network, task, half_masks(network), place, round_length="8it", lr=1e-3)
+    return seen
+
+
+def test_a_round_in_a_schedule_over_ten_rounds_goes_on_where_the_one_before_it_ended(work, monkeypatch):
+    second = rates(monkeypatch, work, Round(0, 1, schedule_offset=8, schedule_rounds=10))
+    assert second == pytest.approx([1e-3 * (80 - step) / 80 for step in range(8, 16)])
+    alone = rates(monkeypatch, work, Round(0, 1))
+    assert alone == pytest.approx([1e-3 * (8 - step) / 8 for step in range(8)])
+
+
+def test_a_rewound_round_trains_from_the_step_that_it_was_rewound_to(work, monkeypatch):
+    assert rates(monkeypatch, work, Round(0, 1, start=2)) == pytest.approx(
+        [1e-3 * (8 - step) / 8 for step in range(2, 8)]
+    )
+
+
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
 def test_sharded_training_is_refused(monkeypatch, variable):
     monkeypatch.setenv(variable, "true")
@@ -232,6 +264,19 @@ def test_processes_whose_masks_differ_are_found_out(monkeypatch, same):
     work = Workbench(*[None] * 4, accelerator=SimpleNamespace(num_processes=2), screen=Screen(quiet=True))
     with nullcontext() if same else pytest.raises(RunFailure, match="different masks"):
         work.same_on_every_process(masks)
+
+
+def test_a_search_and_a_transfer_compare_their_masks_over_processes(tiny_bert, csv, tmp_path, monkeypatch):
+    compared = []
+    monkeypatch.setattr(Workbench, "same_on_every_process", lambda work, masks: compared.append(len(masks)))
+    training = {"round_length": "1it", "batch_size": 8, "max_length": 16}
+    protocol = {"schedule": "one-round", "sparsity": 0.5}
+    asked = find_settings(str(tiny_bert), task="text", data=csv, protocol=protocol, training=training)
+    find(asked, tmp_path / "run", screen=Screen(quiet=True))
+    assert len(compared) == 2 and all(compared), "both tickets"
+    loaded, settings, out = plan(tmp_path / "run" / "round-01" / "ticket.ticket", seeds=1, controls=("random-mask",))
+    transfer(loaded, settings, out, screen=Screen(quiet=True))
+    assert len(compared) == 2 + 3, "dense, ticket and control"
 
 
 def test_two_processes_prune_to_the_same_masks_and_learn_what_one_does(tiny_bert, csv, tmp_path):
