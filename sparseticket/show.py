@@ -38,12 +38,13 @@ def show_find(screen: Screen, summary: dict[str, Any], folder: Path) -> None:
 
 
 def show_transfer(screen: Screen, summary: dict[str, Any], folder: Path) -> None:
-    """Every arm's mean and spread, and the verdict."""
+    """Every arm's mean and spread, the verdict, and for controls what the ticket has more, in points."""
     title = f"{summary['model']} on {summary['task']}, ticket {summary['sparsity']:.2%} sparse"
-    table = Table("arm", summary["metric"], "std", "runs", "verdict", title=title)
+    table = Table("arm", summary["metric"], "std", "runs", "verdict", "ticket − arm", title=title)
     for name, arm in summary["arms"].items():
         said = "–" if name == "dense" else verdict_word(summary["verdicts"][name])
-        table.add_row(name, percent(arm["mean"]), percent(arm["std"]), str(arm["n"]), said)
+        to_ticket = difference_to_ticket(summary, name)
+        table.add_row(name, percent(arm["mean"]), percent(arm["std"]), str(arm["n"]), said, to_ticket)
     screen.console.print(table)
     verdict = Verdict(*(summary[key] for key in ("matching", "strict", "reason", "winning")))
     screen.say(f"Verdict: {verdict}\nResult: {folder / 'transfer.json'}")
@@ -140,6 +141,14 @@ def mean_and_spread(arm: dict[str, Any] | None, unit: str = "", *, digits: int =
 def points(fraction: float | None, sign: str = "+") -> str:
     """A difference of fractions in points, or a dash."""
     return "–" if fraction is None else f"{100 * fraction:{sign}.2f}"
+
+
+def difference_to_ticket(transfer: dict[str, Any], arm: str) -> str:
+    """Ticket minus control over shared seeds, mean ± standard deviation in points; a dash for other arms."""
+    found = transfer.get("differences", {}).get(arm)  # files from before there were any have none
+    if found is None:
+        return "–"
+    return points(found["mean"]) if found["std"] is None else f"{points(found['mean'])} ± {points(found['std'], '')}"
 
 
 def show_control(screen: Screen, made: Ticket, out: Path, report: Path) -> None:

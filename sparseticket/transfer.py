@@ -217,12 +217,18 @@ def _summarise(settings: TransferSettings, run: RunFolder, ticket: Ticket, *, ma
         "arms": {name: arm.table() for name, arm in arms.items()},
         **verdicts["ticket"].table(),
         "verdicts": {arm: verdict.table() for arm, verdict in verdicts.items()},
+        "differences": {arm: _difference(arms["ticket"], arms[arm]).table() for arm in settings.controls},
     }
     if settings.allow_other_weights:
         summary["allow_other_weights"] = True
     if main:
         write_json(run.path / "transfer.json", summary)
     return summary
+
+
+def _difference(ticket: Arm, control: Arm) -> Arm:
+    """Ticket minus control, seed by seed: both share its head and batches, so what these scatter alike cancels."""
+    return Arm([ours - theirs for ours, theirs in zip(ticket.values, control.values, strict=True)])
 
 
 def _verdict(arm: str, arms: dict[str, Arm], ticket: Ticket, settings: TransferSettings) -> Verdict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparseticket.markdown import table
-from sparseticket.show import matching_on, percent, points, verdict_word
+from sparseticket.show import difference_to_ticket, matching_on, percent, points, verdict_word
 
 
 def markdown(study: dict[str, Any]) -> str:
@@ -27,9 +27,14 @@ def _control(result: dict[str, Any], paper: dict[str, Any]) -> list[str]:
 
 
 def _transfer(result: dict[str, Any], paper: dict[str, Any]) -> list[str]:
-    headings = ["arm", "runs", "mean", "std", "n", "verdict", *(["the paper's"] if paper else [])]
+    headings = ["arm", "runs", "mean", "std", "n", "verdict", "ticket − arm", *(["the paper's"] if paper else [])]
     rows = [
-        [*_arm(name, arm), _verdict(result["verdicts"].get(name)), *([str(paper.get(name, "–"))] if paper else [])]
+        [
+            *_arm(name, arm),
+            _verdict(result["verdicts"].get(name)),
+            difference_to_ticket(result, name),
+            *([str(paper.get(name, "–"))] if paper else []),
+        ]
         for name, arm in result["arms"].items()
     ]
     title = f"{result['metric']} on {result['task']}, ticket {percent(result['sparsity'])} sparse."

@@ -1,6 +1,7 @@
 """Controls keep what they must keep of a ticket, change only what they are named after, and train as arms."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,10 +11,17 @@ from sparseticket import masks as algebra
 from sparseticket.controls import CONTROLS, control_of
 from sparseticket.errors import UserError
 from sparseticket.models import Head, resolve
+from sparseticket.progress import Screen
 from sparseticket.pruning import Pruner, magnitude_prune
+from sparseticket.recipes.study_report import markdown
 from sparseticket.rewind import Origin
+from sparseticket.runs import RunFolder
+from sparseticket.settings import Training
+from sparseticket.show import show_transfer
 from sparseticket.theta import tensor_hashes
 from sparseticket.ticket import Ticket
+from sparseticket.transfer import transfer
+from sparseticket.transfer_plan import TransferSettings
 
 KINDS = [*CONTROLS, "flip:0.1"]
 PATTERNS = {
@@ -198,3 +206,35 @@ def test_a_control_of_other_weights_keeps_them_beside_it_and_names_them(cli, fou
     assert code == 2 and "belongs to another ticket" in text and not (made.parent / "b.ticket").exists()
     code, text = cli("control", found, "--kind", "one-shot", "--out", found.parent.parent / "b.ticket")
     assert code == 2 and "/controls/FILE" in text
+
+
+def test_a_transfer_finished_before_gets_the_tickets_differences_to_its_controls_seed_by_seed_without_training(
+    tmp_path, capsys
+):
+    """0.50 − 0.40, 0.60 − 0.54, 0.58 − 0.44: 0.10, 0.06, 0.14, so 0.10 with a deviation of 0.04 (ddof 1)."""
+    values = {"dense": [0.7, 0.7, 0.7], "ticket": [0.50, 0.60, 0.58], "random-mask": [0.40, 0.54, 0.44]}
+    ticket = Ticket({"layer.weight": torch.tensor([[True, False]])}, "no-such-model", {}, 0.5)
+    settings = TransferSettings(
+        ticket.identity, "no-such-model", "digits", "", "", "", "", 3, ["random-mask"], False, Training()
+    )
+    run = RunFolder.open(tmp_path, asdict(settings), what="transfer.toml")
+    for arm, of_arm in values.items():
+        for seed, value in enumerate(of_arm):
+            run.finish(f"{arm}-seed{seed}", {"value": value, "metric": "accuracy", "sparsity": 0.5})
+    done = transfer(ticket, settings, tmp_path, screen=Screen(quiet=True))
+    assert done == json.loads((tmp_path / "transfer.json").read_text())
+    assert list(done["differences"]) == ["random-mask"]
+    difference = done["differences"]["random-mask"]
+    assert difference["values"] == pytest.approx([0.10, 0.06, 0.14]) and difference["n"] == 3
+    assert (difference["mean"], difference["std"]) == pytest.approx((0.10, 0.04))
+
+    def shown(summary):
+        step = {"verb": "transfer", "of": ["x"], "result": summary, "paper": None}
+        report = markdown({"title": "t", "recipe": "r", "steps": {"arms": step}})
+        show_transfer(Screen(), summary, tmp_path)
+        return report, "".join(capsys.readouterr())
+
+    for text in shown(done):
+        assert "ticket − arm" in text and text.count("+10.00 ± 4.00") == 1
+    for text in shown({key: value for key, value in done.items() if key != "differences"}):
+        assert "random-mask" in text and "±" not in text

@@ -73,7 +73,8 @@ def check_tables(text, steps):
     for arm, of_paper in (("dense", "91.4 ± 0.3"), ("ticket", "12.5"), ("complement", "–")):
         mean = f"{100 * arms[arm]['mean']:.2f}"
         said = "–" if arm == "dense" else "too few runs"
-        assert row("arms", arm) == [arm, mean, mean, "–", "1", said, of_paper]
+        to_ticket = f"{100 * (arms['ticket']['mean'] - arms[arm]['mean']):+.2f}" if arm == "complement" else "–"
+        assert row("arms", arm) == [arm, mean, mean, "–", "1", said, to_ticket, of_paper]
     cell = steps["table"]["result"]["cells"]["guess"]["digits"]
     differences = [f"{100 * cell[key]:+.2f}" for key in ("to_dense", "to_same_task")]
     assert row("table", "guess")[5:] == [*differences, "too few runs", "–"] and row("table", "digits")[-1] == "-0.25"
