@@ -26,7 +26,7 @@ from sparseticket.tasks.base import MASKED_ACCURACY
 from sparseticket.team import ALONE, Team
 from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
-from sparseticket.transfer_plan import TransferSettings, own_theta, plan
+from sparseticket.transfer_plan import TransferSettings, own_theta, plan, refuse_random
 from sparseticket.verdict import Verdict, judge_universal
 
 CELLS = "cells"
@@ -213,6 +213,7 @@ def _check(tickets: Mapping[str, Ticket], asked: Asked) -> None:
         raise UserError("a matrix has at least one ticket and one --task.")
     if len(set(asked.tasks)) < len(asked.tasks):
         raise UserError("a --task is given twice: name each column once.")
+    refuse_random(asked.weights)
     if asked.weights is not None and not asked.weights.is_file():
         raise UserError(f"there is no file {asked.weights}: give the weights' file with --weights.")
     models = {ticket.model: name for name, ticket in tickets.items()}

@@ -12,7 +12,7 @@ from sparseticket.errors import UserError
 from sparseticket.models import resolve
 from sparseticket.recipes import task_defaults
 from sparseticket.runs import SETTINGS, THETA, TICKET, read_settings
-from sparseticket.settings import RunSettings, Training, from_table
+from sparseticket.settings import RANDOM, RunSettings, Training, from_table
 from sparseticket.theta import file_hash
 from sparseticket.ticket import Ticket
 
@@ -54,6 +54,7 @@ def plan(
 
     Returns the ticket, the settings and the default folder: beside the run that the ticket came from.
     """
+    refuse_random(weights)
     ticket = Ticket.load(ticket_path)
     if seeds < 1:
         raise UserError(f"--seeds is how many runs each arm has, from 1, not {seeds}.")
@@ -99,6 +100,15 @@ def plan(
         ) from error
     folder = run if found else ticket_path.resolve().parent
     return ticket, settings, folder / f"transfer-{task}-{ticket.identity[:8]}"
+
+
+def refuse_random(weights: Path | None) -> None:
+    """Refuse ``--weights random``, which a search takes: each seed would draw another θ than the ticket's."""
+    if str(weights) == RANDOM:
+        raise UserError(
+            "--weights random: a ticket begins at its own weights. The control random-weights trains its mask on "
+            "random ones."
+        )
 
 
 def own_theta(ticket: Ticket, path: Path) -> Path | None:

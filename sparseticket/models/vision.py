@@ -192,8 +192,9 @@ def _load_pretrained(network: Network, file: Stored, *, source: str) -> list[str
     """Copy what was stored into the network; the head only where it is of the same shape. Returns what was not used."""
     spec, live, stored = network.spec, network.module.state_dict(), file.tensors
     assert isinstance(spec, VisionModel)
-    fitting_head = all(name in stored and stored[name].shape == live[name].shape for name in network.head)
     of_head = tuple({f"{spec.head_name}.", "fc."})  # published checkpoints call it fc, whatever the network does
+    its_head = {name: tensor.shape for name, tensor in stored.items() if name.startswith(of_head)}
+    fitting_head = its_head == {name: live[name].shape for name in network.head}
     wanted = {name: tensor for name, tensor in stored.items() if fitting_head or not name.startswith(of_head)}
     if spec.small_stem and STEM in wanted and wanted[STEM].shape[-2:] == (7, 7):
         del wanted[STEM]  # as in the vision paper: a 7x7 stem has no place on 32x32 images

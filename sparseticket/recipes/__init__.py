@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sparseticket.controls import check_control
+from sparseticket.controls import FLIP, check_control
 from sparseticket.errors import UserError
 from sparseticket.files import write_whole
 from sparseticket.models import ModelSpec
 from sparseticket.pattern import check_model, parse
-from sparseticket.recipes.study import Study, changed, read_study
+from sparseticket.recipes.study import Step, Study, changed, read_study
 from sparseticket.settings import Protocol, RunSettings, Training, from_table
 
 FOLDER = Path(__file__).parent
@@ -161,14 +161,31 @@ def check_names(recipe: Recipe | Study) -> None:
         return
     for settings in recipe.found.values():
         _check_run(recipe.name, settings)
-    model = next(iter(recipe.found.values())).model
-    for task in recipe.tasks:
-        _check_together(recipe.name, model, task)
+    for step in recipe.steps:
+        if step.verb != "find":
+            _check_step(recipe, step)
 
 
 def _check_run(name: str, settings: RunSettings) -> None:
     spec = _check_together(name, settings.model, settings.task)
     check_model(parse(settings.protocol.pattern), spec.kind, spec.name)
+
+
+def _check_step(study: Study, step: Step) -> None:
+    """Check what a step asks of the searches that its tickets come from: one model, its tasks, a round that it has."""
+    found = {name: study.found[study.found_by(name)] for name in step.of}
+    where = f"recipe {study.name}, step {step.name!r}"
+    if len(models := {settings.model for settings in found.values()}) > 1:
+        raise UserError(f"{where}: its tickets are of several models, {' and '.join(sorted(models))}.")
+    settings = next(iter(found.values()))
+    for task in (*step.tasks, *filter(None, [step.task])):
+        _check_together(study.name, settings.model, task)
+    rounds = len(settings.protocol.sparsities())
+    if not -rounds <= step.round < rounds:
+        raise UserError(f"{where}: there is no round {step.round}; those of {step.of[0]} are 0 to {rounds - 1}.")
+    for control in (*step.controls, *filter(None, [step.kind])):
+        if control.startswith(FLIP) and settings.protocol.pattern != "unstructured":
+            raise UserError(f"{where}: {control} would break the pattern {settings.protocol.pattern}: use random-mask.")
 
 
 def _check_together(name: str, model: str, task: str) -> ModelSpec:

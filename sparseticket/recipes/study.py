@@ -79,6 +79,11 @@ class Study:
         steps = [replace(one, seeds=seeds) if seeds and "seeds" in USES[one.verb] else one for one in steps]
         return replace(self, found=found, steps=steps, training=self.training | other)
 
+    def found_by(self, name: str) -> str:
+        """The search that the ticket of this step comes from: itself, or that of which it is a control."""
+        step = next(step for step in self.steps if step.name == name)
+        return name if step.verb == "find" else self.found_by(step.of[0])
+
     @property
     def tasks(self) -> set[str]:
         """Every task that a step needs data of."""

@@ -62,6 +62,8 @@ class DataFiles:
         content = self.read(name)
         try:
             image = Image.open(io.BytesIO(content))
+            if mode != "P" and image.mode.startswith(("I", "F")):  # PIL would cut 16 bits off at 255: a white picture
+                raise ValueError(f"its pixels are {image.mode}, not 8 bits a channel: convert it")
             if mode == "P" and image.mode not in ("P", "L", "1"):
                 raise ValueError(f"its pixels are {image.mode}, not class indices")
             pixels = np.array(image if mode == "P" else image.convert(mode), dtype=np.uint8)

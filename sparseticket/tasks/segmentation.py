@@ -38,6 +38,8 @@ class Segmentation(Stateless):
     def __init__(self, head: HeadKind, spec: VisionModel, options: TaskOptions) -> None:
         if options.data is None:
             raise UserError(f"task {head} needs --data: a folder, zip or tar with {LAYOUT}.")
+        if options.batch_size == 1:
+            raise UserError(f"task {head} needs --batch-size 2 or more: BatchNorm has no variance over one image.")
         self.name = head
         layout = find_layout(options.data)
         self._train, self._eval = MaskedImages(layout, layout.train), MaskedImages(layout, layout.evaluation)

@@ -238,3 +238,11 @@ def test_a_transfer_finished_before_gets_the_tickets_differences_to_its_controls
         assert "ticket − arm" in text and text.count("+10.00 ± 4.00") == 1
     for text in shown({key: value for key, value in done.items() if key != "differences"}):
         assert "random-mask" in text and "±" not in text
+
+
+def test_random_weights_are_a_control_and_no_weights_of_a_ticket(cli, found, tmp_path):
+    for verb in ("transfer", "control", "matrix"):
+        more = {"control": ("--kind", "one-shot"), "matrix": ("--task", "text")}.get(verb, ())
+        code, text = cli(verb, found, *more, "--weights", "random", "--out", tmp_path / verb)
+        assert code == 2 and "The control random-weights" in " ".join(text.split()), text
+        assert not (tmp_path / verb).exists()

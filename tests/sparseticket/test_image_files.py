@@ -186,3 +186,11 @@ def test_a_gpu_gets_workers_and_a_cpu_none_unless_it_is_said(monkeypatch):
     monkeypatch.setenv(VARIABLE, "some")
     with pytest.raises(UserError, match="not 'some'"):
         workers(GPU)
+
+
+@pytest.mark.parametrize(("mode", "ending"), [("I;16", "png"), ("I", "tif"), ("F", "tif")])
+def test_pixels_of_more_than_8_bits_are_refused_and_not_cut_off(tmp_path, mode, ending):
+    deep = np.linspace(0, 60000, 12).reshape(3, 4).astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
+    Image.fromarray(deep).save(tmp_path / f"deep.{ending}")
+    with pytest.raises(UserError, match=rf"deep\.{ending} cannot be read \(its pixels are {mode}, not 8 bits"):
+        open_files(tmp_path).decode(f"deep.{ending}")

@@ -183,6 +183,7 @@ def beginnings(monkeypatch):
 
     def spy(network, task, masks, training, place, **kwargs):
         state = place.optimizer_state and {name: tensor.clone() for name, tensor in place.optimizer_state.items()}
+        seen[place.number, "start"] = place.start
         seen[place.number] = {name: t.clone() for name, t in network.module.state_dict().items()}, state
         trained = original(network, task, masks, training, place, **kwargs)
         seen[place.number, "end"] = {name: tensor.clone() for name, tensor in trained.optimizer_state.items()}
@@ -233,6 +234,7 @@ def test_after_rewinding_to_a_step_weights_and_head_are_those_kept_there_bit_for
     kept = {f"bert.{name}": t for name, t in load_file(tmp_path / "late" / "theta.safetensors").items()}
     kept |= load_file(tmp_path / "late" / "gamma.safetensors")
     assert equal(beginnings[1][0], kept) and equal(beginnings[2][0], kept) and not equal(beginnings[0][0], kept)
+    assert [beginnings[k, "start"] for k in range(3)] == [0, 2, 2]  # of 8 steps
 
 
 def test_where_pruned_weights_alone_are_rewound_the_rest_of_the_backbone_keeps_its_training(

@@ -500,3 +500,58 @@ def test_the_vision_papers_classification_studies_are_there_with_their_figures()
         study = load_any(f"cvpr21/{name}")
         begun = {(step.weights, found.protocol.rewind) for step in study.steps if (found := study.found.get(step.name))}
         assert begun == {("", "theta_p"), ("random", "theta_p"), ("random", "5%")}
+
+
+SEVERAL_MODELS = """
+title = "Text and images"
+source = "mine"
+
+[[step]]
+name = "words"
+find = "demo/docstring-order"
+
+[[step]]
+name = "pictures"
+find = "demo/digits"
+
+[[step]]
+name = "shuffled"
+control = "pictures"
+kind = "random-mask"
+
+[[step]]
+name = "moved"
+transfer = "shuffled"
+task = "digits"
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("", ""), None),
+        (('task = "digits"', 'task = "docstring-order"'), "is for text models, not 'resnet20-cifar'"),
+        (('transfer = "shuffled"', 'transfer = "words"'), "is for vision models, not 'minilm'"),
+        (('transfer = "shuffled"', 'matrix = ["words", "pictures"]'), "several models, minilm and resnet20-cifar"),
+        (('kind = "random-mask"', 'kind = "random-mask"\nround = 99'), "no round 99; those of pictures are 0 to"),
+        (('find = "demo/digits"', 'find = "demo/digits"\nprotocol = { pattern = "channels" }'), None),
+        (
+            (
+                'find = "demo/digits"',
+                'find = "demo/digits"\nprotocol = { pattern = "channels" }',
+                "random-mask",
+                "flip:0.1",
+            ),
+            "flip:0.1 would break the pattern channels",
+        ),
+    ],
+)
+def test_each_step_is_checked_against_the_search_that_its_ticket_comes_from(cli, tmp_path, change, says):
+    text = SEVERAL_MODELS
+    for old, new in zip(change[::2], change[1::2], strict=True):
+        text = text.replace(old, new)
+    if "matrix" in text:
+        text = text.replace('task = "digits"', 'tasks = ["digits"]')
+    (tmp_path / "mine.toml").write_text(text)
+    code, shown = cli("recipes", "check", tmp_path / "mine.toml")
+    assert (code, says is None or says in " ".join(shown.split())) == (0 if says is None else 2, True), shown

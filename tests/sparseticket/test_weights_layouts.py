@@ -85,6 +85,13 @@ def test_simclr_checkpoints_load_whatever_wraps_them(tmp_path, prefix):
     assert network.head_pretrained
 
 
+def test_a_projection_head_of_another_form_is_left_and_named_where_the_backbone_fits(tmp_path):
+    stored = resnet18(nn.Sequential(*mlp(), nn.ReLU(), nn.Linear(128, 128)))
+    network = built(tmp_path, {"state_dict": stored}, PROJECTION)
+    assert_holds(network, stored)
+    assert not network.head_pretrained and "6 that do not fit this network (fc.0.weight" in network.notes[0]
+
+
 def test_the_vision_papers_simclr_head_is_our_projection_head_under_other_names(tmp_path):
     stored = resnet18(VisionPapersHead())
     network = built(
