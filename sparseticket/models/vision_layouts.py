@@ -54,7 +54,7 @@ def convert(tensors: Mapping[str, Tensor], source: str) -> Stored:
             left[kind] += 1
             continue
         if of_moco and not name.startswith(QUERY):
-            left["beside the encoders"] += 1
+            left["tensors beside the encoders"] += 1
             continue
         name = _without_wrappers(name.removeprefix(QUERY))
         for old, new in PROJECTION.items():

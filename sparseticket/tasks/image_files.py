@@ -103,7 +103,7 @@ def open_files(path: Path) -> DataFiles:
         sizes, get = _folder(path)
     elif not path.is_file():
         raise UserError(f"--data {path}: there is no such folder, zip or tar.")
-    elif zipfile.is_zipfile(path):
+    elif zipfile.is_zipfile(path) and not tarfile.is_tarfile(path):  # a tar that ends with a zip passes for one
         sizes, get = _zip(path)
     else:
         sizes, get = _tar(path)

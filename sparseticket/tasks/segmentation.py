@@ -43,6 +43,8 @@ class Segmentation(Stateless):
         self.name = head
         layout = find_layout(options.data)
         self._train, self._eval = MaskedImages(layout, layout.train), MaskedImages(layout, layout.evaluation)
+        if len(self._train) < 2:
+            raise UserError(f"{options.data} has one image to train on: task {head} needs two or more.")
         self.class_names = layout.classes
         self.head = Head(head, len(layout.classes))
         self.data_id = identity(self._train.sizes | self._eval.sizes)

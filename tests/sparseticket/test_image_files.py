@@ -153,6 +153,12 @@ class Decoded:
         return {"pixels": self.files.decode(self.names[index]), "process": torch.tensor([os.getpid()])}
 
 
+def test_a_tar_that_ends_with_a_zip_is_read_as_the_tar(tmp_path):
+    write(tmp_path / "inner.zip", {"x.txt": b"inside"})
+    write(tmp_path / "outer.tar", {"inner.zip": (tmp_path / "inner.zip").read_bytes()})
+    assert list(open_files(tmp_path / "outer.tar").sizes) == ["inner.zip"]
+
+
 @pytest.mark.parametrize("name", ["files", "files.zip", "files.tar"])
 def test_workers_make_the_same_batches_in_the_same_order_from_any_start(tmp_path, name, monkeypatch):
     images = {f"{n}.png": png(Image.fromarray(np.roll(PIXELS, n, axis=1))) for n in range(7)}

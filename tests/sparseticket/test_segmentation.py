@@ -215,6 +215,11 @@ def test_batches_of_one_image_are_refused_before_anything_is_trained(camvid, nam
         task_of(camvid, batch_size=1, name=name)
 
 
+def test_a_single_image_to_train_on_is_refused(tmp_path):
+    with pytest.raises(UserError, match="one image to train on"):
+        task_of(write_camvid(tmp_path / "camvid", train=1))
+
+
 def test_camvid_is_read_whole():
     task = task_of(Path(DATA) / "camvid", batch_size=8)
     assert len(task.batches("train", **DRAW)) == 12 and len(task.batches("eval", **DRAW)) == 5  # 92 and 34 images
