@@ -27,9 +27,9 @@ FOLDERS = {  # of each task, from the most likely
     "fashion-mnist": ("FashionMNIST", "fashion-mnist"),
     "visda17": ("visda-2017", "visda17", "VisDA-2017"),
     **dict.fromkeys(("imagenet", "simclr", "moco"), ("imagenet", "ImageNet", "imagenet-1k")),
-    "detection": ("detection", "VOC2007", "VOCdevkit", "bccd"),
-    "segmentation": ("segmentation", "VOC2012", "VOCdevkit", "camvid", "CamVid"),
-    "segmentation-v3": ("segmentation", "VOC2012", "VOCdevkit", "camvid", "CamVid"),
+    "detection": ("detection", "VOC2007", "VOCdevkit/VOC2007", "VOCdevkit", "bccd"),
+    "segmentation": ("segmentation", "VOC2012", "VOCdevkit/VOC2012", "VOCdevkit", "camvid", "CamVid"),
+    "segmentation-v3": ("segmentation", "VOC2012", "VOCdevkit/VOC2012", "VOCdevkit", "camvid", "CamVid"),
 }
 
 

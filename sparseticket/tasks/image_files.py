@@ -80,7 +80,11 @@ class DataFiles:
         return DataFiles(self.source, sizes, lambda name: self.get(prefix + name))
 
     def around(self, *wanted: str) -> str | None:
-        """The folder, nearest to the top, in which all of the ``wanted`` files or folders are; None where none is."""
+        """The folder, nearest to the top, in which all of the ``wanted`` files or folders are; None where none is.
+
+        Raises:
+            UserError: several are as near.
+        """
         holders: dict[str, set[str]] = {}
         for name in self.sizes:
             parts = name.split("/")
@@ -88,7 +92,11 @@ class DataFiles:
                 if part in wanted:
                     holders.setdefault("/".join(parts[:depth]), set()).add(part)
         found = [folder for folder, inside in holders.items() if inside >= set(wanted)]
-        return min(found, key=lambda folder: (len(folder.split("/")) if folder else 0, folder), default=None)
+        depths = [len(folder.split("/")) if folder else 0 for folder in found]
+        nearest = sorted(folder for folder, depth in zip(found, depths, strict=True) if depth == min(depths))
+        if len(nearest) > 1:
+            raise UserError(f"--data {self.source} holds several data sets: {', '.join(nearest)}. Give one of them.")
+        return nearest[0] if nearest else None
 
 
 def open_files(path: Path) -> DataFiles:

@@ -43,8 +43,6 @@ class Segmentation(Stateless):
         self.name = head
         layout = find_layout(options.data)
         self._train, self._eval = MaskedImages(layout, layout.train), MaskedImages(layout, layout.evaluation)
-        if len(self._train) < 2:
-            raise UserError(f"{options.data} has one image to train on: task {head} needs two or more.")
         self.class_names = layout.classes
         self.head = Head(head, len(layout.classes))
         self.data_id = identity(self._train.sizes | self._eval.sizes)
@@ -67,6 +65,10 @@ class Segmentation(Stateless):
             return SceneBatches(self._eval_batch, torch.arange(len(self._eval)), EVAL_BATCH, drop_single=False)
         if split != "train":
             raise ValueError(f"no split {split!r}: train or eval")
+        if len(self._train) == 1:
+            raise UserError(
+                f"task {self.name} has one image to train on, and needs two: BatchNorm has no variance over one."
+            )
         order = torch.randperm(len(self._train), generator=generator(seed, "order", round, epoch))
         draws = derive(seed, "augment", round, epoch)
         return SceneBatches(lambda rows: self._train_batch(rows, draws), order, self.batch_size, drop_single=True)

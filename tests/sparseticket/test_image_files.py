@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sparseticket.data_places import data_of
 from sparseticket.errors import UserError
 from sparseticket.tasks import image_files
 from sparseticket.tasks.image_files import open_files
@@ -151,6 +152,21 @@ class Decoded:
 
     def __getitem__(self, index):
         return {"pixels": self.files.decode(self.names[index]), "process": torch.tensor([os.getpid()])}
+
+
+def test_of_two_data_sets_as_near_to_the_top_none_is_taken_unasked(tmp_path):
+    years = {f"VOC{year}/{folder}/1.png": b"" for year in (2007, 2012) for folder in ("JPEGImages", "ImageSets")}
+    write(tmp_path / "devkit", years | {"VOC2007/old/ImageSets/1.png": b"", "VOC2007/old/JPEGImages/1.png": b""})
+    with pytest.raises(UserError, match=r"several data sets: VOC2007, VOC2012\. Give one"):
+        open_files(tmp_path / "devkit").around("ImageSets", "JPEGImages")
+    assert open_files(tmp_path / "devkit" / "VOC2007").around("ImageSets", "JPEGImages") == ""
+
+
+def test_each_scene_task_takes_its_own_year_of_a_devkit(tmp_path):
+    for year in (2007, 2012):
+        (tmp_path / "VOCdevkit" / f"VOC{year}").mkdir(parents=True)
+    taken = [data_of(task, tmp_path, alone=False) for task in ("detection", "segmentation", "segmentation-v3")]
+    assert [place.name for place in taken] == ["VOC2007", "VOC2012", "VOC2012"]
 
 
 def test_a_tar_that_ends_with_a_zip_is_read_as_the_tar(tmp_path):
