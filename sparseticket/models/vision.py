@@ -112,6 +112,9 @@ class VisionModel(ModelSpec):
         network = scene_network(self, head, seed, None if stored is None else stored.tensors, source)
         if stored is None:
             network.notes.append(self._no_weights)
+        elif weights is not None:
+            dropped = [name for name in stored.tensors if name not in network.pretrained]
+            network.notes.append(coverage(network.pretrained, network.backbone(), dropped, stored.left, source))
         return network
 
     @property

@@ -72,6 +72,14 @@ def test_for_classification_the_mlp_head_of_moco_is_left_and_named(tmp_path):
     assert "4 that do not fit this network (fc.0.weight, fc.0.bias, fc.2.weight)" in network.notes[0]
 
 
+@pytest.mark.parametrize("head", ["detection", "segmentation", "segmentation-v3"])
+def test_a_backbone_of_a_scene_network_says_what_came_from_the_file(tmp_path, head):
+    encoder = resnet18(mlp())
+    note = built(tmp_path, moco_file(encoder, encoder), Head(head, 3)).notes[0]
+    assert note.startswith("100 of the 100 tensors of the backbone come from")
+    assert "4 that do not fit this network (fc.0.weight" in note and "124 of its momentum encoder" in note
+
+
 def test_the_lincls_layout_of_moco_v1_with_one_linear_head_loads_too(tmp_path):
     encoder = resnet18(nn.Linear(512, 128))
     assert_holds(built(tmp_path, moco_file(encoder, encoder), PROJECTION), encoder)
