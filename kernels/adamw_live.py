@@ -26,7 +26,7 @@ from sparseticket.kernels.adamw import (
 )
 from sparseticket.kernels.launch import runs_kernel
 from sparseticket.kernels.live_words import check_dense, flat, mask_of
-from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, step_scaling, words_of
+from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, step_scaling
 from sparseticket.kernels.words import popcount
 
 
@@ -55,38 +55,58 @@ def live_adamw_kernel(
     row, size, start = find_chunk(rows, owners, 8, CHUNK)
     lr, unscale, size = step_scaling(size, lr, lr_tensor, grad_scale, found_inf)
     correction1, correction2 = bias_corrections(row, 7, log_beta1, log_beta2)
-    place = start // 32 + tl.arange(0, CHUNK // 32)
-    bit = tl.arange(0, 32)
-    offsets = place[:, None] * 32 + bit[None, :]
-    words = column(row, 5, tl.uint32, False)
-    inside = place * 32 < size
-    masked = place * 32 < words_of(row, 5, size)
-    word = tl.load(words + place, mask=masked, other=0xFFFFFFFF)
-    before = tl.load(column(row, 6, tl.int32, False) + place, mask=masked, other=0).to(tl.int64)
-    before = tl.where(masked, before, place * 32)
-    below = word[:, None] & ((tl.full([1, 32], 1, tl.uint32) << bit[None, :].to(tl.uint32)) - 1)
-    rank = before[:, None] + popcount(below)
-    touched = tl.broadcast_to((inside & (word != 0))[:, None], rank.shape)
-    if not EVEN:
-        touched = touched & (offsets < size)
-    alive = touched & ((word[:, None] >> bit[None, :].to(tl.uint32)) & 1 != 0)
-    gradient = tl.load(column(row, 1, GRADIENT, EVEN) + offsets, mask=touched, other=0).to(tl.float32) * unscale
-    ms = column(row, 2, tl.float32, False) + rank
-    vs = column(row, 3, tl.float32, False) + rank
-    weights = column(row, 0, WEIGHT, EVEN) + offsets
-    if tl.float32 == WEIGHT:
-        weight = tl.load(weights, mask=touched, other=0)
-    else:
-        masters = column(row, 4, tl.float32, False) + rank
-        weight = tl.load(masters, mask=alive, other=0)
-    m = tl.load(ms, mask=alive, other=0)
-    v = tl.load(vs, mask=alive, other=0)
-    weight, m, v = adamw(weight, gradient, m, v, lr, beta1, new1, beta2, new2, correction1, correction2, eps, decay)
-    if tl.float32 != WEIGHT:
-        tl.store(masters, weight, mask=alive)
-    tl.store(ms, m, mask=alive)
-    tl.store(vs, v, mask=alive)
-    tl.store(weights, tl.where(alive, weight, 0.0).to(WEIGHT), mask=touched)
+    size = tl.minimum(size - start, CHUNK).to(tl.int32)  # of this chunk
+    words = column(row, 5, tl.uint32, False) + start // 32
+    prefix = column(row, 6, tl.int32, False) + start // 32
+    masked = tl.load(row + 2 + 5) != 0
+    last_word = (tl.maximum(size, 1) - 1) // 32
+    before = tl.load(prefix, mask=masked, other=0)
+    live_in_last = popcount(tl.load(words + last_word, mask=masked, other=0))
+    live = tl.load(prefix + last_word, mask=masked, other=0) - before + live_in_last.to(tl.int32)
+    live = tl.where(size > 0, tl.where(masked, live, size), 0)
+    first = tl.where(masked, before.to(tl.int64), start)
+    ms = column(row, 2, tl.float32, False) + first
+    vs = column(row, 3, tl.float32, False) + first
+    masters = column(row, 4, tl.float32, False) + first
+    gradients = column(row, 1, GRADIENT, EVEN) + start
+    weights = column(row, 0, WEIGHT, EVEN) + start
+    TILE: tl.constexpr = CHUNK if CHUNK < 512 else 512
+    for begin in range(0, live, TILE):
+        rank = begin + tl.arange(0, TILE)
+        alive = rank < live
+        in_words = rank < tl.where(masked, live, 0)
+        place = tl.where(masked, _place_of(rank, words, prefix, before, last_word, in_words, CHUNK), rank)
+        gradient = tl.load(gradients + place, mask=alive, other=0).to(tl.float32) * unscale
+        weight = tl.load((weights + place) if tl.float32 == WEIGHT else (masters + rank), mask=alive, other=0)
+        m = tl.load(ms + rank, mask=alive, other=0)
+        v = tl.load(vs + rank, mask=alive, other=0)
+        weight, m, v = adamw(weight, gradient, m, v, lr, beta1, new1, beta2, new2, correction1, correction2, eps, decay)
+        if tl.float32 != WEIGHT:
+            tl.store(masters + rank, weight, mask=alive)
+        tl.store(ms + rank, m, mask=alive)
+        tl.store(vs + rank, v, mask=alive)
+        tl.store(weights + place, weight.to(WEIGHT), mask=alive)
+
+
+@triton.jit
+def _place_of(rank, words, prefix, before, last_word, alive, CHUNK: tl.constexpr):
+    """Where in its chunk the live entry of this rank lies: the last word with no more bits before it, then the bit."""
+    word = tl.zeros_like(rank)
+    for power in tl.static_range(16):
+        if CHUNK // 64 >> power > 0:
+            further = word + (CHUNK // 64 >> power)
+            ahead = tl.load(prefix + further, mask=alive & (further <= last_word), other=0x7FFFFFFF)
+            word = tl.where(ahead - before <= rank, further, word)
+    rank -= tl.load(prefix + word, mask=alive, other=0) - before
+    bits = tl.load(words + word, mask=alive, other=0)
+    bit = tl.zeros_like(rank)
+    for power in tl.static_range(5):
+        width = 16 >> power
+        lower = popcount((bits >> bit.to(tl.uint32)) & ((1 << width) - 1)).to(tl.int32)
+        higher = rank >= lower
+        rank = tl.where(higher, rank - lower, rank)
+        bit = tl.where(higher, bit + width, bit)
+    return word * 32 + bit
 
 
 def live_adamw_reference(

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sparseticket.kernels.schedule import make_schedule
+
 SIDES = (16, 32, 64, 128)
-ARRAYS = ("crow", "col", "row", "ccol", "row_t")
+ARRAYS = ("crow", "col", "row", "ccol", "row_t", "schedule", "schedule_t")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class BlockLayout:
         row: ``[nnzb]``, block row of each live block in the order of ``col``.
         ccol: ``[ceil(K / BK) + 1]``, where each block column's blocks begin in ``row_t``.
         row_t: ``[nnzb + 1]``, block row of each live block, ascending inside a block column.
+        schedule: lists of blocks by row for programs that stay, see :mod:`sparseticket.kernels.schedule`.
+        schedule_t: the same by block column.
         whole: every live block is alive in all its entries, so that the layout is the mask.
     """
 
@@ -36,6 +40,8 @@ class BlockLayout:
     row: Tensor
     ccol: Tensor
     row_t: Tensor
+    schedule: Tensor
+    schedule_t: Tensor
     whole: bool
 
     @classmethod
@@ -55,7 +61,8 @@ class BlockLayout:
         ccol, row_t = _compressed(alive.T)
         row = alive.nonzero()[:, 0].to(torch.int32)
         n, k = mask.shape
-        return cls((n, k), block, crow, col, row, ccol, row_t, bool((counts[alive] == area[alive]).all()))
+        schedules = make_schedule(crow, col), make_schedule(ccol, row_t)
+        return cls((n, k), block, crow, col, row, ccol, row_t, *schedules, bool((counts[alive] == area[alive]).all()))
 
     @property
     def nnzb(self) -> int:

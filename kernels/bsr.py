@@ -25,12 +25,14 @@ from sparseticket.kernels.activation import (
     check_activation,
     linear_gradients,
 )
-from sparseticket.kernels.blocks import BlockLayout, expand_blocks
+from sparseticket.kernels.blocks import ARRAYS, BlockLayout, expand_blocks
+from sparseticket.kernels.bsr_resident import launch_resident, launch_tma_wgrad, tma_reads
 from sparseticket.kernels.launch import as_autocast_would, fp32_precision, launchable, runs_kernel
 from sparseticket.kernels.operands import check_linear
 
 MOST_SPLITS = 8
 WGRAD_PROGRAMS = 264  # two for each multiprocessor of an H100: with fewer live tiles than that, M is split
+SLICE = 16  # rows of a block that one program adds or zeroes
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Tiles:
     """How one pass is cut up: a program makes ``rows x out`` results, ``reduce`` terms of the sum at a time.
 
     For the weight gradient ``rows x out`` is a piece of a block (rows of N, columns of K), and ``reduce`` rows of M.
+    ``residents`` is how many programs stay on each multiprocessor and fetch their tiles by TMA (for the weight gradient
+    any number is just TMA); with 0, and wherever TMA cannot run, there is one program for each ``rows x out``.
     """
 
     rows: int
@@ -45,10 +49,11 @@ class Tiles:
     reduce: int
     warps: int
     stages: int
+    residents: int = 0
 
     def as_ints(self) -> list[int]:
         """The form in which an operator takes it."""
-        return [self.rows, self.out, self.reduce, self.warps, self.stages]
+        return [self.rows, self.out, self.reduce, self.warps, self.stages, *[self.residents] * bool(self.residents)]
 
 
 DENSE_PASS = [0]  # in the place of a pass's tiles: it runs as a dense product. [] is default_tiles
@@ -179,29 +184,44 @@ def bsr_wgrad_kernel(
 
 
 @triton.jit
+def _block_at(CROW, COL, block_row, column):
+    """Which live block lies there, or -1."""
+    found = tl.full((32,), -1, dtype=tl.int32)
+    end = tl.load(CROW + block_row + 1)
+    for begin in range(tl.load(CROW + block_row), end, 32):
+        place = begin + tl.arange(0, 32)
+        here = tl.load(COL + place, mask=place < end, other=-1) == column
+        found = tl.maximum(found, tl.where(here, place, -1))
+    return tl.max(found, 0)
+
+
+@triton.jit
 def bsr_wgrad_sum_kernel(
     PARTIALS,  # [splits, nnzb, BN, BK]
     OUT,  # [N, K]
-    ROW,
+    CROW,
     COL,
     n_size,
     k_size,
-    splits,
     nnzb,
+    SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TILE_N: tl.constexpr,
 ):
-    """The second pass: add the splits of one slice of a live block, always in the same order."""
-    block = tl.program_id(0) // (BLOCK_N // TILE_N)
-    n_in_block = tl.program_id(0) % (BLOCK_N // TILE_N) * TILE_N + tl.arange(0, TILE_N)
-    k_in_block = tl.arange(0, BLOCK_K)
-    inside = block.to(tl.int64) * (BLOCK_N * BLOCK_K) + n_in_block[:, None] * BLOCK_K + k_in_block[None, :]
+    """The second pass: add the splits of one slice of a block, always in the same order; 0 where it is dead."""
+    first = tl.program_id(0) * TILE_N
+    column = tl.program_id(1)
+    block = _block_at(CROW, COL, first // BLOCK_N, column)
+    n_in_block = first % BLOCK_N + tl.arange(0, TILE_N)
+    inside = n_in_block[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     total = tl.zeros((TILE_N, BLOCK_K), dtype=tl.float32)
-    for split in range(splits):
-        total += tl.load(PARTIALS + tl.cast(split, tl.int64) * nnzb * (BLOCK_N * BLOCK_K) + inside)
-    n = tl.load(ROW + block) * BLOCK_N + n_in_block
-    k = tl.load(COL + block) * BLOCK_K + k_in_block
+    if block >= 0:
+        for split in tl.static_range(SPLITS):  # unrolled, so that all loads are on their way at once
+            at = (tl.cast(split, tl.int64) * nnzb + block) * (BLOCK_N * BLOCK_K)
+            total += tl.load(PARTIALS + at + inside)
+    n = first + tl.arange(0, TILE_N)
+    k = column * BLOCK_K + tl.arange(0, BLOCK_K)
     live = (n < n_size)[:, None] & (k < k_size)[None, :]
     tl.store(OUT + n[:, None].to(tl.int64) * k_size + k[None, :], total.to(OUT.dtype.element_ty), mask=live)
 
@@ -222,13 +242,7 @@ def zero_dead_blocks_kernel(
     """Write 0 into one slice of a block where it is dead; nothing of the gradient is read."""
     first = tl.program_id(0) * TILE_N
     column = tl.program_id(1)
-    block_row = first // BLOCK_N
-    alive = tl.zeros((32,), dtype=tl.int32)
-    end = tl.load(CROW + block_row + 1)
-    for begin in range(tl.load(CROW + block_row), end, 32):
-        place = begin + tl.arange(0, 32)
-        alive += (tl.load(COL + place, mask=place < end, other=-1) == column).to(tl.int32)
-    if tl.sum(alive, 0) == 0:
+    if _block_at(CROW, COL, first // BLOCK_N, column) < 0:
         n = first + tl.arange(0, TILE_N)
         k = column * BLOCK_K + tl.arange(0, BLOCK_K)
         inside = (n < n_size)[:, None] & (k < k_size)[None, :]
@@ -249,8 +263,7 @@ def default_tiles(block: tuple[int, int], m: int, dtype: torch.dtype) -> tuple[T
         out, reduce = min(out, 128 // wide), min(reduce, 64 // wide)
         return Tiles(rows, out, reduce, 8 if rows * out >= 128 * 128 else 4, 3)
 
-    n, k = min(block_n, 128 // wide), min(block_k, 128 // wide)
-    wgrad = Tiles(n, k, 64 // wide, 8 if n * k >= 128 * 128 else 4, 3)
+    wgrad = Tiles(min(block_n, 64), min(block_k, 128 // wide), 64 // wide, 4, 3)
     return product(block_n, block_k), product(block_k, block_n), wgrad
 
 
@@ -261,7 +274,8 @@ def candidate_tiles(block: tuple[int, int], which: str, dtype: torch.dtype, *, a
     size = torch.finfo(dtype).bits // 8
     out, reduce = (block_k, block_n) if which == "dgrad" else (block_n, block_k)
     if which == "wgrad":
-        shapes = [(block_n, block_k, m) for m in (32, 64, 128)]
+        pieces = dict.fromkeys(((block_n, block_k), (min(block_n, 64), block_k), (block_n, min(block_k, 64))))
+        shapes = [(n, k, m) for n, k in pieces for m in (32, 64, 128)]
     else:
         shapes = [(m, out, r) for m in (16, 64, 128, 256) for r in (32, 64, 128) if r <= reduce] or [
             (m, out, reduce) for m in (16, 64, 128)
@@ -273,7 +287,19 @@ def candidate_tiles(block: tuple[int, int], which: str, dtype: torch.dtype, *, a
         stages = [s for s in (3, 4) if s * stage <= 227 * 1024] or [2]
         if rows * columns <= most // (2 if dtype == torch.float32 else 1):
             found += [Tiles(rows, columns, depth, warps, s) for s in stages]
-    return found
+    return found + _resident_tiles(block, which, size, most)
+
+
+def _resident_tiles(block: tuple[int, int], which: str, size: int, most: int) -> list[Tiles]:
+    """Those with TMA, for 16 bits."""
+    if size != 2:
+        return []
+    if which == "wgrad":
+        pieces = dict.fromkeys(((min(block[0], 64), block[1]), (block[0], min(block[1], 64))))
+        return [Tiles(n, k, 64, 4, stages, 1) for n, k in pieces for stages in (3, 4)]
+    out, reduce = (block[1], block[0]) if which == "dgrad" else block
+    shapes = ((64, 4, 4, 2), (64, 4, 3, 2), (64, 4, 4, 1), (128, 4, 2, 2), (128, 8, 4, 1), (256, 8, 3, 1))
+    return [Tiles(m, out, min(reduce, 64), w, stages, r) for m, w, stages, r in shapes if m * out <= most]
 
 
 def launch_product(
@@ -284,16 +310,27 @@ def launch_product(
     index: Tensor,
     size: tuple[int, int],
     block: tuple[int, int],
-    strides: tuple[int, int],
     tiles: list[int],
+    schedule: Tensor,
     *,
+    turned: bool = False,
     packed: bool = False,
     activation: str = "none",
     keep_pre: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``[M, O]`` (and what went into the activation) of ``a [M, R]``; ``size`` and ``block`` are (O, R)'s."""
+    """``[M, O]`` (and what went into the activation) of ``a [M, R]``; ``size`` and ``block`` are (O, R)'s.
+
+    ``b`` is ``[O, R]``, ``[R, O]`` if ``turned``, or blocks of ``[BO, BR]``.
+    """
+    tiles = tiles or default_tiles(block, a.shape[0], a.dtype)[0].as_ints()
+    if len(tiles) > 5:
+        if tma_reads(a, b):
+            how = {"turned": turned, "packed": packed, "activation": activation, "keep_pre": keep_pre}
+            return launch_resident(a, b, bias, schedule, size, block, tiles, **how)
+        tiles = default_tiles(block, a.shape[0], a.dtype)[0].as_ints()
     rows, out, reduce, warps, stages = tiles
     (m, _), (o, r) = a.shape, size
+    b_o, b_r = (0, 1) if packed else (b.stride(1), b.stride(0)) if turned else b.stride()
     c = a.new_empty(m, o)
     pre = torch.empty_like(c) if keep_pre else a.new_empty(0)
     if m == 0:
@@ -302,7 +339,7 @@ def launch_product(
     bias = None if bias is None else bias.contiguous()
     launchable(bsr_matmul_kernel)[(triton.cdiv(m, rows), triton.cdiv(o, out))](
         a, b, c, bias if bias is not None else c, pre, start, index,
-        m, o, r, a.stride(0), a.stride(1), strides[0], strides[1],
+        m, o, r, a.stride(0), a.stride(1), b_o, b_r,
         BLOCK_O=block[0], BLOCK_R=block[1], TILE_M=rows, TILE_O=out, TILE_R=reduce,
         PACKED=packed, EVEN=o % block[0] == 0 and r % block[1] == 0, HAS_BIAS=bias is not None, KEEP_PRE=keep_pre,
         ACTIVATION=activation, PRECISION=fp32_precision(), num_warps=warps, num_stages=stages,
@@ -311,30 +348,44 @@ def launch_product(
 
 
 def _launch_wgrad(
-    dy: Tensor, x: Tensor, row: Tensor, col: Tensor, shape: tuple[int, int], block: tuple[int, int], tiles: list[int]
+    dy: Tensor,
+    x: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    row: Tensor,
+    shape: tuple[int, int],
+    block: tuple[int, int],
+    tiles: list[int],
 ) -> Tensor:
     """The dense gradient ``[N, K]`` of ``dy [M, N]`` and ``x [M, K]``, exactly 0 outside live blocks."""
-    tile_n, tile_k, tile_m, warps, stages = tiles
+    with_tma = len(tiles) > 5 and tma_reads(dy, x)
+    if not tiles or (len(tiles) > 5 and not with_tma):
+        tiles = default_tiles(block, dy.shape[0], dy.dtype)[2].as_ints()
+    tile_n, tile_k, tile_m, warps, stages = tiles[:5]
     (n, k), (block_n, block_k), m, nnzb = shape, block, dy.shape[0], len(col) - 1
     check_tiles(tiles, (tile_n, block_n), (tile_k, block_k))
-    grad = dy.new_zeros(n, k)
     if m == 0 or nnzb == 0:
-        return grad
+        return dy.new_zeros(n, k)
     programs = nnzb * (block_n // tile_n) * (block_k // tile_k)
     splits = min(triton.cdiv(WGRAD_PROGRAMS, programs), MOST_SPLITS)  # not of M, or each M would compile anew
     rows_of_split = triton.cdiv(triton.cdiv(m, splits), tile_m) * tile_m
-    partial = splits > 1
+    partial = splits > 1 or with_tma
+    grad = dy.new_empty(n, k) if partial else dy.new_zeros(n, k)
     into = dy.new_empty(splits, nnzb, block_n, block_k, dtype=torch.float32) if partial else grad
-    launchable(bsr_wgrad_kernel)[(programs, splits)](
-        dy, x, into, row, col, m, n, k, rows_of_split, nnzb,
-        dy.stride(0), dy.stride(1), x.stride(0), x.stride(1),
-        BLOCK_N=block_n, BLOCK_K=block_k, TILE_N=tile_n, TILE_K=tile_k, TILE_M=tile_m,
-        PARTIAL=partial, PRECISION=fp32_precision(), num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+    if with_tma:
+        launch_tma_wgrad(dy, x, into, row, col, rows_of_split, tiles)
+    else:
+        launchable(bsr_wgrad_kernel)[(programs, splits)](
+            dy, x, into, row, col, m, n, k, rows_of_split, nnzb,
+            dy.stride(0), dy.stride(1), x.stride(0), x.stride(1),
+            BLOCK_N=block_n, BLOCK_K=block_k, TILE_N=tile_n, TILE_K=tile_k, TILE_M=tile_m,
+            PARTIAL=partial, PRECISION=fp32_precision(), num_warps=warps, num_stages=stages,
+        )  # fmt: skip
     if partial:
-        launchable(bsr_wgrad_sum_kernel)[(nnzb * (block_n // 16),)](
-            into, grad, row, col, n, k, splits, nnzb, BLOCK_N=block_n, BLOCK_K=block_k, TILE_N=16, num_warps=4
-        )
+        launchable(bsr_wgrad_sum_kernel)[(triton.cdiv(n, SLICE), triton.cdiv(k, block_k))](
+            into, grad, crow, col, n, k, nnzb,
+            SPLITS=splits, BLOCK_N=block_n, BLOCK_K=block_k, TILE_N=SLICE, num_warps=4,
+        )  # fmt: skip
     return grad
 
 
@@ -342,9 +393,9 @@ def _dense_wgrad(dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, block: list[i
     """The same from a dense product, whose dead blocks are then written over: their mask is never expanded."""
     grad = dy.T @ x
     n, k = grad.shape
-    launchable(zero_dead_blocks_kernel)[(triton.cdiv(n, 16), triton.cdiv(k, block[1]))](
+    launchable(zero_dead_blocks_kernel)[(triton.cdiv(n, SLICE), triton.cdiv(k, block[1]))](
         grad, crow, col, n, k, grad.stride(0), grad.stride(1),
-        BLOCK_N=block[0], BLOCK_K=block[1], TILE_N=16, num_warps=4,
+        BLOCK_N=block[0], BLOCK_K=block[1], TILE_N=SLICE, num_warps=4,
     )  # fmt: skip
     return grad
 
@@ -372,6 +423,8 @@ def _forward(
     row: Tensor,
     ccol: Tensor,
     row_t: Tensor,
+    schedule: Tensor,
+    schedule_t: Tensor,
     block: list[int],
     activation: str,
     keep_pre: bool,
@@ -384,26 +437,24 @@ def _forward(
         if not runs_kernel(x):
             weight = weight.masked_fill(~expand_blocks(row, col, block, (n, k)), 0)
         return activate_and_keep(F.linear(x, weight, bias), activation, keep_pre)
-    forward_tiles = forward_tiles or default_tiles((block[0], block[1]), x.shape[0], x.dtype)[0].as_ints()
     return launch_product(
-        x, weight, bias, crow, col, (n, k), (block[0], block[1]), weight.stride(), forward_tiles,
+        x, weight, bias, crow, col, (n, k), (block[0], block[1]), forward_tiles, schedule,
         activation=activation, keep_pre=keep_pre,
     )  # fmt: skip
 
 
 @torch.library.triton_op("sparseticket::bsr_linear_dgrad", mutates_args=())
 def _dgrad(
-    dy: Tensor, weight: Tensor, row: Tensor, col: Tensor, ccol: Tensor, row_t: Tensor, block: list[int],
-    tiles: list[int],
+    dy: Tensor, weight: Tensor, row: Tensor, col: Tensor, ccol: Tensor, row_t: Tensor, schedule_t: Tensor,
+    block: list[int], tiles: list[int],
 ) -> Tensor:  # fmt: skip
     n, k = weight.shape
     if not runs_kernel(dy):
         return dy @ weight.masked_fill(~expand_blocks(row, col, block, (n, k)), 0)
     if tiles == DENSE_PASS:
         return dy @ weight
-    tiles = tiles or default_tiles((block[0], block[1]), dy.shape[0], dy.dtype)[1].as_ints()
-    strides = weight.stride(1), weight.stride(0)
-    return launch_product(dy, weight, None, ccol, row_t, (k, n), (block[1], block[0]), strides, tiles)[0]
+    turned_block = (block[1], block[0])
+    return launch_product(dy, weight, None, ccol, row_t, (k, n), turned_block, tiles, schedule_t, turned=True)[0]
 
 
 @torch.library.triton_op("sparseticket::bsr_linear_wgrad", mutates_args=())
@@ -416,8 +467,7 @@ def _wgrad(
         return (dy.T @ x).masked_fill(~expand_blocks(row, col, block, (n, k)), 0)
     if tiles == DENSE_PASS:
         return _dense_wgrad(dy, x, crow, col, block)
-    tiles = tiles or default_tiles((block[0], block[1]), dy.shape[0], dy.dtype)[2].as_ints()
-    return _launch_wgrad(dy, x, row, col, (n, k), (block[0], block[1]), tiles)
+    return _launch_wgrad(dy, x, crow, col, row, (n, k), (block[0], block[1]), tiles)
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -430,14 +480,14 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, _: Tensor | None) -> tuple:
-    x, weight, pre, crow, col, row, ccol, row_t = ctx.saved_tensors
+    x, weight, pre, crow, col, row, ccol, row_t, _, schedule_t = ctx.saved_tensors
     ops = torch.ops.sparseticket
     gradients = linear_gradients(
         dy, pre, ctx.activation, ctx.needs_input_grad[:3],
-        lambda dy: ops.bsr_linear_dgrad(dy, weight, row, col, ccol, row_t, ctx.block, ctx.dgrad_tiles),
+        lambda dy: ops.bsr_linear_dgrad(dy, weight, row, col, ccol, row_t, schedule_t, ctx.block, ctx.dgrad_tiles),
         lambda dy: ops.bsr_linear_wgrad(dy, x, crow, col, row, ctx.shape, ctx.block, ctx.wgrad_tiles),
     )  # fmt: skip
-    return *gradients, *[None] * 11
+    return *gradients, *[None] * 13
 
 
 torch.library.register_autograd("sparseticket::bsr_linear", _backward, setup_context=_setup_context)
@@ -484,7 +534,7 @@ def bsr_linear(
     forward, dgrad, wgrad = tiles or ([], [], [])  # chosen inside the operator: no guard on M where this is traced
     keep_pre = activation != "none" and torch.is_grad_enabled()
     y, _ = torch.ops.sparseticket.bsr_linear(
-        rows, weight, bias, layout.crow, layout.col, layout.row, layout.ccol, layout.row_t, list(layout.block),
+        rows, weight, bias, *(getattr(layout, name) for name in ARRAYS), list(layout.block),
         activation, keep_pre, forward, dgrad, wgrad,
     )  # fmt: skip
     return y.reshape(*x.shape[:-1], weight.shape[0])

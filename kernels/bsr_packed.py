@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparseticket.kernels.activation import activate_reference, check_activation
 from sparseticket.kernels.blocks import ARRAYS, BlockLayout
-from sparseticket.kernels.bsr import default_tiles, launch_product
+from sparseticket.kernels.bsr import launch_product
 from sparseticket.kernels.launch import as_autocast_would, runs_kernel, without_autocast
 from sparseticket.kernels.operands import check_linear
 
@@ -78,6 +78,7 @@ def _forward(
     crow: Tensor,
     col: Tensor,
     row: Tensor,
+    schedule: Tensor,
     shape: list[int],
     activation: str,
     tiles: list[int],
@@ -86,9 +87,8 @@ def _forward(
     if not runs_kernel(x):
         return activate_reference(F.linear(x, unpack_blocks(values, row, col, shape), bias), activation)
     block = (values.shape[1], values.shape[2])
-    tiles = tiles or default_tiles(block, x.shape[0], x.dtype)[0].as_ints()
     return launch_product(
-        x, values, bias, crow, col, (n, k), block, (0, 1), tiles, packed=True, activation=activation
+        x, values, bias, crow, col, (n, k), block, tiles, schedule, packed=True, activation=activation
     )[0]  # fmt: skip
 
 
@@ -121,6 +121,7 @@ def bsr_linear_packed(
     layout = weight.layout
     with without_autocast(x.device):
         y = torch.ops.sparseticket.bsr_linear_packed(
-            rows, weight.values, bias, layout.crow, layout.col, layout.row, [n, k], activation, tiles or []
-        )
+            rows, weight.values, bias, layout.crow, layout.col, layout.row, layout.schedule, [n, k], activation,
+            tiles or [],
+        )  # fmt: skip
     return y.reshape(*x.shape[:-1], n)

@@ -13,6 +13,7 @@ from torch.library import wrap_triton
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)  # what kernels read
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+AUTOCASTS = ("cpu", "cuda")  # not asked of torch: torch.amp.is_autocast_available breaks a graph of torch 2.11's dynamo
 
 
 def runs_kernel(tensor: Tensor) -> bool:
@@ -58,7 +59,7 @@ def fp32_precision(*, convolution: bool = False) -> str:
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Autocast off, where it is on: a packed weight has the dtype that it was packed in."""
     kind = device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    on = kind in AUTOCASTS and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
@@ -69,7 +70,7 @@ def as_autocast_would(x: Tensor, *others: Tensor | None, packed: Tensor | None =
     fp64 and what is no floating point as it is.
     """
     kind = x.device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if kind not in AUTOCASTS or not torch.is_autocast_enabled(kind):
         return x, *others
     dtype = torch.get_autocast_dtype(kind) if packed is None else packed.dtype
     return tuple(t if t is None or t.dtype not in FLOATS else t.to(dtype) for t in (x, *others))

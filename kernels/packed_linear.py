@@ -65,10 +65,10 @@ class PackedLinear(Frozen, nn.Linear):
 
     def _result(self, x: Tensor, place: int) -> Tensor:
         version = version_of(x)
-        for waiting in list(self._waiting):
-            if waiting[0] is x and waiting[1:3] == (version, place):
-                self._waiting.remove(waiting)
-                return waiting[3]
+        for at, (of, then, other, result) in enumerate(self._waiting):
+            if of is x and (then, other) == (version, place):
+                self._waiting.pop(at)  # remove() would compare tensors where dynamo traces it
+                return result
         results = self._compute(x.detach())
         if len(results) > 1:
             self._waiting = [(x, version, other, y) for other, y in enumerate(results) if other != place]

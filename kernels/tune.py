@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparseticket.kernels.activation import activate_reference
-from sparseticket.kernels.blocks import BlockLayout
+from sparseticket.kernels.blocks import ARRAYS, BlockLayout
 from sparseticket.kernels.bsr import candidate_tiles, default_tiles
 from sparseticket.kernels.clock import Clock, LaunchClock
 from sparseticket.kernels.dispatch import Case, Choice, Measured
@@ -151,14 +151,14 @@ class Problem:
 
     def _one_pass(self, which: str, layout: BlockLayout, tiles: list[int]) -> Tensor:
         ops, block = torch.ops.sparseticket, list(layout.block)
-        by_column = (layout.ccol, layout.row_t)
+        by_column = (layout.ccol, layout.row_t, layout.schedule_t)
         if which == "dgrad":
             return ops.bsr_linear_dgrad(self.dy, self.weight, layout.row, layout.col, *by_column, block, tiles)
         if which == "wgrad":
             return ops.bsr_linear_wgrad(
                 self.dy, self.x, layout.crow, layout.col, layout.row, list(layout.shape), block, tiles
             )
-        indices = (layout.crow, layout.col, layout.row, *by_column)
+        indices = (getattr(layout, name) for name in ARRAYS)
         return ops.bsr_linear(
             self.x, self.weight, self.bias, *indices, block, self.activation, False, tiles, tiles, tiles
         )[0]

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from sparseticket.kernels import bsr
-from sparseticket.kernels.blocks import BlockLayout
+from sparseticket.kernels.blocks import ARRAYS, BlockLayout
 from sparseticket.kernels.bsr import DENSE_PASS, Tiles, bsr_linear, default_tiles
 
 SHAPES = [  # M, N, K, block; K, N and M that no block or tile divides among them
@@ -137,15 +137,14 @@ def test_the_operators_pass_opcheck_on_the_device(activation):
 def check_operators(device, activation):
     x, weight, bias, dy, layout, _ = problem(20, 48, 64, (16, 32), 0.5, torch.float32, device)
     tiles = [t.as_ints() for t in default_tiles((16, 32), 20, torch.float32)]
-    indices = (layout.crow, layout.col, layout.row, layout.ccol, layout.row_t)
+    indices = [getattr(layout, name) for name in ARRAYS]
     ops = torch.ops.sparseticket
     torch.library.opcheck(
         ops.bsr_linear.default, (x, weight, bias, *indices, [16, 32], activation, activation != "none", *tiles)
     )
     x, weight = x.detach(), weight.detach()
-    torch.library.opcheck(
-        ops.bsr_linear_dgrad.default, (dy, weight, layout.row, layout.col, *indices[3:], [16, 32], tiles[1])
-    )
+    by_column = (layout.row, layout.col, layout.ccol, layout.row_t, layout.schedule_t)
+    torch.library.opcheck(ops.bsr_linear_dgrad.default, (dy, weight, *by_column, [16, 32], tiles[1]))
     torch.library.opcheck(ops.bsr_linear_wgrad.default, (dy, x, *indices[:3], [48, 64], [16, 32], tiles[2]))
 
 

@@ -38,7 +38,8 @@ def test_the_weight_comes_back_bit_equal(block, density):
 def test_the_operator_passes_opcheck_and_gives_the_reference_without_a_gpu():
     x, weight, bias, packed = problem(9, 48, 64, (16, 32), 0.5, torch.float32, "cpu")
     layout = packed.layout
-    args = (x, packed.values, bias, layout.crow, layout.col, layout.row, [48, 64], "relu", [16, 16, 32, 4, 2])
+    indices = (layout.crow, layout.col, layout.row, layout.schedule)
+    args = (x, packed.values, bias, *indices, [48, 64], "relu", [16, 16, 32, 4, 2])
     torch.library.opcheck(torch.ops.sparseticket.bsr_linear_packed.default, args)
     torch.testing.assert_close(bsr_linear_packed(x, packed, bias, activation="relu"), F.relu(F.linear(x, weight, bias)))
 
