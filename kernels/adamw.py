@@ -22,6 +22,8 @@ from sparseticket.kernels.live_words import check_dense, flat, mask_of
 from sparseticket.kernels.masked_optimizer import MaskedOptimizer, Params, split_lr
 from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, live_entries, step_scaling
 
+TILES = Tiles(512, 4)  # 565 µs for BERT-base's encoder at 70 %, fp32, on an H200; with 1024 and 4 warps, 585
+
 
 @triton.jit
 def bias_correction(step, log_beta):
@@ -151,7 +153,7 @@ def _masked_adamw(
         settings = (lr if lr_tensor is None else lr_tensor.item(), beta1, beta2, eps, weight_decay)
         masked_adamw_reference(*columns, settings, grad_scale, found_inf)
         return
-    tiles, numbers = Tiles(), scalars(lr, beta1, beta2, eps, weight_decay)
+    tiles, numbers = TILES, scalars(lr, beta1, beta2, eps, weight_decay)
     for launch in launches(columns, tiles.chunk):
         launch.run(masked_adamw_kernel, *numbers, lr_tensor, grad_scale, found_inf, *launch.dtypes[:3], tiles=tiles)
 

@@ -1,7 +1,9 @@
 """AdamW whose moments and fp32 master exist for live weights only, beside a dense fp16 or bf16 weight.
 
-A live entry's place in the compressed states is its rank among the live: a prefix count for each mask word, and the
-bits below it in the word. A step moves 16.1/11.3/6.5 bytes a weight at 50/70/90 % sparsity, where dense fp32 AdamW
+A live entry's place in the compressed states is its rank among the live. A program takes a chunk of the weight and works
+through its live entries, those and no others: the prefix counts of the mask's words say in which word an entry of this
+rank lies, and the bits below it in the word where. (With a thread for every weight, alive or not, an H200 took 1.45
+times as long.) A step moves 16.1/11.3/6.5 bytes a weight at 50/70/90 % sparsity, where dense fp32 AdamW
 moves 28: gradient and weight are dense (2 bytes each, the weight only written), 24 bytes are moved for what is alive,
 and a quarter byte for words and prefix. Weights in fp32 are their own master. Wins wherever memory counts.
 """
@@ -28,6 +30,8 @@ from sparseticket.kernels.launch import runs_kernel
 from sparseticket.kernels.live_words import check_dense, flat, mask_of
 from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, step_scaling
 from sparseticket.kernels.words import popcount
+
+TILES = Tiles(4096, 8)  # 421 µs for BERT-base's encoder at 70 %, bf16, on an H200; with 1024 and 4 warps, 480
 
 
 @triton.jit
@@ -159,7 +163,7 @@ def _live_adamw(
         settings = (lr if lr_tensor is None else lr_tensor.item(), beta1, beta2, eps, weight_decay)
         live_adamw_reference(weights, gradients, states, words, steps, settings, grad_scale, found_inf)
         return
-    tiles, numbers = Tiles(), scalars(lr, beta1, beta2, eps, weight_decay)
+    tiles, numbers = TILES, scalars(lr, beta1, beta2, eps, weight_decay)
     for launch in launches((weights, gradients, *states, words, prefixes, steps), tiles.chunk):
         launch.run(live_adamw_kernel, *numbers, lr_tensor, grad_scale, found_inf, *launch.dtypes[:2], tiles=tiles)
 

@@ -23,10 +23,11 @@ from sparseticket.kernels.aot import SHARED_LIMIT, Compiled
 from sparseticket.kernels.bitmap_aot import compile_bitmap
 from sparseticket.kernels.blocks import SIDES
 from sparseticket.kernels.bsr_aot import compile_product, compile_wgrad
+from sparseticket.kernels.bsr_resident import WITH_TMA
 from sparseticket.kernels.conv2d_aot import compile_conv2d
 from sparseticket.kernels.dispatch import TABLES, Choice, Measured, Table
 from sparseticket.kernels.masked_aot import compile_masked
-from sparseticket.kernels.optimizers_aot import KERNELS, compile_optimizer
+from sparseticket.kernels.optimizers_aot import DEFAULTS, KERNELS, compile_optimizer
 from sparseticket.kernels.pattern import block_of
 
 ROWS = (16, 32, 512, 4096)  # each another default
@@ -80,8 +81,8 @@ def configurations(only: str = "") -> Iterator[Configuration]:
 Found = Iterator[tuple[int, str, Callable[..., Compiled], bool]]
 
 
-def _everywhere(name: str, compiler: Callable[..., Compiled], required: bool) -> Found:
-    for arch in SHARED_LIMIT:
+def _everywhere(name: str, compiler: Callable[..., Compiled], required: bool, *, tma: bool = False) -> Found:
+    for arch in (arch for arch in SHARED_LIMIT if arch >= 10 * WITH_TMA or not tma):
         yield arch, name, compiler, required
 
 
@@ -126,8 +127,8 @@ def _defaults() -> Found:
                 yield from _everywhere(*_convolution((side, side), tiles, kernel), True)
     for rows in (16, bitmap.MOST_ROWS):
         yield from _everywhere(*_bitmap(rows, bitmap.default_launch(*SHAPE)), True)
-    for name in KERNELS:
-        yield from _everywhere(*_optimizer(name, tensor_table.Tiles()), True)
+    for name, tiles in DEFAULTS.items():
+        yield from _everywhere(*_optimizer(name, tiles), True)
 
 
 def _candidates() -> Found:
@@ -135,10 +136,10 @@ def _candidates() -> Found:
         block = (side, side)
         for which in ("forward", "dgrad", "wgrad"):
             for tiles in bsr.candidate_tiles(block, which, DTYPE):
-                yield from _everywhere(*_product(which, block, tiles, DTYPE), False)
+                yield from _everywhere(*_product(which, block, tiles, DTYPE), False, tma=tiles.residents > 0)
         for activation, which in (("none", "packed"), ("gelu", "packed+gelu")):
             for tiles in bsr.candidate_tiles(block, "forward", DTYPE, activation=activation):
-                yield from _everywhere(*_product(which, block, tiles, DTYPE), False)
+                yield from _everywhere(*_product(which, block, tiles, DTYPE), False, tma=tiles.residents > 0)
         for tiles in conv2d.candidate_tiles(block, DTYPE):
             yield from _everywhere(*_convolution(block, tiles, 3), False)
     for tiles in masked.candidate_tiles(DTYPE):

@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from sparseticket.kernels.bsr_module import BsrLinear
 from sparseticket.kernels.conv2d import PackedConv2d
 from sparseticket.kernels.dispatch import (
     DENSE,
+    LAUNCHES,
     Case,
     Choice,
     Table,
@@ -66,6 +67,7 @@ def use_kernels(
     measure_rows: Sequence[int] = (),
     everywhere: bool = False,
     free_dense: bool = False,
+    launched: str = "eager",
 ) -> list[Placement]:
     """Let layers with a mask run on the kernels that were measured to be faster on this GPU; the others stay dense.
 
@@ -88,6 +90,8 @@ def use_kernels(
         everywhere: every layer that a kernel can run gets it, faster or not.
         free_dense: for inference, drop the dense weights of layers that run packed. They then do so at any number of
             rows that their kernel can (a bitmap's: 64); with more, the weight is rebuilt in each forward.
+        launched: how the model will run: ``eager``; ``compiled``, by ``torch.compile``; or in a CUDA ``graph``, which
+            pays for no launch, so that more layers gain.
 
     Returns:
         One placement for each layer with a mask.
@@ -97,6 +101,8 @@ def use_kernels(
     """
     if mode not in ("train", "infer"):
         raise ValueError(f"mode is train or infer, not {mode!r}")
+    if launched not in LAUNCHES:
+        raise ValueError(f"launched is one of {', '.join(LAUNCHES)}, not {launched!r}")
     layers = _layers(model, masks)
     if not layers:
         return []
@@ -108,7 +114,7 @@ def use_kernels(
         _check_can_be_dropped(model, layers, dtype)
     own_table = table is None
     table = table or table_for(device) or Table(str(gpu_name(device)))
-    how = _How(table, dtype, tuple(measure_rows), everywhere, free_dense)
+    how = _How(table, dtype, tuple(measure_rows), everywhere, free_dense, launched)
     measured = len(table.cells)
     try:
         placed = _place(model, layers, mode, how)
@@ -148,9 +154,12 @@ class _How:
     measure_rows: tuple[int, ...]
     everywhere: bool
     free_dense: bool
+    launched: str
 
     def plan(self, cases: list[Case], density: float, device: torch.device) -> Plan:
         """The choices of these passes, measured first where that was asked for."""
+
+        cases = [replace(case, launched=self.launched) for case in cases]
 
         def decide() -> Plan:
             for case in cases:

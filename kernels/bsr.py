@@ -10,6 +10,7 @@ strides and index arrays differ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,11 @@ class Tiles:
     warps: int
     stages: int
     residents: int = 0
+
+    @staticmethod
+    def are_resident(ints: Sequence[int]) -> bool:
+        """True for the ints of tiles that are fetched by TMA."""
+        return len(ints) > 5
 
     def as_ints(self) -> list[int]:
         """The form in which an operator takes it."""
@@ -299,7 +305,8 @@ def _resident_tiles(block: tuple[int, int], which: str, size: int, most: int) ->
         return [Tiles(n, k, 64, 4, stages, 1) for n, k in pieces for stages in (3, 4)]
     out, reduce = (block[1], block[0]) if which == "dgrad" else block
     shapes = ((64, 4, 4, 2), (64, 4, 3, 2), (64, 4, 4, 1), (128, 4, 2, 2), (128, 8, 4, 1), (256, 8, 3, 1))
-    return [Tiles(m, out, min(reduce, 64), w, stages, r) for m, w, stages, r in shapes if m * out <= most]
+    shapes = [shape for shape in shapes if shape[0] * out <= min(most, most // 8 * shape[1])]  # of a warp too
+    return [Tiles(m, out, min(reduce, 64), warps, stages, residents) for m, warps, stages, residents in shapes]
 
 
 def launch_product(
@@ -323,7 +330,7 @@ def launch_product(
     ``b`` is ``[O, R]``, ``[R, O]`` if ``turned``, or blocks of ``[BO, BR]``.
     """
     tiles = tiles or default_tiles(block, a.shape[0], a.dtype)[0].as_ints()
-    if len(tiles) > 5:
+    if Tiles.are_resident(tiles):
         if tma_reads(a, b):
             how = {"turned": turned, "packed": packed, "activation": activation, "keep_pre": keep_pre}
             return launch_resident(a, b, bias, schedule, size, block, tiles, **how)
@@ -358,8 +365,8 @@ def _launch_wgrad(
     tiles: list[int],
 ) -> Tensor:
     """The dense gradient ``[N, K]`` of ``dy [M, N]`` and ``x [M, K]``, exactly 0 outside live blocks."""
-    with_tma = len(tiles) > 5 and tma_reads(dy, x)
-    if not tiles or (len(tiles) > 5 and not with_tma):
+    with_tma = Tiles.are_resident(tiles) and tma_reads(dy, x)
+    if not tiles or (Tiles.are_resident(tiles) and not with_tma):
         tiles = default_tiles(block, dy.shape[0], dy.dtype)[2].as_ints()
     tile_n, tile_k, tile_m, warps, stages = tiles[:5]
     (n, k), (block_n, block_k), m, nnzb = shape, block, dy.shape[0], len(col) - 1

@@ -17,10 +17,11 @@ import torch
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 TABLES = Path(__file__).parent / "tables"
-FORMAT = 1
+FORMAT = 2
 LEAST_GAIN = 1.03  # a kernel is picked only where the lower 95 % bound of its speed-up is at least this
 DENSE = "dense"
 PASSES = ("forward", "dgrad", "wgrad", "infer", "convolution", "optimizer")
+LAUNCHES = ("eager", "compiled", "graph")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Case:
             ``block:RxC 3x3/2``.
         dtype: ``float16``, ``bfloat16`` or ``float32``.
         epilogue: ``none``, ``bias``, ``bias+relu`` or ``bias+gelu``.
+        launched: ``eager``, from Python, where a kernel has to make up for its own launch; ``compiled``, by what
+            ``torch.compile`` made, which has no kernels with TMA; or ``graph``, in a CUDA graph.
     """
 
     which: str
@@ -43,6 +46,7 @@ class Case:
     pattern: str
     dtype: str
     epilogue: str = "bias"
+    launched: str = "eager"
 
 
 @dataclass(frozen=True)
@@ -204,8 +208,10 @@ def _cell(line: dict[str, Any]) -> Measured:
     case = Case(**line["case"])
     best = Choice(line["best"]["kernel"], tuple(line["best"]["tiles"]))
     cell = Measured(case, line["m"], line["density"], best, line["ratio"], line["low"], line["high"])
-    kinds = {"which": str, "n": int, "k": int, "pattern": str, "dtype": str, "epilogue": str}
-    if any(not isinstance(getattr(case, f.name), kinds[f.name]) for f in fields(case)) or case.which not in PASSES:
+    kinds = {"n": int, "k": int}
+    if any(not isinstance(getattr(case, f.name), kinds.get(f.name, str)) for f in fields(case)):
+        raise ValueError(f"{line['case']} is no case")
+    if case.which not in PASSES or case.launched not in LAUNCHES:
         raise ValueError(f"{line['case']} is no case")
     if not (isinstance(cell.m, int) and cell.m > 0 and 0 <= cell.density <= 1 and 0 < cell.low <= cell.high):
         raise ValueError(f"a cell of {case} holds impossible numbers")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton.language as tl
 
+from sparseticket.kernels import adamw, adamw_live, masked_clip
 from sparseticket.kernels.adamw import masked_adamw_kernel
 from sparseticket.kernels.adamw_live import live_adamw_kernel
 from sparseticket.kernels.aot import Compiled, compile_ahead
@@ -11,6 +12,12 @@ from sparseticket.kernels.masked_clip import squares_kernel
 from sparseticket.kernels.sgd import masked_sgd_kernel
 from sparseticket.kernels.tensor_table import Tiles
 
+DEFAULTS = {
+    "masked_adamw": adamw.TILES,
+    "live_adamw": adamw_live.TILES,
+    "masked_sgd": Tiles(),
+    "masked_norm": masked_clip.TILES,
+}
 SETTINGS = ("lr", "beta1", "new1", "beta2", "new2", "log_beta1", "log_beta2", "eps", "decay", "momentum")
 POINTERS = {"rows": "*i64", "owners": "*i32", "partial": "*fp32", "grad_scale": "*fp32", "found_inf": "*fp32"}
 KERNELS = {

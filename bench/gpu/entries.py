@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
+
+import torch
 
 from sparseticket.bench.gpu import dispatcher, few_rows, finetune, inference, linears, optimizers, parity, peers, tuning
 from sparseticket.bench.gpu.figures import Figures
@@ -22,10 +25,10 @@ def first(lab: Lab) -> dict[str, Entry]:
         "device": lambda lab, _: measure_device(lab),
         "parity": lambda lab, _: parity.check(lab),
     }
-    for name in ("ffn-in", "ffn-out"):
-        entries[f"{name}-75"] = partial(_forward, name, 0.25, True)
-    for name in ("qkv", "768-768"):
-        entries[f"{name}-75"] = partial(_forward, name, 0.25, False)
+    for name in ("ffn-in", "ffn-out", "qkv", "768-768"):
+        entries[f"{name}-75"] = partial(
+            _forward, name, 0.25, name == "ffn-in"
+        )  # core's tuner takes minutes for another
     entries["optimizer-70"] = lambda lab, _: optimizers.clip_and_step(lab, 0.3)
     for name in ("ffn-in", "ffn-out"):
         entries[f"{name}-train"] = lambda lab, device, of=name: linears.train_step(lab, device, LINEARS[of], 0.25)
@@ -66,8 +69,11 @@ def to_compile_first(lab: Lab, figures: Figures) -> dict[str, Task]:
         "inference dense": partial(_warm_inference, inference.DENSE),
     }
     if not lab.rehearse:  # core's tuner compiles what it tries; what it finds here, beside others, is thrown away
-        tasks |= {f"core {name}": partial(_tune_core, name) for name in ("ffn-in", "ffn-out")}
-    return tasks | kernels_of(tuning.of_bert_base(lab))  # the longest first
+        tasks["core"] = partial(_tune_core, "ffn-in")
+    tasks |= kernels_of(tuning.of_bert_base(lab))  # the longest first
+    for name, dtype in product(parity.CHECKS, parity.TOLERANCE):
+        tasks[f"parity of {name}, {dtype}"] = partial(_warm_parity, name, dtype)
+    return tasks
 
 
 def to_compile_then(lab: Lab) -> dict[str, Task]:
@@ -84,6 +90,10 @@ def _forward(name: str, density: float, against_core: bool, lab: Lab, device: di
 
 def _warm_train(arm: str, density: float, block: tuple[int, int], lab: Lab) -> None:
     finetune.warm_up(lab, arm, density, block)
+
+
+def _warm_parity(name: str, dtype: torch.dtype, lab: Lab) -> None:
+    parity.warm_up(lab, name, dtype)
 
 
 def _warm_inference(arm: str, lab: Lab) -> None:

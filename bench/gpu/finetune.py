@@ -107,7 +107,10 @@ def _step(
         bert.zero_in_place(model, masks)
     if arm == OURS:
         if block != (1, 1):
-            use_kernels(model, masks, "train", dtype=torch.bfloat16, table=lab.table, everywhere=lab.rehearse)
+            use_kernels(
+                model, masks, "train", dtype=torch.bfloat16, table=lab.table, everywhere=lab.rehearse,
+                launched="compiled",
+            )  # fmt: skip
         optimizer = MaskedAdamW(parameters.values(), {parameters[name]: mask for name, mask in masks.items()}, lr=1e-5)
         clip = lambda: optimizer.clip_grad_norm(CLIP)  # noqa: E731
     else:

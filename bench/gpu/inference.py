@@ -16,6 +16,7 @@ from sparseticket.bench.gpu.lab import Lab
 from sparseticket.kernels.apply import use_kernels
 
 EAGER, OURS, OURS_COMPILED = "dense, not compiled", "sparseticket", "sparseticket, compiled"
+LAUNCHED = {OURS: "graph", OURS_COMPILED: "compiled"}
 DENSITY = 0.25
 Build = Callable[[], nn.Module]
 
@@ -71,7 +72,7 @@ def _compare(lab: Lab, build: Build, block: tuple[int, int]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _arm(lab: Lab, build: Build, name: str, block: tuple[int, int]) -> Arm:
-    model, inputs = _model(lab, build, name in (OURS, OURS_COMPILED), block)
+    model, inputs = _model(lab, build, LAUNCHED.get(name), block)
     run = model if name in (EAGER, OURS) else bert.compiled(lab, model)
     held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if tensor is not None)
     for _ in range(2):
@@ -79,13 +80,14 @@ def _arm(lab: Lab, build: Build, name: str, block: tuple[int, int]) -> Arm:
     return Arm(torch.no_grad()(lambda: run(**inputs)), held)
 
 
-def _model(lab: Lab, build: Build, with_kernels: bool, block: tuple[int, int]) -> tuple[nn.Module, dict[str, Tensor]]:
+def _model(lab: Lab, build: Build, launched: str | None, block: tuple[int, int]) -> tuple[nn.Module, dict[str, Tensor]]:
     """The encoder in bf16 with zeros in place, on its kernels where the table picks them."""
     model = build().eval().to(torch.bfloat16)
     masks = bert.masks_for(model, DENSITY, block) if bert.encoder_weights(model) else _minilm_masks(model, block)
     bert.zero_in_place(model, masks)
-    if with_kernels:
-        use_kernels(model, masks, "infer", table=lab.table, free_dense=True, everywhere=lab.rehearse)
+    if launched:
+        how = {"table": lab.table, "everywhere": lab.rehearse, "launched": launched}
+        use_kernels(model, masks, "infer", free_dense=True, **how)
     return model, {"input_ids": bert.batch(lab)["input_ids"]}
 
 
@@ -99,8 +101,8 @@ def _error(lab: Lab, build: Build, block: tuple[int, int]) -> float | str:
     """Of the largest value of the output."""
     outputs = []
     try:
-        for with_kernels in (False, True):
-            model, inputs = _model(lab, build, with_kernels, block)
+        for launched in (None, "graph"):
+            model, inputs = _model(lab, build, launched, block)
             outputs.append(model(**inputs)[0].float())
     except Exception as error:
         return why(error)

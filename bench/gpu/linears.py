@@ -48,7 +48,7 @@ class Linear:
         """The dispatcher's name for it."""
         rows, columns = lab.block(block)
         epilogue = "none" if which in ("dgrad", "wgrad") else "bias"
-        return Case(which, *self.size(lab), f"block:{rows}x{columns}", "bfloat16", epilogue)
+        return Case(which, *self.size(lab), f"block:{rows}x{columns}", "bfloat16", epilogue, "graph")
 
 
 def bert(n: int, k: int, hidden: int, *keep: int) -> Linear:

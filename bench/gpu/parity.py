@@ -33,7 +33,7 @@ Pair = tuple[Tensor, Tensor]  # what the device computed, and float64
 def check(lab: Lab) -> dict[str, Any]:
     """The largest error of each check as a share of the largest value; ``agree`` is 1 where all are small enough."""
     found: dict[str, Any] = {}
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+    for dtype in TOLERANCE:
         for name, run in CHECKS.items():
             label = f"{name}, {str(dtype).removeprefix('torch.')}"
             try:
@@ -43,6 +43,11 @@ def check(lab: Lab) -> dict[str, Any]:
                 unable = name == "semi_structured_linear" and dtype == torch.float32  # it runs 16 bits only
                 found[label] = {"error": why(error), "agrees": unable}
     return {"checks": found, "ratios": {"agree": float(all(one["agrees"] for one in found.values()))}}
+
+
+def warm_up(lab: Lab, name: str, dtype: torch.dtype) -> None:
+    """One check, so that its kernels are in the cache on disk."""
+    list(CHECKS[name](lab, dtype))
 
 
 def _error(ours: Tensor, exact: Tensor) -> float:

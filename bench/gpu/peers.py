@@ -15,7 +15,7 @@ from sparseticket.bench.gpu.arms import Arm
 from sparseticket.kernels.semi_structured import SemiStructuredWeight, semi_structured_linear
 from sparseticket.kernels.tune import Problem
 
-TUNER_SECONDS = 75.0
+TUNER_SECONDS = 45.0
 _tuned: dict[tuple, tuple[dict[str, Any], dict[str, Any]]] = {}  # by shape: what core's tuner found, and how
 
 

@@ -9,7 +9,7 @@ from itertools import product
 from sparseticket.bench.gpu import optimizers
 from sparseticket.bench.gpu.lab import Lab
 from sparseticket.bench.gpu.prepare import Pool, kernels_of
-from sparseticket.kernels.dispatch import Case
+from sparseticket.kernels.dispatch import LAUNCHES, Case
 
 log = logging.getLogger(__name__)
 BERT_BASE, BERT_LARGE, MINILM = 768, 1024, 384  # hidden sizes
@@ -30,7 +30,8 @@ def cells(lab: Lab) -> Iterator[tuple[Case, int, float]]:
 def of_bert_base(lab: Lab) -> list[tuple[Case, int, float]]:
     """What the entries with a whole BERT-base need before they run."""
     rows = lab.rows(4096)
-    return [(case, rows, 0.3) for case in _cases(lab, BERT_BASE, _square(lab, 128), "bfloat16", BOTH)]
+    cases = _cases(lab, BERT_BASE, _square(lab, 128), "bfloat16", BOTH)
+    return [(case, rows, 0.3) for case in cases if case.launched in ("compiled", "graph")]
 
 
 def tune(lab: Lab, processes: Pool, *, reserve: float = 0.0) -> int:
@@ -79,10 +80,11 @@ def _square(lab: Lab, side: int) -> str:
 def _cases(lab: Lab, hidden: int, pattern: str, dtype: str, modes: tuple[str, ...]) -> Iterator[Case]:
     """A BERT's linears, as they run for inference (Q, K and V as one, GELU behind the feed-forward) or in training."""
     h, inner = lab.side(hidden), 4 * lab.side(hidden)
-    if "infer" in modes:
-        for n, k, epilogue in ((inner, h, "bias+gelu"), (h, inner, "bias"), (3 * h, h, "bias"), (h, h, "bias")):
-            yield Case("infer", n, k, pattern, dtype, epilogue)
-    if "train" in modes:
-        for n, k in ((inner, h), (h, inner), (h, h)):
-            for which, epilogue in TRAIN:
-                yield Case(which, n, k, pattern, dtype, epilogue)
+    for launched in LAUNCHES:
+        if "infer" in modes:
+            for n, k, epilogue in ((inner, h, "bias+gelu"), (h, inner, "bias"), (3 * h, h, "bias"), (h, h, "bias")):
+                yield Case("infer", n, k, pattern, dtype, epilogue, launched)
+        if "train" in modes:
+            for n, k in ((inner, h), (h, inner), (h, h)):
+                for which, epilogue in TRAIN:
+                    yield Case(which, n, k, pattern, dtype, epilogue, launched)

@@ -79,7 +79,7 @@ def test_a_table_comes_back_from_its_file(tmp_path):
     "spoil",
     [
         lambda record: record.pop("cells"),
-        lambda record: record.update(format=2),
+        lambda record: record.update(format=1),
         lambda record: record["cells"][0].update(m=0),
         lambda record: record["cells"][0].update(low=9.0),
         lambda record: record["cells"][0]["case"].update(which="sideways"),

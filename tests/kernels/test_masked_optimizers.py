@@ -240,7 +240,6 @@ def test_live_adamw_is_the_same_program_in_bf16_and_fp16():
     dtypes = (tl.float16, tl.bfloat16)
     half, brain = (compile_optimizer("live_adamw", Tiles(), 90, WEIGHT=t, GRADIENT=t) for t in dtypes)
     assert brain.spilled == 0
-    assert brain.ptx.count("ld.global.v4.b32") == brain.ptx.count("st.global.v4.b32") == 1  # gradient, weight
     assert _operations(brain.ttir.replace("bf16", "f16")) == _operations(half.ttir)
 
 
