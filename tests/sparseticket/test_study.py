@@ -539,6 +539,18 @@ def test_each_pre_training_is_swept_on_its_own_task_from_its_own_weights_to_the_
         assert [round(100 * sparsity, 2) for sparsity in settings.protocol.sparsities()] == STEPS
 
 
+def test_the_pre_trainings_tickets_of_their_highest_sparsity_move_to_all_seven_tasks_of_the_vision_paper():
+    study = load_any("cvpr21/transfers")
+    found = {name: round(100 * settings.protocol.sparsities()[-1], 2) for name, settings in study.found.items()}
+    assert found == PRE_TRAININGS
+    matrices = [step for step in study.steps if step.verb == "matrix"]
+    assert [step.of for step in matrices] == [[name] for name in PRE_TRAININGS]
+    classification = ["cifar10", "cifar100", "svhn", "fashion-mnist", "visda17"]
+    for step in matrices:
+        assert step.tasks == [*classification, "detection", "segmentation"] and step.controls == ["random-mask"]
+        assert not (study.training | step.training)  # so that every column has its own task's recipe
+
+
 SEVERAL_MODELS = """
 title = "Text and images"
 source = "mine"
