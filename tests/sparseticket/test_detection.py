@@ -20,7 +20,7 @@ from sparseticket.models import Head, resolve
 from sparseticket.models.detector import OUTPUTS, decode, places
 from sparseticket.options import find_settings
 from sparseticket.progress import Screen
-from sparseticket.tasks import TaskOptions
+from sparseticket.tasks import TaskOptions, make_task
 from sparseticket.tasks.voc import parse_annotation
 from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
@@ -449,6 +449,23 @@ def test_a_matrix_has_columns_of_detection_and_segmentation_with_their_own_data_
         settings = tomllib.loads((cell / "transfer.toml").read_text())
         assert Path(settings["data"]) == data / f"VOC{year}" and result["cells"]["imagenet"][task]["sparsity"] == 0.5
         assert {name: settings["training"][name] for name in recipe} == recipe
+
+
+def test_without_pycocotools_a_study_and_a_matrix_say_what_to_install_before_anything_is_trained(
+    cli, run, voc, tmp_path, monkeypatch
+):
+    original = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "pycocotools" else original(name, *rest)
+    )
+    (tmp_path / "mine.toml").write_text(SCENES)
+    ticket = run / "round-02" / "ticket.ticket"
+    for verb in (["run", tmp_path / "mine.toml"], ["matrix", ticket, "--task", "digits", "--task", "detection"]):
+        code, text = cli(*verb, "--out", tmp_path / "out")
+        assert code == 2 and "pip install 'sparseticket[detection]'" in text, text
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="task detection needs pycocotools"):
+        make_task("detection", RESNET20, TaskOptions(data=voc))
 
 
 def test_what_a_detector_finds_is_drawn_beside_what_is_annotated(run, voc, tmp_path):
