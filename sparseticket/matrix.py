@@ -22,6 +22,7 @@ from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.progress import Screen
 from sparseticket.runs import SETTINGS, read_settings
+from sparseticket.tasks import entry
 from sparseticket.tasks.base import MASKED_ACCURACY
 from sparseticket.team import ALONE, Team
 from sparseticket.ticket import Ticket
@@ -69,7 +70,8 @@ def matrix(
     a ``team`` share the trainings of each cell.
 
     Raises:
-        UserError: tickets of different models, a task twice, or data that are not there. Said before any training.
+        UserError: tickets of different models, a task twice, or data or a task's library that are not there. Said
+            before any training.
     """
     tickets = {name: Ticket.load(path) for name, path in asked.sources.items()}
     _check(tickets, asked)
@@ -213,6 +215,8 @@ def _check(tickets: Mapping[str, Ticket], asked: Asked) -> None:
         raise UserError("a matrix has at least one ticket and one --task.")
     if len(set(asked.tasks)) < len(asked.tasks):
         raise UserError("a --task is given twice: name each column once.")
+    for task in asked.tasks:
+        entry(task).check_installed()
     refuse_random(asked.weights)
     if asked.weights is not None and not asked.weights.is_file():
         raise UserError(f"there is no file {asked.weights}: give the weights' file with --weights.")

@@ -139,10 +139,12 @@ def task_defaults(task: str, protocol: str = "paper") -> RunSettings:
     """The settings of the recipe that belongs to a task, as the paper says or as the code was released."""
     from sparseticket.tasks import entry
 
-    name = entry(task).recipe + ("" if protocol == "paper" else f"-{protocol}")
+    recipe = entry(task).recipe
+    name = recipe if protocol == "paper" else f"{recipe}-{protocol}"
     if name not in names():
         raise UserError(
-            f"task {task!r} has no recipe for --protocol {protocol}: there is no {name}. Use --protocol paper."
+            f"task {task!r} has one recipe, {recipe} for --protocol paper, and none for --protocol {protocol}. "
+            "Use --protocol paper."
         )
     return load(name).settings
 

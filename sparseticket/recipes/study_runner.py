@@ -20,6 +20,7 @@ from sparseticket.recipes.study_report import markdown
 from sparseticket.runs import TICKET, RunFolder, read_json
 from sparseticket.settings import RANDOM, weights_setting
 from sparseticket.show import show_beside_paper, show_compared, show_find, show_matrix, show_sweep, show_transfer
+from sparseticket.tasks import entry
 from sparseticket.team import ALONE, Team
 from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
@@ -43,13 +44,14 @@ def run_study(
     trainings of each other step.
 
     Raises:
-        UserError: data or weights are missing, said before anything is trained; or as a step does.
+        UserError: data, weights or a task's library are missing, said before anything is trained; or as a step does.
     """
     screen.say(f"{study.title} ({study.name}): {len(study.steps)} steps into {out}")
     _check_weights(study, by_name)
     running = _Running(study, out, data, weights, by_name, screen, team)
-    for task in study.tasks:
-        running._data(task)  # what is missing is said before anything is trained
+    for task in study.tasks:  # what is missing is said before anything is trained
+        entry(task).check_installed()
+        running._data(task)
     for step in study.steps if team.count > 1 else []:
         if step.verb == "find" and team.takes(f"find {step.name}"):
             if step.dense_round:  # an earlier step, so somebody has taken it
@@ -134,8 +136,8 @@ class _Running:
 
     def _sweep(self, step: Step) -> dict[str, Any]:
         points = []
-        for number, entry in enumerate(read_json(self.out / step.of[0] / "summary.json")["rounds"]):
-            if entry["sparsity"] > 0:
+        for number, trained in enumerate(read_json(self.out / step.of[0] / "summary.json")["rounds"]):
+            if trained["sparsity"] > 0:
                 folder = self.out / step.name / f"round-{number:02d}"
                 done = self._train(step, self._ticket(step.of[0], number), folder, others=self._siblings())
                 points.append({"round": number, "sparsity": done["sparsity"], "arms": done["arms"]})

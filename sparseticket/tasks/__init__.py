@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,16 +22,22 @@ class TaskEntry:
     kind: str  # "text" or "vision"
     recipe: str  # e.g. "neurips20/sst2"
     make: Callable[[ModelSpec, TaskOptions], Task]
+    library: str = ""  # one that comes with this package's extra of the task's name
+
+    def check_installed(self) -> None:
+        """Raise :class:`UserError`, with what to install, where the task's library is missing."""
+        if self.library and importlib.util.find_spec(self.library) is None:
+            raise UserError(f"task {self.name} needs {self.library}: pip install 'sparseticket[{self.name}]'")
 
 
 _REGISTRY: dict[str, TaskEntry] = {}
 
 
-def register(name: str, *, kind: str, recipe: str) -> Callable:
+def register(name: str, *, kind: str, recipe: str, library: str = "") -> Callable:
     """Register a class or function ``(spec, options) -> Task`` as the task ``name``."""
 
     def add(make: Callable[[ModelSpec, TaskOptions], Task]) -> Callable[[ModelSpec, TaskOptions], Task]:
-        _REGISTRY[name] = TaskEntry(name, kind, recipe, make)
+        _REGISTRY[name] = TaskEntry(name, kind, recipe, make, library)
         return make
 
     return add
@@ -61,4 +68,5 @@ def make_task(name: str, spec: ModelSpec, options: TaskOptions) -> Task:
             f"task {name!r} is for {found.kind} models and {spec.name!r} is a {spec.kind} model: "
             "choose another of the two."
         )
+    found.check_installed()
     return found.make(spec, options)

@@ -6,7 +6,6 @@ precision is made of, does not change under it.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -48,15 +47,13 @@ class BoxedImages:
         return len(self.boxes)
 
 
-@register("detection", kind="vision", recipe="cvpr21/detection")
+@register("detection", kind="vision", recipe="cvpr21/detection", library="pycocotools")
 class Detection(Stateless):
     """``--data``: a folder, zip or tar in Pascal VOC's layout, or one around it (VOCdevkit)."""
 
     name, metric = "detection", "AP"
 
     def __init__(self, spec: VisionModel, options: TaskOptions) -> None:
-        if importlib.util.find_spec("pycocotools") is None:
-            raise UserError("average precision needs pycocotools: pip install 'sparseticket[detection]'")
         if options.data is None:
             raise UserError(f"task detection needs --data: a folder, zip or tar with {LAYOUT}.")
         files = open_layout(options.data, "Annotations", "JPEGImages", "ImageSets")

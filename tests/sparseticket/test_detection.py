@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from sparseticket.models import Head, resolve
 from sparseticket.models.detector import OUTPUTS, decode, places
 from sparseticket.options import find_settings
 from sparseticket.progress import Screen
-from sparseticket.tasks import TaskOptions
+from sparseticket.tasks import TaskOptions, make_task
 from sparseticket.tasks.voc import parse_annotation
 from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
@@ -386,6 +387,85 @@ def test_a_ticket_of_a_detector_moves_to_classification_and_back(run, voc, tmp_p
     )
     back = transfer(loaded, settings, tmp_path / "back", screen=Screen(quiet=True))
     assert back["metric"] == "AP" and set(back["arms"]) == {"dense", "ticket", "random-weights"}
+
+
+SCENES = """
+title = "A ticket's columns of scenes"
+source = "mine"
+model = "resnet20-cifar"
+
+[training]
+round_length = "1it"
+
+[[step]]
+name = "imagenet"
+find = "cvpr21/imagenet"
+protocol = { schedule = "steps:0.5", sparsity = 0.5 }
+
+[[step]]
+name = "transfers"
+matrix = ["imagenet"]
+tasks = ["detection", "segmentation"]
+seeds = 1
+"""
+
+
+def write_masks(root):
+    """Masks beside a VOC folder's boxes: its images are those of VOC's segmentation too."""
+    for folder in ("SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for split in ("train", "val"):
+        names = (root / "ImageSets" / "Main" / f"{split}.txt").read_text()
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(names)
+        for name in names.split():
+            mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+            for (x1, y1, x2, y2), kind in boxes_of(int(name.removeprefix("image_"))):
+                mask[y1:y2, x1:x2] = 1 if kind == "cell" else 2
+            Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
+
+
+def test_a_matrix_has_columns_of_detection_and_segmentation_with_their_own_data_and_recipes(cli, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    for split in ("train", "val"):
+        for kind in range(2):
+            (data / "imagenet" / split / str(kind)).mkdir(parents=True)
+            for number in range(2):
+                Image.fromarray(picture(kind + 2 * number)).save(data / f"imagenet/{split}/{kind}/{number}.jpg")
+    write_voc(data / "VOC2007")
+    write_masks(write_voc(data / "VOC2012", train=4))
+    (tmp_path / "mine.toml").write_text(SCENES)
+    code, text = cli("run", tmp_path / "mine.toml", "--data", data, "--out", out)
+    assert code == 0, text
+    result = json.loads((out / "study.json").read_text())["steps"]["transfers"]["result"]
+    assert {task: target["metric"] for task, target in result["targets"].items()} == {
+        "detection": "AP",
+        "segmentation": "mIoU",
+    }
+    for task, year, recipe in (
+        ("detection", 2007, {"batch_size": 8, "lr": 1e-4, "decay": "cosine"}),
+        ("segmentation", 2012, {"batch_size": 4, "lr": 0.01, "decay": "steps"}),
+    ):
+        cell = out / "transfers" / result["cells"]["imagenet"][task]["folder"]
+        settings = tomllib.loads((cell / "transfer.toml").read_text())
+        assert Path(settings["data"]) == data / f"VOC{year}" and result["cells"]["imagenet"][task]["sparsity"] == 0.5
+        assert {name: settings["training"][name] for name in recipe} == recipe
+
+
+def test_without_pycocotools_a_study_and_a_matrix_say_what_to_install_before_anything_is_trained(
+    cli, run, voc, tmp_path, monkeypatch
+):
+    original = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "pycocotools" else original(name, *rest)
+    )
+    (tmp_path / "mine.toml").write_text(SCENES)
+    ticket = run / "round-02" / "ticket.ticket"
+    for verb in (["run", tmp_path / "mine.toml"], ["matrix", ticket, "--task", "digits", "--task", "detection"]):
+        code, text = cli(*verb, "--out", tmp_path / "out")
+        assert code == 2 and "pip install 'sparseticket[detection]'" in text, text
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="task detection needs pycocotools"):
+        make_task("detection", RESNET20, TaskOptions(data=voc))
 
 
 def test_what_a_detector_finds_is_drawn_beside_what_is_annotated(run, voc, tmp_path):

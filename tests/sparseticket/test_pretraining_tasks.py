@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
+from sparseticket import transfer as transfers
 from sparseticket.checkpoint import Checkpoint
 from sparseticket.data_places import data_of
 from sparseticket.errors import RunFailure, UserError
 from sparseticket.imp import Search, find
 from sparseticket.lars import Lars
 from sparseticket.masking import MaskedParameters
-from sparseticket.models import resolve
+from sparseticket.models import Head, resolve
 from sparseticket.options import find_settings
 from sparseticket.progress import Screen
 from sparseticket.rewind import head_state
@@ -354,6 +355,61 @@ def test_a_ticket_is_found_and_transfers_to_classification_on_the_same_weights(p
     code, text = cli("transfer", ticket, *arguments, "--seeds", "1", "--out", tmp_path / "transfer")
     assert code == 0, text
     assert read_json(tmp_path / "transfer" / "transfer.json")["metric"] == "accuracy"
+
+
+PRE_TRAININGS = """
+title = "Pre-trainings in small"
+source = "mine"
+model = "resnet20-cifar"
+
+[training]
+round_length = "1it"
+batch_size = 8
+queue = 24
+"""
+ONE = """
+[[step]]
+name = "{name}"
+find = "cvpr21/{name}"
+weights = "{name}"
+protocol = {{ sparsity = 0.2 }}
+
+[[step]]
+name = "{name}-sweep"
+sweep = "{name}"
+seeds = 1
+paper = {{ matching = {highest} }}
+"""
+
+
+def test_each_pre_training_is_swept_on_its_own_task_beside_dense_from_the_weights_that_it_names(
+    pictures, tmp_path, cli, monkeypatch
+):
+    begun, original = {}, transfers.train
+
+    def spy(network, task, *arguments, **options):
+        part = options["checkpoint"].path.parent.name
+        begun[task.name, part] = network.backbone()["layer1.0.conv1.weight"].detach().clone()
+        return original(network, task, *arguments, **options)
+
+    monkeypatch.setattr(transfers, "train", spy)
+    theta, files, study = {}, [], PRE_TRAININGS
+    for seed, (name, highest) in enumerate({"imagenet": 67.23, "simclr": 59.04, "moco": 95.6}.items()):
+        network = RESNET20.build(Head("image-classification", 10), seed=seed)
+        theta[name] = network.backbone()["layer1.0.conv1.weight"].detach().clone()
+        torch.save(network.module.state_dict(), tmp_path / f"{name}.pth")
+        files += ["--weights", f"{name}={tmp_path / name}.pth"]
+        study += ONE.format(name=name, highest=highest)
+    (tmp_path / "mine.toml").write_text(study)
+    code, text = cli("run", tmp_path / "mine.toml", "--data", pictures, *files, "--out", tmp_path / "out")
+    assert code == 0 and all(figure in text for figure in ("67.23", "59.04", "95.6")), text
+    steps = read_json(tmp_path / "out" / "study.json")["steps"]
+    for name, metric in (("imagenet", "accuracy"), ("simclr", "retrieval"), ("moco", "retrieval")):
+        result = steps[f"{name}-sweep"]["result"]
+        (point,) = result["points"]  # the first 20 % went before any training: round 0 is a ticket as well
+        assert result["metric"] == metric and point["sparsity"] == pytest.approx(0.2, abs=1e-4)
+        assert set(point["arms"]) == {"dense", "ticket"}
+        assert torch.equal(begun[name, "dense-seed0"], theta[name])
 
 
 def test_as_released_simclr_keeps_its_head_and_optimizer_over_a_rewind_and_zeros_stay_zero(pictures, tmp_path):

@@ -194,6 +194,26 @@ def test_every_task_has_its_recipe():
         assert task_defaults(task).task == task, entry.recipe
 
 
+def test_a_task_that_has_no_released_recipe_is_refused_with_the_protocol_that_it_has(cli, tmp_path):
+    of_no_paper = {
+        "text",
+        "digits",
+        "image-folder",
+        "segmentation-v3",
+        "docstring-mlm",
+        "docstring-order",
+        "docstring-topic",
+    }
+    as_in_the_paper = {"visda17"}
+    without = {task for task, entry in entries().items() if f"{entry.recipe}-released" not in names()}
+    assert without == of_no_paper | as_in_the_paper
+    for task in sorted(without):
+        model = "minilm" if entries()[task].kind == "text" else "resnet50"
+        code, text = cli("find", "--model", model, "--task", task, "--protocol", "released", "--out", tmp_path / "run")
+        said = f"has one recipe, {entries()[task].recipe} for --protocol paper, and none for --protocol released"
+        assert code == 2 and said in " ".join(text.split()) and not (tmp_path / "run").exists(), text
+
+
 def test_ls_prints_every_whole_name_on_its_own_line(cli):
     code, text = cli("recipes", "ls")
     assert code == 0 and text.split("\n")[:-1] == names()

@@ -502,6 +502,55 @@ def test_the_vision_papers_classification_studies_are_there_with_their_figures()
         assert begun == {("", "theta_p"), ("random", "theta_p"), ("random", "5%")}
 
 
+# protocol.md of the papers: highest matching sparsities on the pre-training tasks, and the sparsities of a search
+PRE_TRAININGS = {"imagenet": 67.23, "simclr": 59.04, "moco": 95.60}
+STEPS = [
+    20,
+    36,
+    48.8,
+    59.04,
+    67.23,
+    73.79,
+    79.03,
+    83.22,
+    86.58,
+    89.26,
+    91.41,
+    93.13,
+    94.5,
+    95.6,
+    96.48,
+    97.19,
+    97.75,
+    98.2,
+]
+
+
+def test_each_pre_training_is_swept_on_its_own_task_from_its_own_weights_to_the_papers_last_sparsity():
+    study = load_any("cvpr21/pre-trainings")
+    sweeps = {step.of[0]: step for step in study.steps if step.verb == "sweep"}
+    assert {name: sweep.paper["matching"] for name, sweep in sweeps.items()} == PRE_TRAININGS
+    assert {sweep.seeds for sweep in sweeps.values()} == {3}
+    begun = {step.name: step.weights for step in study.steps if step.verb == "find"}
+    assert begun == {"imagenet": "", "simclr": "simclr", "moco": "moco"}
+    for name, settings in study.found.items():
+        recipe = task_defaults(name)
+        assert settings == replace(recipe, protocol=replace(recipe.protocol, sparsity=0.982))
+        assert [round(100 * sparsity, 2) for sparsity in settings.protocol.sparsities()] == STEPS
+
+
+def test_the_pre_trainings_tickets_of_their_highest_sparsity_move_to_all_seven_tasks_of_the_vision_paper():
+    study = load_any("cvpr21/transfers")
+    found = {name: round(100 * settings.protocol.sparsities()[-1], 2) for name, settings in study.found.items()}
+    assert found == PRE_TRAININGS
+    matrices = [step for step in study.steps if step.verb == "matrix"]
+    assert [step.of for step in matrices] == [[name] for name in PRE_TRAININGS]
+    classification = ["cifar10", "cifar100", "svhn", "fashion-mnist", "visda17"]
+    for step in matrices:
+        assert step.tasks == [*classification, "detection", "segmentation"] and step.controls == ["random-mask"]
+        assert not (study.training | step.training)  # so that every column has its own task's recipe
+
+
 SEVERAL_MODELS = """
 title = "Text and images"
 source = "mine"
