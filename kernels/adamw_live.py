@@ -1,9 +1,11 @@
 """AdamW whose moments and fp32 master exist for live weights only, beside a dense fp16 or bf16 weight.
 
-A live entry's place in the compressed states is its rank among the live. A program takes a chunk of the weight and works
-through its live entries, those and no others: the prefix counts of the mask's words say in which word an entry of this
-rank lies, and the bits below it in the word where. (With a thread for every weight, alive or not, an H200 took 1.45
-times as long.) A step moves 16.1/11.3/6.5 bytes a weight at 50/70/90 % sparsity, where dense fp32 AdamW
+A live entry's place in the compressed states is its rank among the live. A program takes a chunk of the weight and
+works through its live entries only: the prefix counts of the mask's words say in which word an entry of this rank lies,
+the bits below it in the word where. (With a thread for every weight, alive or not, clip and step of BERT-base's encoder
+at 70 % took an H200 752 µs; measured apart, they now take 62 and 421.)
+
+A step moves 16.1/11.3/6.5 bytes a weight at 50/70/90 % sparsity, where dense fp32 AdamW
 moves 28: gradient and weight are dense (2 bytes each, the weight only written), 24 bytes are moved for what is alive,
 and a quarter byte for words and prefix. Weights in fp32 are their own master. Wins wherever memory counts.
 """
