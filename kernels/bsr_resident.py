@@ -131,7 +131,7 @@ def bsr_tma_wgrad_kernel(
 
 def tma_reads(*tensors: Tensor) -> bool:
     """True where this device's TMA can fetch tiles of these matrices, and nothing is being traced."""
-    if TensorDescriptor is None or any(is_fake(tensor) for tensor in tensors) or not _has_tma(tensors[0].device):
+    if TensorDescriptor is None or any(is_fake(tensor) for tensor in tensors) or not has_tma(tensors[0].device):
         return False
     return all(
         0 not in tensor.shape
@@ -198,7 +198,8 @@ def launch_tma_wgrad(
 
 
 @cache
-def _has_tma(device: torch.device) -> bool:
+def has_tma(device: torch.device) -> bool:
+    """True where this device's kernels can fetch tiles by TMA."""
     return INTERPRETED or (device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= WITH_TMA)
 
 

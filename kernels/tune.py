@@ -14,6 +14,7 @@ from torch import Tensor
 from sparseticket.kernels.activation import activate_reference
 from sparseticket.kernels.blocks import ARRAYS, BlockLayout
 from sparseticket.kernels.bsr import Tiles, candidate_tiles, default_tiles
+from sparseticket.kernels.bsr_resident import has_tma
 from sparseticket.kernels.clock import Clock, GraphClock, LaunchClock
 from sparseticket.kernels.dispatch import Case, Choice, Measured
 from sparseticket.kernels.packing import Packing, packing_for
@@ -120,13 +121,20 @@ class Problem:
         which, block = self.case.which, block_of(self.case.pattern)
         if which == "infer":
             packing = self._packing()
-            tilings = [(), *packing.tiles] if thorough else [()]
+            tilings = [(), *self._worth_trying(packing.tiles, thorough)]
             if self.x.shape[0] <= packing.most_rows:
                 yield from self._calls([Choice(packing.kernel, tiles) for tiles in tilings])
         elif block:
-            tilings = [default_tiles(block, self.x.shape[0], self.dtype)[PASSES.index(which)]]
-            tilings += candidate_tiles(block, which, self.dtype) if thorough else []
-            yield from self._calls([Choice("bsr_linear", tuple(t.as_ints())) for t in dict.fromkeys(tilings)])
+            default = default_tiles(block, self.x.shape[0], self.dtype)[PASSES.index(which)]
+            others = [tuple(tiles.as_ints()) for tiles in candidate_tiles(block, which, self.dtype)]
+            tilings = [tuple(default.as_ints()), *self._worth_trying(others, thorough)]
+            yield from self._calls([Choice("bsr_linear", tiles) for tiles in dict.fromkeys(tilings)])
+
+    def _worth_trying(self, tilings: Sequence[tuple[int, ...]], thorough: bool) -> Sequence[tuple[int, ...]]:
+        """All of them; in a hurry the first with TMA, which was the best, or next to it, of all on an H200."""
+        if thorough:
+            return tilings
+        return [tiles for tiles in tilings if Tiles.are_resident(tiles)][:1] if has_tma(self.x.device) else []
 
     def call(self, choice: Choice) -> Callable[[], Tensor]:
         """The kernel with its tiles, on this problem."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparseticket.kernels.aot import SHARED_LIMIT, only_ir
-from sparseticket.kernels.bsr import default_tiles
+from sparseticket.kernels.bsr import Tiles, default_tiles
 from sparseticket.kernels.bsr_aot import compile_dense, compile_product, compile_wgrad, compile_zero_dead_blocks
 
 
@@ -30,6 +30,27 @@ def test_the_weight_gradient_spills_nothing(arch):
     made = compile_wgrad((128, 128), default_tiles((128, 128), 4096, torch.float16)[2], arch)
     assert made.spilled == 0 and made.shared <= SHARED_LIMIT[arch]
     assert made.uses_wgmma if arch == 90 else made.uses_tensor_cores
+
+
+@pytest.mark.parametrize("arch", [90, 120])
+@pytest.mark.parametrize("which", ["forward", "dgrad", "packed"])
+def test_programs_that_stay_fetch_by_tma_one_tile_pair_a_stage_and_spill_nothing(which, arch):
+    activation = {"packed": which == "packed", "activation": "gelu" if which == "packed" else "none"}
+    shared = []
+    for stages in (2, 3):
+        tiles = Tiles(64, 128, 64, 4, stages, 2)
+        made = compile_product(which.replace("packed", "forward"), (128, 128), tiles, arch, **activation)
+        assert made.spilled == 0 and made.shared <= SHARED_LIMIT[arch]
+        assert made.ptx.count("cp.async.bulk.tensor") >= 3 and made.uses_wgmma == (arch == 90)
+        shared.append(made.shared)
+    pair = (64 + 128) * 64 * 2
+    assert pair <= shared[1] - shared[0] < pair + 1024, "the loop has lost its pipelining"
+
+
+def test_the_weight_gradient_by_tma_is_pipelined_too():
+    made = [compile_wgrad((128, 128), Tiles(64, 128, 64, 4, stages, 1), 90) for stages in (3, 4)]
+    assert all(one.spilled == 0 and one.uses_wgmma and "cp.async.bulk.tensor" in one.ptx for one in made)
+    assert made[1].shared - made[0].shared >= (64 + 128) * 64 * 2
 
 
 @pytest.mark.parametrize("block", [(16, 16), (64, 64)])
@@ -61,6 +82,8 @@ def test_bf16_is_the_same_code_as_fp16():
             lambda dtype: compile_product("forward", (64, 64), forward, 90, dtype, packed=True, activation="gelu"),
             lambda dtype: compile_product("dgrad", (64, 64), dgrad, 90, dtype),
             lambda dtype: compile_wgrad((64, 64), wgrad, 90, dtype),
+            lambda dtype: compile_product("forward", (64, 64), Tiles(64, 64, 64, 4, 3, 1), 90, dtype),
+            lambda dtype: compile_wgrad((64, 64), Tiles(64, 64, 64, 4, 3, 1), 90, dtype),
         ):
             half, brain = (compiled(dtype).ttir for dtype in (torch.float16, torch.bfloat16))
             assert "bf16" in brain and brain.replace("bf16", "f16") == half
