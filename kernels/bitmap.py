@@ -238,7 +238,7 @@ def bitmap_sum_kernel(
     BIAS,
     size,  # M N
     n_size,
-    splits,
+    SPLITS: tl.constexpr,
     TILE_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -248,7 +248,7 @@ def bitmap_sum_kernel(
     place = first + tl.arange(0, TILE_N)
     live = place < size
     total = tl.zeros((TILE_N,), dtype=tl.float32)
-    for split in range(splits):
+    for split in tl.static_range(SPLITS):  # unrolled, so that all loads are on their way at once
         total += tl.load(PARTIALS + tl.cast(split, tl.int64) * size + place, mask=live, other=0.0)
     if HAS_BIAS:
         n = ((first % n_size).to(tl.int32) + tl.arange(0, TILE_N)) % n_size  # 64-bit division once a program
@@ -273,7 +273,7 @@ def default_launch(n: int, k: int) -> BitmapLaunch:
 def candidate_launches(n: int, k: int) -> list[BitmapLaunch]:
     """What is worth measuring for a weight of ``[N, K]``, whatever M."""
     most = triton.cdiv(k, SIDE.value)
-    splits = sorted({min(most, max(1, default_launch(n, k).splits * by // 2)) for by in (1, 2, 3, 4)} | {1})
+    splits = sorted({min(most, max(1, default_launch(n, k).splits * by // 2)) for by in (1, 2, 3, 4, 6)} | {1})
     return [BitmapLaunch(s, warps, stages) for s in splits for warps in (4, 8) for stages in (2, 3)]
 
 
@@ -309,8 +309,8 @@ def _forward(
     )  # fmt: skip
     if partial:
         launchable(bitmap_sum_kernel)[(triton.cdiv(m * n, 512),)](
-            into, y, given, m * n, n, splits,
-            TILE_N=512, HAS_BIAS=bias is not None, ACTIVATION=activation, num_warps=4,
+            into, y, given, m * n, n,
+            SPLITS=splits, TILE_N=512, HAS_BIAS=bias is not None, ACTIVATION=activation, num_warps=4,
         )  # fmt: skip
     return y
 
