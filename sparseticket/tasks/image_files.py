@@ -1,6 +1,7 @@
 """The files of a data set by name, in a folder, a zip or a tar that stays packed; and the images decoded from them.
 
-Nothing is ever written where an archive says, links are not followed, and a member must be of the size that is stated.
+Nothing is ever written where an archive says, a member must be of the size that is stated, and an archive's links are
+refused. A folder's links are followed.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ import io
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from stat import S_ISREG
 
 import numpy as np
 import torch
@@ -105,7 +105,8 @@ def open_files(path: Path) -> DataFiles:
     Hidden files and those that macOS adds to archives are left out.
 
     Raises:
-        UserError: there is nothing at ``path``, or an archive is damaged, holds links or names that lead outside.
+        UserError: there is nothing at ``path``, a folder in it cannot be listed, or an archive is damaged, holds links
+            or names that lead outside.
     """
     if path.is_dir():
         sizes, get = _folder(path)
@@ -122,13 +123,24 @@ Listed = tuple[dict[str, int], Callable[[str], bytes]]
 
 
 def _folder(path: Path) -> Listed:
-    sizes = {}
-    for folder, _, names in os.walk(path):
-        for name in names:
-            file = Path(folder, name)
-            if file.exists() and S_ISREG((status := file.stat()).st_mode):
-                sizes[file.relative_to(path).as_posix()] = status.st_size
+    try:
+        sizes = dict(_below(path, "", frozenset()))
+    except OSError as error:
+        raise UserError(f"--data {path} cannot be listed ({error}).") from error
     return sizes, lambda name: (path / name).read_bytes()
+
+
+def _below(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
+    """Names and sizes of regular files, links followed but for those that lead back to a folder ``above``."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir() and not _is_hidden(entry.name):
+                yield from _below(Path(entry.path), f"{prefix}{entry.name}/", above | {real})
+            elif entry.is_file():
+                yield prefix + entry.name, entry.stat().st_size
 
 
 def _zip(path: Path) -> Listed:

@@ -19,6 +19,7 @@ from sparseticket.models.vision import VisionModel
 from sparseticket.seeds import derive, generator
 from sparseticket.tasks import register
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
+from sparseticket.tasks.contrast import processes
 from sparseticket.tasks.image_files import identity
 from sparseticket.tasks.image_pixels import resize_to
 from sparseticket.tasks.mask_files import LAYOUT, VOID, MaskedImages, find_layout
@@ -55,6 +56,17 @@ class Segmentation(Stateless):
     def adapt(self, spec: VisionModel) -> VisionModel:
         """The model as this task needs it."""
         return replace(for_scenes(spec), class_names=self.class_names)
+
+    def begin(self, model: nn.Module, *, seed: int, round: int) -> Sequence[nn.Module]:
+        """See :meth:`sparseticket.tasks.base.Task.begin`; refuses batches of which a process would have one image."""
+        for rows in self.batches("train", seed=seed, round=round, epoch=0).rows if processes() > 1 else ():
+            if len(rows) < 2 * processes():
+                raise UserError(
+                    f"task {self.name} over {processes()} processes leaves one of them a single image of a batch of "
+                    f"{len(rows)}, over which BatchNorm has no variance: choose a --batch-size by which each process "
+                    f"has two or more, also of the last batch (there are {len(self._train)} images)."
+                )
+        return ()
 
     def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]:
         """In training ``pixels`` fp32 [B, 3, S, S] and ``masks`` int64 [B, S, S] of random crops, half are flipped.

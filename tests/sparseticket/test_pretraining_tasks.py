@@ -491,3 +491,16 @@ def test_two_processes_have_the_loss_and_gradient_of_the_whole_batch_and_find_a_
     assert done.returncode == 0, done.stderr[-3000:]
     assert read_json(tmp_path / "run" / "summary.json")["rounds"][0]["sparsity"] == pytest.approx(0.2, abs=1e-5)
     assert "linear.0.weight" not in load_file(tmp_path / "run" / "round-00" / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["simclr", "moco"])
+def test_a_step_of_a_resnet_of_imagenet_at_224_pixels_has_a_finite_loss_and_gradients(pictures, name):
+    spec = resolve("resnet18").from_scratch()
+    task = task_of(name, pictures, spec=spec, batch_size=2)
+    network = spec.build(task.head, seed=0)
+    task.begin(network.module, seed=0, round=0)
+    batch = task.batches("train", seed=0, round=0, epoch=0)[0]
+    assert {value.shape[-1] for value in batch.values() if value.ndim == 4} == {224}
+    loss = task.loss(network.module, batch, step=0)
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in network.module.parameters())

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import hashlib
+import itertools
 import os
 import pickle
 import shutil
@@ -25,6 +26,7 @@ from sparseticket.errors import UserError
 from sparseticket.export.exporter import export_model
 from sparseticket.imp import find
 from sparseticket.models import resolve
+from sparseticket.models.scene import MODULES
 from sparseticket.models.vision import IMAGENET_MEAN, IMAGENET_STD
 from sparseticket.options import find_settings
 from sparseticket.progress import Screen
@@ -343,26 +345,45 @@ def test_visda_has_no_download():
         made("visda17", None)
 
 
-@pytest.mark.parametrize("task", WRITERS)
+EXPORTED = (*WRITERS, "digits", "image-folder", "imagenet")
+
+
+def written_classes(folder):
+    """Class folders of two classes."""
+    for split, number, name in itertools.product(("train", "val"), range(4), ("cat", "dog")):
+        (folder / split / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random_bytes(32, 32, 3)).save(folder / split / name / f"{number}.png")
+    return folder
+
+
+def test_every_task_on_images_is_exported_by_a_test():
+    elsewhere = {"simclr", "moco", *MODULES}  # tests/export/test_features.py and test_scenes.py
+    assert {name for name, task in entries().items() if task.kind == "vision"} == {*EXPORTED, *elsewhere}
+
+
+@pytest.mark.parametrize("task", EXPORTED)
 def test_a_ticket_of_every_task_exports_with_its_accuracy_and_runs_in_bench(published, tmp_path, monkeypatch, task):
+    data = None if task == "digits" else published / task if task in WRITERS else written_classes(tmp_path / "data")
     settings = find_settings(
         "resnet20-cifar",
         task=task,
-        data=published / task,
+        data=data,
         protocol={"schedule": "one-shot", "sparsity": 0.5},
         dense=False,
         training={"round_length": "1it", "batch_size": 8},
     )
     find(settings, tmp_path / "run", screen=Screen(quiet=True))
-    report = export_model(tmp_path / "run", tmp_path / "onnx", data=published / task)
+    report = export_model(tmp_path / "run", tmp_path / "onnx", task=task, data=data)
     assert report["task"]["name"] == task and report["task"]["onnx"] == report["task"]["pytorch"]
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
     (pixels,) = session.get_inputs()
-    assert list(pixels.shape[1:]) == [3, SIDES[task], SIDES[task]]
-    (logits,) = session.run(None, {pixels.name: np.zeros((2, 3, SIDES[task], SIDES[task]), dtype=np.float32)})
-    assert logits.shape == (2, CLASSES[task])
+    assert list(pixels.shape[1:]) == [3, SIDES.get(task, 32), SIDES.get(task, 32)]
+    (logits,) = session.run(
+        None, {pixels.name: np.zeros((2, 3, SIDES.get(task, 32), SIDES.get(task, 32)), dtype=np.float32)}
+    )
+    assert logits.shape == (2, CLASSES.get(task, 10 if task == "digits" else 2))
 
-    if task != "fashion-mnist":  # bench sees the input's size, and this one's is the unusual
+    if task not in ("fashion-mnist", "imagenet"):  # bench sees the input's size, and this one's is the unusual
         return
     monkeypatch.setattr(candidates, "measure_alone", lambda *_, **__: Alone(load_ms=1.0, memory_bytes=1))
     compared = [str(tmp_path / "run"), str(tmp_path / "onnx")]

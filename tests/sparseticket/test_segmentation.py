@@ -214,6 +214,15 @@ def test_batches_of_one_image_are_refused_before_anything_is_trained(camvid, nam
         task_of(camvid, batch_size=1, name=name)
 
 
+def test_a_batch_that_leaves_a_process_one_image_is_refused_also_the_last(camvid, monkeypatch):
+    images = len(task_of(camvid)._train)
+    monkeypatch.setattr("sparseticket.tasks.segmentation.processes", lambda: 2)
+    for size in (3, images - 2):
+        with pytest.raises(UserError, match=f"two or more, also of the last batch .there are {images} images"):
+            task_of(camvid, batch_size=size).begin(torch.nn.Identity(), seed=0, round=0)
+    assert task_of(camvid, batch_size=images).begin(torch.nn.Identity(), seed=0, round=0) == ()
+
+
 def test_a_single_image_to_train_on_is_refused(tmp_path):
     with pytest.raises(UserError, match="one image to train on"):
         task_of(write_camvid(tmp_path / "camvid", train=1)).batches("train", **DRAW)
