@@ -214,7 +214,7 @@ def _summarise(settings: TransferSettings, run: RunFolder, ticket: Ticket, *, ma
         "ticket": ticket.identity,
         "sparsity": results["ticket"][0]["sparsity"],
         "seeds": list(range(settings.seeds)),
-        "arms": {name: arm.table() for name, arm in arms.items()},
+        "arms": {name: arm.table() | _every_metric(results[name]) for name, arm in arms.items()},
         **verdicts["ticket"].table(),
         "verdicts": {arm: verdict.table() for arm, verdict in verdicts.items()},
         "differences": {arm: _difference(arms["ticket"], arms[arm]).table() for arm in settings.controls},
@@ -224,6 +224,12 @@ def _summarise(settings: TransferSettings, run: RunFolder, ticket: Ticket, *, ma
     if main:
         write_json(run.path / "transfer.json", summary)
     return summary
+
+
+def _every_metric(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where a task has several (AP50 beside AP), what each run has of each."""
+    names = runs[0]["metrics"]
+    return {"metrics": {name: [run["metrics"][name] for run in runs] for name in names}} if len(names) > 1 else {}
 
 
 def _difference(ticket: Arm, control: Arm) -> Arm:

@@ -387,6 +387,9 @@ def test_a_ticket_of_a_detector_moves_to_classification_and_back(run, voc, tmp_p
     )
     back = transfer(loaded, settings, tmp_path / "back", screen=Screen(quiet=True))
     assert back["metric"] == "AP" and set(back["arms"]) == {"dense", "ticket", "random-weights"}
+    arm = back["arms"]["ticket"]
+    assert set(arm["metrics"]) == {"AP", "AP50", "AP75"} and arm["metrics"]["AP"] == arm["values"]
+    assert "metrics" not in there["arms"]["ticket"], "a task's only metric is said twice"
 
 
 SCENES = """
