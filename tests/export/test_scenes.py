@@ -1,4 +1,4 @@
-"""Detectors and segmenters as ONNX files: raw outputs and logits like PyTorch's, INT8, timed by bench."""
+"""Detectors and segmenters as ONNX files: raw outputs and logits like PyTorch's, INT8."""
 
 import json
 
@@ -8,9 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from sparseticket.bench import candidates
-from sparseticket.bench.alone import Alone
-from sparseticket.bench.runner import bench
 from sparseticket.errors import UserError
 from sparseticket.export.decisions import same_decisions
 from sparseticket.export.exporter import export_model
@@ -112,16 +109,6 @@ def test_decisions_of_pixels_are_those_of_the_largest_class():
     expected = torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]]).numpy()  # classes 1 and 0
     got = torch.tensor([[[[1.0, 2.0]], [[0.0, 1.0]]]]).numpy()  # classes 0 and 0
     assert same_decisions("logits", expected, got, None).tolist() == [False, True]
-
-
-@pytest.mark.parametrize("kind", ["detection", "segmentation"])
-def test_bench_times_the_file_beside_the_folder(exported, kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(candidates, "measure_alone", lambda *_, **__: Alone(load_ms=1.0, memory_bytes=1))
-    folder, out, _ = exported[kind]
-    result = bench([str(folder), str(out)], tmp_path / "bench", threads=(1,), seconds=0.05, min_rounds=8)
-    providers = {record["provider"] for record in result["records"]}
-    assert {"pytorch-cpu", "onnxruntime-cpu"} <= providers
-    assert all(record["p50_ms"] > 0 for record in result["records"])
 
 
 def test_a_detector_trained_on_no_named_data_cannot_be_measured_on_a_classifier_s_task(exported, tmp_path):
