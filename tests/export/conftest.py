@@ -62,7 +62,7 @@ def traced_once() -> Iterator[None]:
 
     def remembered(model: LoadedModel, opset: int):
         config = getattr(model.module, "config", None)
-        digest = hashlib.sha256(f"{type(model.module)} {config!r} {model.inputs} {opset}".encode())
+        digest = hashlib.sha256(f"{type(model.module)} {config!r} {model.inputs} {model.image} {opset}".encode())
         for name, tensor in model.module.state_dict().items():
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
         if digest.digest() not in traced:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniatures import HEIGHT, SHAPES, WIDTH, annotation, boxes_of, one_object, picture, write_voc
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -34,46 +35,6 @@ DRAW = {"seed": 0, "round": 1, "epoch": 2}
 RESNET20 = resolve("resnet20-cifar")
 SIDE = 128
 SCALE = torch.tensor([SIDE / 80, SIDE / 60]).repeat(2)
-
-
-SHAPES = ((10, 12, 40, 36), (50, 8, 76, 30), (30, 34, 70, 58))  # x1, y1, x2, y2 in an image of 80 x 60
-HEIGHT, WIDTH = 60, 80
-
-
-def boxes_of(number):
-    """Of image ``number``: one to three rectangles, and their classes."""
-    return [(box, ("cell", "plate")[(number + i) % 2]) for i, box in enumerate(SHAPES[: 1 + number % 3])]
-
-
-def picture(number):
-    pixels = np.random.default_rng(number).integers(0, 40, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    for (x1, y1, x2, y2), name in boxes_of(number):
-        pixels[y1:y2, x1:x2, 0 if name == "cell" else 2] += 200
-    return pixels
-
-
-def one_object(name, box, difficult=0):
-    x1, y1, x2, y2 = box
-    inside = f"<xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"  # from 1, inclusive
-    return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{inside}</bndbox></object>"
-
-
-def annotation(objects, width=WIDTH, height=HEIGHT):
-    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
-    return f"<annotation>{size}{''.join(objects)}</annotation>"
-
-
-def write_voc(root, train=6, evaluation=3):
-    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (root / folder).mkdir(parents=True)
-    for number in range(train + evaluation):
-        Image.fromarray(picture(number)).save(root / "JPEGImages" / f"image_{number}.jpg", quality=95)
-        objects = [one_object(kind, box) for box, kind in boxes_of(number)]
-        (root / "Annotations" / f"image_{number}.xml").write_text(annotation(objects))
-    for split, numbers in (("train", range(train)), ("val", range(train, train + evaluation))):
-        lines = "".join(f"image_{number}\n" for number in numbers)
-        (root / "ImageSets" / "Main" / f"{split}.txt").write_text(lines)
-    return root
 
 
 def task_of(data, batch_size=2):

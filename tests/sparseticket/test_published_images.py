@@ -3,11 +3,9 @@
 import dataclasses
 import gzip
 import hashlib
-import itertools
 import os
 import pickle
 import shutil
-import struct
 import tarfile
 import zipfile
 
@@ -15,18 +13,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from miniatures import PUBLISHED, VISDA, random_bytes
 from PIL import Image
 from scipy.io import savemat
 from torchvision.transforms.v2 import functional as VF
 
-from sparseticket.bench import candidates
-from sparseticket.bench.alone import Alone
-from sparseticket.bench.runner import bench
 from sparseticket.errors import UserError
 from sparseticket.export.exporter import export_model
 from sparseticket.imp import find
 from sparseticket.models import resolve
-from sparseticket.models.scene import MODULES
 from sparseticket.models.vision import IMAGENET_MEAN, IMAGENET_STD
 from sparseticket.options import find_settings
 from sparseticket.progress import Screen
@@ -35,66 +30,9 @@ from sparseticket.tasks import TaskOptions, entries, make_task
 
 DRAW = {"seed": 0, "round": 1, "epoch": 2}
 RESNET20, RESNET18 = resolve("resnet20-cifar"), resolve("resnet18")
-RNG = np.random.default_rng(0)
-VISDA = ("aeroplane", "bicycle", "bus", "car", "horse", "knife", "motorcycle", "person", "plant", "skateboard")
-VISDA = (*VISDA, "train", "truck")
 EXECUTED = []
 
 
-def random_bytes(*shape):
-    return RNG.integers(0, 256, shape, dtype=np.uint8)
-
-
-def write_cifar10(folder):
-    for name in (*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"):
-        records = random_bytes(4, 3073)
-        records[:, 0] %= 10
-        records.tofile(folder / name)
-    (folder / "batches.meta.txt").write_text("airplane\nautomobile\nbird\ncat\n" + "other\n" * 6 + "\n")
-
-
-def write_cifar100(folder):
-    for name, count in (("train.bin", 20), ("test.bin", 4)):
-        records = random_bytes(count, 3074)
-        records[:, 0] %= 20
-        records[:, 1] = np.arange(count) * 5 % 100
-        records.tofile(folder / name)
-    (folder / "fine_label_names.txt").write_text("".join(f"name_{n}\n" for n in range(100)))
-
-
-def write_svhn(folder):
-    for name, count in (("train_32x32.mat", 20), ("test_32x32.mat", 4)):
-        labels = (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]
-        savemat(folder / name, {"X": random_bytes(32, 32, 3, count), "y": labels})
-
-
-def write_fashion_mnist(folder):
-    for name, count in (("train", 20), ("t10k", 4)):
-        images = struct.pack(">4i", 0x803, count, 28, 28) + random_bytes(count, 28, 28).tobytes()
-        labels = struct.pack(">2i", 0x801, count) + bytes(n % 10 for n in range(count))
-        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
-        (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
-
-
-def write_visda(folder):
-    for split, count in (("train", 20), ("validation", 12)):
-        lines = []
-        for number in range(count):
-            label = number * 7 % 12
-            name = f"{VISDA[label]}/{number:03d}.png"
-            (folder / split / VISDA[label]).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(random_bytes(40, 60, 3)).save(folder / split / name)
-            lines.append(f"{name} {label}\n")
-        (folder / split / "image_list.txt").write_text("".join(lines))
-
-
-WRITERS = {
-    "cifar10": write_cifar10,
-    "cifar100": write_cifar100,
-    "svhn": write_svhn,
-    "fashion-mnist": write_fashion_mnist,
-    "visda17": write_visda,
-}
 SIDES = {"cifar10": 32, "cifar100": 32, "svhn": 32, "fashion-mnist": 28, "visda17": 32}
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "fashion-mnist": 10, "visda17": 12}
 AUGMENTED = ("cifar10", "cifar100", "visda17")
@@ -103,7 +41,7 @@ AUGMENTED = ("cifar10", "cifar100", "visda17")
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     root = tmp_path_factory.mktemp("published")
-    for task, write in WRITERS.items():
+    for task, write in PUBLISHED.items():
         (root / task).mkdir()
         write(root / task)
     return root
@@ -137,7 +75,7 @@ def packed(folder, path, around=""):
     return path
 
 
-@pytest.mark.parametrize("task", WRITERS)
+@pytest.mark.parametrize("task", PUBLISHED)
 @pytest.mark.parametrize("form", ["around", "zip", "tar", "tar.gz"])
 def test_the_files_may_lie_deeper_or_be_packed_and_are_the_same_data(published, tmp_path, task, form):
     if form == "around":
@@ -152,7 +90,7 @@ def test_the_files_may_lie_deeper_or_be_packed_and_are_the_same_data(published, 
             assert torch.equal(one["pixels"], other["pixels"]) and torch.equal(one["labels"], other["labels"])
 
 
-@pytest.mark.parametrize("task", WRITERS)
+@pytest.mark.parametrize("task", PUBLISHED)
 def test_every_task_has_its_images_classes_recipe_and_augmentation(published, task):
     one, side = made(task, published / task), SIDES[task]
     assert one.head.classes == CLASSES[task] == len(one.class_names)
@@ -313,7 +251,7 @@ def serve(monkeypatch, contents):
     monkeypatch.setattr(utils, "_get_redirect_url", lambda url, max_hops: url)
 
 
-@pytest.mark.parametrize("task", [task for task in WRITERS if task != "visda17"])
+@pytest.mark.parametrize("task", [task for task in PUBLISHED if task != "visda17"])
 def test_without_data_or_a_network_it_is_said_what_to_fetch(monkeypatch, tmp_path, task):
     monkeypatch.setenv("SPARSETICKET_CACHE", str(tmp_path))
     serve(monkeypatch, {})
@@ -345,48 +283,21 @@ def test_visda_has_no_download():
         made("visda17", None)
 
 
-EXPORTED = (*WRITERS, "digits", "image-folder", "imagenet")
-
-
-def written_classes(folder):
-    """Class folders of two classes."""
-    for split, number, name in itertools.product(("train", "val"), range(4), ("cat", "dog")):
-        (folder / split / name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random_bytes(32, 32, 3)).save(folder / split / name / f"{number}.png")
-    return folder
-
-
-def test_every_task_on_images_is_exported_by_a_test():
-    elsewhere = {"simclr", "moco", *MODULES}  # tests/export/test_features.py and test_scenes.py
-    assert {name for name, task in entries().items() if task.kind == "vision"} == {*EXPORTED, *elsewhere}
-
-
-@pytest.mark.parametrize("task", EXPORTED)
-def test_a_ticket_of_every_task_exports_with_its_accuracy_and_runs_in_bench(published, tmp_path, monkeypatch, task):
-    data = None if task == "digits" else published / task if task in WRITERS else written_classes(tmp_path / "data")
+@pytest.mark.parametrize("task", PUBLISHED)
+def test_a_ticket_of_every_task_exports_with_its_accuracy(published, tmp_path, task):
     settings = find_settings(
         "resnet20-cifar",
         task=task,
-        data=data,
+        data=published / task,
         protocol={"schedule": "one-shot", "sparsity": 0.5},
         dense=False,
         training={"round_length": "1it", "batch_size": 8},
     )
     find(settings, tmp_path / "run", screen=Screen(quiet=True))
-    report = export_model(tmp_path / "run", tmp_path / "onnx", task=task, data=data)
+    report = export_model(tmp_path / "run", tmp_path / "onnx", data=published / task)
     assert report["task"]["name"] == task and report["task"]["onnx"] == report["task"]["pytorch"]
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
     (pixels,) = session.get_inputs()
-    assert list(pixels.shape[1:]) == [3, SIDES.get(task, 32), SIDES.get(task, 32)]
-    (logits,) = session.run(
-        None, {pixels.name: np.zeros((2, 3, SIDES.get(task, 32), SIDES.get(task, 32)), dtype=np.float32)}
-    )
-    assert logits.shape == (2, CLASSES.get(task, 10 if task == "digits" else 2))
-
-    if task not in ("fashion-mnist", "imagenet"):  # bench sees the input's size, and this one's is the unusual
-        return
-    monkeypatch.setattr(candidates, "measure_alone", lambda *_, **__: Alone(load_ms=1.0, memory_bytes=1))
-    compared = [str(tmp_path / "run"), str(tmp_path / "onnx")]
-    measured = bench(compared, tmp_path / "bench", threads=(1,), seconds=0.02, min_rounds=3)
-    by_runtime = {record["provider"]: record["p50_ms"] for record in measured["records"]}
-    assert by_runtime["pytorch-cpu"] > 0 and by_runtime["onnxruntime-cpu"] > 0
+    assert list(pixels.shape[1:]) == [3, SIDES[task], SIDES[task]]
+    (logits,) = session.run(None, {pixels.name: np.zeros((2, 3, SIDES[task], SIDES[task]), dtype=np.float32)})
+    assert logits.shape == (2, CLASSES[task])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniatures import HEIGHT, WIDTH, scene, write_camvid
 from PIL import Image
 
 from sparseticket.checkpoint import Checkpoint
@@ -19,27 +20,8 @@ from sparseticket.training import Round, make_accelerator, train
 DATA = os.environ.get("SPARSETICKET_DATA")
 DRAW = {"seed": 0, "round": 1, "epoch": 2}
 RESNET20 = resolve("resnet20-cifar")
-HEIGHT, WIDTH, SIDE = 60, 80, 128
+SIDE = 128
 VOID = 255
-
-
-def scene(number, classes=(0, 3, 10), void=11):
-    """An image whose red says the class of each pixel, and its mask: four quarters, the first row void."""
-    mask = np.full((HEIGHT, WIDTH), classes[number % 3], dtype=np.uint8)
-    mask[30:, :40], mask[30:, 40:] = classes[(number + 1) % 3], classes[2]
-    mask[0] = void
-    image = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
-    image[..., 0] = 20 * np.where(mask == void, mask[1], mask)
-    return image, mask
-
-
-def write_camvid(root, train=6, evaluation=3):
-    for split, numbers in (("train", range(train)), ("val", range(train, train + evaluation))):
-        for folder, part in ((split, 0), (f"{split}annot", 1)):
-            (root / folder).mkdir(parents=True)
-            for number in numbers:
-                Image.fromarray(scene(number)[part]).save(root / folder / f"{number}.png")
-    return root
 
 
 def write_voc(root):
