@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from sparseticket.kernels.bsr import Tiles
 from sparseticket.kernels.clock import Speedup
 from sparseticket.kernels.dispatch import Case, Choice
 from sparseticket.kernels.tune import Problem, measure, random_mask
@@ -30,6 +33,30 @@ def test_the_fastest_candidate_that_agrees_is_kept():
     times[1] = 1.0
     cell = measure(CASE, 40, 0.5, "cpu", thorough=True, clock=SteadyClock(times), launched=SteadyClock([]))
     assert cell.best == candidates[1][0] and (cell.ratio, cell.low, cell.high) == (1.5, 1.4, 1.6)
+
+
+HALVES = Case("dgrad", 64, 64, "block:32x32", "float16", "none")
+
+
+@pytest.mark.parametrize("launched", ["compiled", "graph"])
+def test_tiles_by_tma_are_timed_but_for_what_torch_compile_launches(launched):
+    case, timed = replace(HALVES, launched=launched), []
+
+    class Recording(SteadyClock):
+        def median(self, call):
+            timed.append(list(call.args[-1]))
+            return 1.0 if Tiles.are_resident(timed[-1]) else 2.0
+
+    best = measure(case, 40, 0.5, "cpu", thorough=True, clock=Recording([]), launched=SteadyClock([])).best
+    assert any(map(Tiles.are_resident, timed)) == Tiles.are_resident(best.tiles) == (launched == "graph")
+
+
+def test_only_a_case_that_is_launched_from_python_has_to_make_up_for_its_launch():
+    slow = (0.7, 0.6, 0.8)
+    for launched, found in (("eager", slow), ("compiled", (1.5, 1.4, 1.6)), ("graph", (1.5, 1.4, 1.6))):
+        case, steady = replace(HALVES, launched=launched), SteadyClock([1.0] * 9)
+        cell = measure(case, 40, 0.5, "cpu", clock=steady, launched=SteadyClock([], slow))
+        assert (cell.ratio, cell.low, cell.high) == found
 
 
 def test_a_candidate_with_a_wrong_result_is_never_used(monkeypatch, caplog):

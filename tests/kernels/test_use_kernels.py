@@ -284,6 +284,24 @@ def test_each_pass_runs_as_the_table_says_for_its_number_of_rows(monkeypatch):
         assert model(torch.zeros(5, 32)).shape == (5, 32) and len(seen) == 2
 
 
+@pytest.mark.parametrize("launched", ["eager", "compiled", "graph"])
+def test_the_table_is_asked_for_the_way_in_which_the_model_will_be_launched(launched):
+    layer = nn.Linear(32, 32)
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[16:, :16] = True
+    layer.weight.data.masked_fill_(~mask, 0)
+    table = Table("some GPU")
+    case = Case("infer", 32, 32, "block:16x16", "float32", "bias", "graph")
+    table.add(Measured(case, 64, 0.25, Choice("bsr_packed"), 1.2, 1.2, 1.2))
+    (placed,) = use_kernels(nn.Sequential(layer).eval(), {"0.weight": mask}, "infer", table=table, launched=launched)
+    assert placed.plan.is_dense == (launched != "graph")
+
+
+def test_another_way_to_launch_is_refused():
+    with pytest.raises(ValueError, match="launched is one of eager, compiled, graph, not 'graphs'"):
+        use_kernels(nn.Sequential(nn.Linear(32, 32)), {}, launched="graphs")
+
+
 def test_dead_blocks_get_no_gradient_at_rows_that_run_dense_either():
     layer = nn.Linear(32, 32)
     mask = torch.zeros(32, 32, dtype=torch.bool)
