@@ -105,7 +105,7 @@ def open_files(path: Path) -> DataFiles:
     Hidden files and those that macOS adds to archives are left out.
 
     Raises:
-        UserError: there is nothing at ``path``, a folder in it cannot be listed, or an archive is damaged, holds links
+        UserError: there is nothing at ``path``, a folder or link in it leads nowhere, or an archive is damaged, holds links
             or names that lead outside.
     """
     if path.is_dir():
@@ -136,11 +136,13 @@ def _below(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tuple[s
     if real in above:
         return
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir() and not _is_hidden(entry.name):
+        for entry in (entry for entry in entries if not _is_hidden(entry.name)):
+            if entry.is_dir():
                 yield from _below(Path(entry.path), f"{prefix}{entry.name}/", above | {real})
             elif entry.is_file():
                 yield prefix + entry.name, entry.stat().st_size
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                raise FileNotFoundError(f"{prefix}{entry.name} is a link to nothing")
 
 
 def _zip(path: Path) -> Listed:

@@ -86,19 +86,22 @@ def test_an_archive_with_names_that_lead_outside_is_refused(tmp_path, name, path
         open_files(write(tmp_path / name, {"a/1.png": b"x", path: b"y"}))
 
 
-def test_a_folder_s_links_are_followed_once_and_a_broken_one_is_passed_over(tmp_path):
+def test_a_folder_s_links_are_followed_once_and_a_broken_one_is_refused(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "1.png").write_bytes(b"12345")
     train = tmp_path / "data" / "train"
     train.mkdir(parents=True)
     (train / "cat").symlink_to(tmp_path / "elsewhere")
     (train / "dog.png").symlink_to(tmp_path / "elsewhere" / "1.png")
-    (train / "gone").symlink_to(tmp_path / "nowhere")
+    (train / ".gone").symlink_to(tmp_path / "nowhere")  # hidden
     (train / "back").symlink_to(tmp_path / "data")  # a folder above
     (tmp_path / "elsewhere" / "again").symlink_to(train)  # and one in turn
     files = open_files(tmp_path / "data")
     assert files.sizes == {"train/cat/1.png": 5, "train/dog.png": 5}
     assert files.read("train/cat/1.png") == b"12345"
+    (train / "emu").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="train/emu is a link to nothing"):
+        open_files(tmp_path / "data")
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
