@@ -61,7 +61,7 @@ def live_adamw_kernel(
     row, size, start = find_chunk(rows, owners, 8, CHUNK)
     lr, unscale, size = step_scaling(size, lr, lr_tensor, grad_scale, found_inf)
     correction1, correction2 = bias_corrections(row, 7, log_beta1, log_beta2)
-    size = tl.minimum(size - start, CHUNK).to(tl.int32)  # of this chunk
+    size = tl.minimum(tl.maximum(size - start, 0), CHUNK).to(tl.int32)  # of this chunk
     words = column(row, 5, tl.uint32, False) + start // 32
     prefix = column(row, 6, tl.int32, False) + start // 32
     masked = tl.load(row + 2 + 5) != 0
@@ -101,8 +101,8 @@ def _place_of(rank, words, prefix, before, last_word, alive, CHUNK: tl.constexpr
     for power in tl.static_range(16):
         if CHUNK // 64 >> power > 0:
             further = word + (CHUNK // 64 >> power)
-            ahead = tl.load(prefix + further, mask=alive & (further <= last_word), other=0x7FFFFFFF)
-            word = tl.where(ahead - before <= rank, further, word)
+            ahead = tl.load(prefix + further, mask=alive & (further <= last_word), other=0)
+            word = tl.where((further <= last_word) & (ahead - before <= rank), further, word)
     rank -= tl.load(prefix + word, mask=alive, other=0) - before
     bits = tl.load(words + word, mask=alive, other=0)
     bit = tl.zeros_like(rank)

@@ -331,7 +331,7 @@ def launch_product(
     """
     tiles = tiles or default_tiles(block, a.shape[0], a.dtype)[0].as_ints()
     if Tiles.are_resident(tiles):
-        if tma_reads(a, b):
+        if tma_reads(a, b, columns=size[0]):
             how = {"turned": turned, "packed": packed, "activation": activation, "keep_pre": keep_pre}
             return launch_resident(a, b, bias, schedule, size, block, tiles, **how)
         tiles = default_tiles(block, a.shape[0], a.dtype)[0].as_ints()

@@ -1,9 +1,9 @@
 """Block-sparse products on Hopper and later: tiles are fetched by TMA, and programs stay for several block rows.
 
-The same sums as by ``bsr.py``'s kernels, 1.1 to 1.35 times as fast on an H200 (M = 4096, blocks of 128², bf16). TMA
-takes a tile with one instruction, where the other kernels' threads compute an address for every 16 bytes; it also reads
-zeros beyond a tensor's edges, and writes nothing there. Inductor cannot trace its descriptors: what is compiled or
-exported runs the other kernels.
+The same sums as by ``bsr.py``'s kernels; prototypes were 1.05 to 1.33 times as fast as those on an H200 (M = 4096, blocks
+of 128², bf16). TMA takes a tile with one instruction, where the other kernels' threads compute an address for every 16
+bytes; it also reads zeros beyond a tensor's edges, and writes nothing there. A triton_op, as our operators are, cannot be
+traced with its descriptors (torch 2.11): what is compiled or exported runs the other kernels.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def bsr_resident_kernel(
         r = col * BLOCK_R + r_in_block
         a = A.load([m, r])
         if PACKED:
-            b = B.load([place * BLOCK_O, r_in_block]).T
+            b = B.load([tl.where(col < 0, -BLOCK_O, place * BLOCK_O), r_in_block]).T
         elif TURNED:
             b = B.load([r, row * BLOCK_O])
         else:
@@ -129,13 +129,17 @@ def bsr_tma_wgrad_kernel(
     tl.store(OUT + at + n_places + (k_in_block + tl.arange(0, TILE_K))[None, :], acc)
 
 
-def tma_reads(*tensors: Tensor) -> bool:
-    """True where this device's TMA can fetch tiles of these matrices, and nothing is being traced."""
-    if TensorDescriptor is None or any(is_fake(tensor) for tensor in tensors) or not has_tma(tensors[0].device):
+def tma_reads(*tensors: Tensor, columns: int = 0) -> bool:
+    """True where this device's TMA can fetch tiles of these matrices, and nothing is being traced.
+
+    ``columns`` are those of a result of their dtype that it has to write.
+    """
+    if any(is_fake(tensor) for tensor in tensors) or not has_tma(tensors[0].device):
         return False
-    return all(
+    return columns * tensors[0].element_size() % ALIGNMENT == 0 and all(
         0 not in tensor.shape
         and tensor.stride(-1) == 1
+        and tensor.stride(0) >= tensor.shape[-1]  # not expanded over rows
         and tensor.stride(0) * tensor.element_size() % ALIGNMENT == 0
         and tensor.data_ptr() % ALIGNMENT == 0
         for tensor in tensors
@@ -158,8 +162,11 @@ def launch_resident(
 ) -> tuple[Tensor, Tensor]:
     """What ``bsr.launch_product`` computes; ``turned``: ``b`` is ``[R, O]``. For tensors that :func:`tma_reads`."""
     rows, out, reduce, warps, stages, residents = tiles
-    if out != block[0]:
-        raise ValueError(f"resident tiles have to hold a block's {block[0]} columns of results, and {tiles} do not")
+    if out != block[0] or reduce < 1 or block[1] % reduce:
+        raise ValueError(
+            f"resident tiles have to hold a block's {block[0]} columns of results and divide its {block[1]} terms, and "
+            f"{tiles} do not"
+        )
     (m, _), o = a.shape, size[0]
     row_tiles = triton.cdiv(m, rows)
     groups = groups_for(row_tiles, residents * _multiprocessors(a.device))
@@ -200,6 +207,8 @@ def launch_tma_wgrad(
 @cache
 def has_tma(device: torch.device) -> bool:
     """True where this device's kernels can fetch tiles by TMA."""
+    if TensorDescriptor is None:
+        return False
     return INTERPRETED or (device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= WITH_TMA)
 
 

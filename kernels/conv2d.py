@@ -207,7 +207,8 @@ def candidate_tiles(block: tuple[int, int], dtype: torch.dtype) -> list[Tiles]:
 
     Not 256 x 128 results: beside the addresses of pixels they spill on sm_90 (48 bytes and more).
     """
-    return [tiles for tiles in linear_tiles(block, "forward", dtype) if tiles.rows * tiles.out < 256 * 128]
+    found = linear_tiles(block, "forward", dtype)
+    return [tiles for tiles in found if tiles.rows * tiles.out < 256 * 128 and not tiles.residents]
 
 
 def output_size(size: tuple[int, int], kernel: tuple[int, int], stride: list[int], padding: list[int]) -> list[int]:

@@ -132,9 +132,8 @@ class Problem:
 
     def _worth_trying(self, tilings: Sequence[tuple[int, ...]], thorough: bool) -> Sequence[tuple[int, ...]]:
         """All of them; in a hurry the first with TMA, which was the best, or next to it, of all on an H200."""
-        if thorough:
-            return tilings
-        return [tiles for tiles in tilings if Tiles.are_resident(tiles)][:1] if has_tma(self.x.device) else []
+        resident = [tiles for tiles in tilings if Tiles.are_resident(tiles)] if has_tma(self.x.device) else []
+        return [*(tiles for tiles in tilings if not Tiles.are_resident(tiles)), *resident] if thorough else resident[:1]
 
     def call(self, choice: Choice) -> Callable[[], Tensor]:
         """The kernel with its tiles, on this problem."""

@@ -105,8 +105,8 @@ def open_files(path: Path) -> DataFiles:
     Hidden files and those that macOS adds to archives are left out.
 
     Raises:
-        UserError: there is nothing at ``path``, a folder or link in it leads nowhere, or an archive is damaged, holds links
-            or names that lead outside.
+        UserError: there is nothing at ``path``, a link in it leads nowhere, a folder cannot be listed, or an archive is
+            damaged, holds links or names that lead outside.
     """
     if path.is_dir():
         sizes, get = _folder(path)

@@ -43,8 +43,8 @@ def only_tma(monkeypatch):
     """What TMA cannot read fails, instead of running on other kernels."""
     reads = bsr_resident.tma_reads
 
-    def must_read(*tensors):
-        assert reads(*tensors), "these run without TMA"
+    def must_read(*tensors, **result):
+        assert reads(*tensors, **result), "these run without TMA"
         return True
 
     monkeypatch.setattr("sparseticket.kernels.bsr.tma_reads", must_read)
@@ -98,11 +98,13 @@ def test_weights_wholly_dead_or_alive_are_right(density, device, close):
     close(torch.autograd.grad(y, ours, dy), expected)
 
 
-@pytest.mark.parametrize("why", ["rows of odd bytes", "turned", "an odd begin"])
+@pytest.mark.parametrize("why", ["rows of odd bytes", "turned", "an odd begin", "one row for all"])
 def test_what_tma_cannot_read_runs_on_the_other_kernels(why, device, close):
     x, weight, bias, _, layout, mask = problem(40, 64, 96, (32, 32), 0.5, torch.float16, device)
     if why == "rows of odd bytes":
         x = F.pad(x, (0, 1))[:, :-1]
+    elif why == "one row for all":
+        x = x[:1].expand(40, 96)
     elif why == "turned":
         x = x.T.contiguous().T
     else:
@@ -112,10 +114,29 @@ def test_what_tma_cannot_read_runs_on_the_other_kernels(why, device, close):
     close(y, F.linear(x.double().cpu(), weight.double().cpu() * mask, bias.double().cpu()))
 
 
+def test_results_whose_rows_are_not_of_16_bytes_are_written_by_the_other_kernels(device, close):
+    x, weight, bias, _, layout, mask = problem(40, 61, 96, (32, 32), 0.5, torch.float16, device)
+    exact = F.linear(x.double().cpu(), weight.double().cpu() * mask, bias.double().cpu())
+    tiles = resident_tiles((32, 32))
+    close(bsr_linear(x, weight, layout, bias, tiles=tiles), exact)
+    close(bsr_linear_packed(x, PackedBlocks.from_dense(weight, layout), bias, tiles=tiles[0]), exact)
+
+
+def test_an_infinite_weight_does_not_reach_packed_rows_without_blocks(device):
+    x, weight, bias, _, layout, mask = problem(40, 64, 96, (32, 32), 0.5, torch.float16, device)
+    row, column = int(layout.row[0]) * 32, int(layout.col[0]) * 32
+    weight[row, column] = float("inf")
+    y = bsr_linear_packed(x, PackedBlocks.from_dense(weight, layout), bias, tiles=resident_tiles((32, 32))[0])
+    empty = ~mask.any(1)
+    assert empty.any() and torch.equal(y[:, empty], bias[empty].expand(40, -1))
+
+
 def test_tiles_that_hold_part_of_a_block_are_refused(device):
     x, weight, bias, _, layout, _ = problem(40, 64, 96, (32, 32), 0.5, torch.float16, device)
     with pytest.raises(ValueError, match="hold a block's 32 columns"):
         bsr_linear(x, weight, layout, bias, tiles=([32, 16, 32, 4, 2, 1], [], []))
+    with pytest.raises(ValueError, match="divide its 32 terms"):
+        bsr_linear(x, weight, layout, bias, tiles=([32, 32, 64, 4, 2, 1], [], []))
 
 
 @pytest.mark.gpu

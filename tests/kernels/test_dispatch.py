@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -79,7 +80,7 @@ def test_a_table_comes_back_from_its_file(tmp_path):
     "spoil",
     [
         lambda record: record.pop("cells"),
-        lambda record: record.update(format=1),
+        lambda record: record.update(format=3),
         lambda record: record["cells"][0].update(m=0),
         lambda record: record["cells"][0].update(low=9.0),
         lambda record: record["cells"][0]["case"].update(which="sideways"),
@@ -93,6 +94,15 @@ def test_a_spoiled_table_is_refused(spoil, tmp_path):
     (tmp_path / "table.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="tune-kernels"):
         Table.load(tmp_path / "table.json")
+
+
+def test_a_table_of_the_first_format_speaks_for_what_is_launched_from_python(tmp_path):
+    record = json.loads(table(cell(64, 1.5)).to_json()) | {"format": 1}
+    del record["cells"][0]["case"]["launched"]
+    (tmp_path / "table.json").write_text(json.dumps(record))
+    old = Table.load(tmp_path / "table.json")
+    assert old.choose(CASE, 64, 0.25) == KERNEL
+    assert old.choose(replace(CASE, launched="graph"), 64, 0.25) == Choice()
 
 
 def test_each_gpu_has_a_file_of_its_own(tmp_path):

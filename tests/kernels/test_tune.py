@@ -39,7 +39,8 @@ HALVES = Case("dgrad", 64, 64, "block:32x32", "float16", "none")
 
 
 @pytest.mark.parametrize("launched", ["compiled", "graph"])
-def test_tiles_by_tma_are_timed_but_for_what_torch_compile_launches(launched):
+def test_tiles_by_tma_are_timed_but_for_what_torch_compile_launches(launched, monkeypatch):
+    monkeypatch.setattr("sparseticket.kernels.tune.has_tma", lambda device: True)
     case, timed = replace(HALVES, launched=launched), []
 
     class Recording(SteadyClock):
@@ -49,6 +50,11 @@ def test_tiles_by_tma_are_timed_but_for_what_torch_compile_launches(launched):
 
     best = measure(case, 40, 0.5, "cpu", thorough=True, clock=Recording([]), launched=SteadyClock([])).best
     assert any(map(Tiles.are_resident, timed)) == Tiles.are_resident(best.tiles) == (launched == "graph")
+
+
+def test_where_there_is_no_tma_no_tiles_of_it_are_tried():
+    tried = [choice.tiles for choice, _ in Problem.draw(HALVES, 40, 0.5, "cpu", 0).candidates(thorough=True)]
+    assert len(tried) > 2 and not any(map(Tiles.are_resident, tried))
 
 
 def test_only_a_case_that_is_launched_from_python_has_to_make_up_for_its_launch():

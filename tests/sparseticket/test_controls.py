@@ -220,7 +220,10 @@ def test_a_transfer_finished_before_gets_the_tickets_differences_to_its_controls
     run = RunFolder.open(tmp_path, asdict(settings), what="transfer.toml")
     for arm, of_arm in values.items():
         for seed, value in enumerate(of_arm):
-            run.finish(f"{arm}-seed{seed}", {"value": value, "metric": "accuracy", "sparsity": 0.5})
+            run.finish(
+                f"{arm}-seed{seed}",
+                {"value": value, "metric": "accuracy", "metrics": {"accuracy": value}, "sparsity": 0.5},
+            )
     done = transfer(ticket, settings, tmp_path, screen=Screen(quiet=True))
     assert done == json.loads((tmp_path / "transfer.json").read_text())
     assert list(done["differences"]) == ["random-mask"]
