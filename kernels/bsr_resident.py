@@ -1,9 +1,9 @@
 """Block-sparse products on Hopper and later: tiles are fetched by TMA, and programs stay for several block rows.
 
-The same sums as by ``bsr.py``'s kernels; prototypes were 1.05 to 1.33 times as fast as those on an H200 (M = 4096, blocks
-of 128², bf16). TMA takes a tile with one instruction, where the other kernels' threads compute an address for every 16
-bytes; it also reads zeros beyond a tensor's edges, and writes nothing there. A triton_op, as our operators are, cannot be
-traced with its descriptors (torch 2.11): what is compiled or exported runs the other kernels.
+The same sums as by ``bsr.py``'s kernels; prototypes were 1.05 to 1.33 times as fast as those on an H200 (M = 4096,
+blocks of 128², bf16). TMA takes a tile with one instruction, where the other kernels' threads compute an address for
+every 16 bytes; it also reads zeros beyond a tensor's edges, and writes nothing there. A triton_op, as ours are,
+cannot be traced with its descriptors (torch 2.11): what is compiled or exported runs the other kernels.
 """
 
 from __future__ import annotations
