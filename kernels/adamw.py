@@ -153,9 +153,9 @@ def _masked_adamw(
         settings = (lr if lr_tensor is None else lr_tensor.item(), beta1, beta2, eps, weight_decay)
         masked_adamw_reference(*columns, settings, grad_scale, found_inf)
         return
-    tiles, numbers = TILES, scalars(lr, beta1, beta2, eps, weight_decay)
-    for launch in launches(columns, tiles.chunk):
-        launch.run(masked_adamw_kernel, *numbers, lr_tensor, grad_scale, found_inf, *launch.dtypes[:3], tiles=tiles)
+    numbers = scalars(lr, beta1, beta2, eps, weight_decay)
+    for launch in launches(columns, TILES.chunk):
+        launch.run(masked_adamw_kernel, *numbers, lr_tensor, grad_scale, found_inf, *launch.dtypes[:3], tiles=TILES)
 
 
 def scalars(lr: float, beta1: float, beta2: float, eps: float, decay: float) -> tuple[float, ...]:

@@ -165,9 +165,9 @@ def _live_adamw(
         settings = (lr if lr_tensor is None else lr_tensor.item(), beta1, beta2, eps, weight_decay)
         live_adamw_reference(weights, gradients, states, words, steps, settings, grad_scale, found_inf)
         return
-    tiles, numbers = TILES, scalars(lr, beta1, beta2, eps, weight_decay)
-    for launch in launches((weights, gradients, *states, words, prefixes, steps), tiles.chunk):
-        launch.run(live_adamw_kernel, *numbers, lr_tensor, grad_scale, found_inf, *launch.dtypes[:2], tiles=tiles)
+    numbers = scalars(lr, beta1, beta2, eps, weight_decay)
+    for launch in launches((weights, gradients, *states, words, prefixes, steps), TILES.chunk):
+        launch.run(live_adamw_kernel, *numbers, lr_tensor, grad_scale, found_inf, *launch.dtypes[:2], tiles=TILES)
 
 
 def live_adamw(

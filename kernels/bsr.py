@@ -329,11 +329,10 @@ def launch_product(
 
     ``b`` is ``[O, R]``, ``[R, O]`` if ``turned``, or blocks of ``[BO, BR]``.
     """
-    tiles = tiles or default_tiles(block, a.shape[0], a.dtype)[0].as_ints()
-    if Tiles.are_resident(tiles):
-        if tma_reads(a, b, columns=size[0]):
-            how = {"turned": turned, "packed": packed, "activation": activation, "keep_pre": keep_pre}
-            return launch_resident(a, b, bias, schedule, size, block, tiles, **how)
+    if Tiles.are_resident(tiles) and tma_reads(a, b, columns=size[0]):
+        how = {"turned": turned, "packed": packed, "activation": activation, "keep_pre": keep_pre}
+        return launch_resident(a, b, bias, schedule, size, block, tiles, **how)
+    if not tiles or Tiles.are_resident(tiles):
         tiles = default_tiles(block, a.shape[0], a.dtype)[0].as_ints()
     rows, out, reduce, warps, stages = tiles
     (m, _), (o, r) = a.shape, size
@@ -366,7 +365,7 @@ def _launch_wgrad(
 ) -> Tensor:
     """The dense gradient ``[N, K]`` of ``dy [M, N]`` and ``x [M, K]``, exactly 0 outside live blocks."""
     with_tma = Tiles.are_resident(tiles) and tma_reads(dy, x)
-    if not tiles or (Tiles.are_resident(tiles) and not with_tma):
+    if not with_tma and (not tiles or Tiles.are_resident(tiles)):
         tiles = default_tiles(block, dy.shape[0], dy.dtype)[2].as_ints()
     tile_n, tile_k, tile_m, warps, stages = tiles[:5]
     (n, k), (block_n, block_k), m, nnzb = shape, block, dy.shape[0], len(col) - 1

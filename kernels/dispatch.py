@@ -210,9 +210,8 @@ def _cell(line: dict[str, Any]) -> Measured:
     best = Choice(line["best"]["kernel"], tuple(line["best"]["tiles"]))
     cell = Measured(case, line["m"], line["density"], best, line["ratio"], line["low"], line["high"])
     kinds = {"n": int, "k": int}
-    if any(not isinstance(getattr(case, f.name), kinds.get(f.name, str)) for f in fields(case)):
-        raise ValueError(f"{line['case']} is no case")
-    if case.which not in PASSES or case.launched not in LAUNCHES:
+    odd = any(not isinstance(getattr(case, f.name), kinds.get(f.name, str)) for f in fields(case))
+    if odd or case.which not in PASSES or case.launched not in LAUNCHES:
         raise ValueError(f"{line['case']} is no case")
     if not (isinstance(cell.m, int) and cell.m > 0 and 0 <= cell.density <= 1 and 0 < cell.low <= cell.high):
         raise ValueError(f"a cell of {case} holds impossible numbers")

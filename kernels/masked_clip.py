@@ -57,14 +57,13 @@ def masked_norm_reference(gradients: Sequence[Tensor], words: Sequence[Tensor]) 
 def masked_norm_unchecked(gradients: list[Tensor], words: list[Tensor]) -> Tensor:
     if not runs_kernel(gradients[0]):
         return masked_norm_reference(gradients, words)
-    tiles = TILES
-    todo = list(launches((gradients, words), tiles.chunk))
+    todo = list(launches((gradients, words), TILES.chunk))
     device = gradients[0].device
     partial = torch.empty(sum(launch.programs for launch in todo), dtype=torch.float32, device=device)
     norm = torch.zeros((), dtype=torch.float32, device=device)
     begin = 0
     for launch in todo:
-        launch.run(squares_kernel, partial[begin:], launch.dtypes[0], tiles=tiles)
+        launch.run(squares_kernel, partial[begin:], launch.dtypes[0], tiles=TILES)
         begin += launch.programs
     with torch.cuda.device_of(partial):
         total_kernel[(1,)](partial, norm, begin, 64 if INTERPRETED else 4096, num_warps=8)

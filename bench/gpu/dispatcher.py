@@ -41,12 +41,12 @@ def check(lab: Lab) -> dict[str, Any]:
 def measure(lab: Lab) -> dict[str, Any]:
     """Every pick of the table against dense in interleaved rounds, with the bound corrected for their number."""
     chosen = picks(lab.table)[:MOST_CELLS]
-    in_graph, by_launch, cells = lab.clock("cold graph"), {"eager": LaunchClock(lab.device)}, []
+    in_graph, called, cells = lab.clock("cold graph"), LaunchClock(lab.device), []
     for case, m, density, choice in chosen:
         problem = Problem.draw(case, m, density, lab.device, SEED)
         call = problem.call(choice)
         call()
-        clock = by_launch.get(case.launched, in_graph)
+        clock = called if case.launched == "eager" else in_graph
         found = clock.compare(problem.dense, call, rounds=lab.rounds if lab.rehearse else ROUNDS)
         bound = upper_bound(found, len(chosen))
         cells.append({"case": vars(case), "m": m, "density": density, "ratio": found.ratio, "upper": bound})

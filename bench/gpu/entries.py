@@ -26,9 +26,8 @@ def first(lab: Lab) -> dict[str, Entry]:
         "parity": lambda lab, _: parity.check(lab),
     }
     for name in ("ffn-in", "ffn-out", "qkv", "768-768"):
-        entries[f"{name}-75"] = partial(
-            _forward, name, 0.25, name == "ffn-in"
-        )  # core's tuner takes minutes for another
+        against_core = name == "ffn-in"  # its tuner takes minutes for another
+        entries[f"{name}-75"] = partial(_forward, name, 0.25, against_core)
     entries["optimizer-70"] = lambda lab, _: optimizers.clip_and_step(lab, 0.3)
     for name in ("ffn-in", "ffn-out"):
         entries[f"{name}-train"] = lambda lab, device, of=name: linears.train_step(lab, device, LINEARS[of], 0.25)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import onnxruntime
 import pytest
 import torch
-from miniatures import PUBLISHED, write_camvid, write_class_folders, write_voc
+from miniatures import PUBLISHED, write_camvid, write_class_folders, write_each, write_voc
 
 from sparseticket.bench import candidates
 from sparseticket.bench.alone import Alone
@@ -29,10 +29,7 @@ WRITERS = {**PUBLISHED, "voc": write_voc, "camvid": write_camvid, "class folders
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory):
     """A folder of each layout, and None for tasks that bring their own data."""
-    root = tmp_path_factory.mktemp("layouts")
-    for name, write in WRITERS.items():
-        (root / name).mkdir()
-        write(root / name)
+    root = write_each(tmp_path_factory.mktemp("layouts"), WRITERS)
     return [*(root / name for name in WRITERS), None]
 
 

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from miniatures import write_class_folders
 from safetensors.torch import load_file
 
 from sparseticket.bench import candidates
@@ -28,11 +28,7 @@ from sparseticket.progress import Screen
 def run(request, tmp_path_factory):
     """A run of one pruned round on six pictures of two classes, and the pictures."""
     root = tmp_path_factory.mktemp(request.param)
-    for number in range(12):
-        folder = root / "data" / ("train" if number < 8 else "test") / ("cat" if number % 2 else "dog")
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+    write_class_folders(root / "data")
     settings = find_settings(
         "resnet20-cifar",
         task=request.param,

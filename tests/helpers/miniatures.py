@@ -130,3 +130,11 @@ def write_camvid(root, train=6, evaluation=3):
             for number in numbers:
                 Image.fromarray(scene(number)[part]).save(root / folder / f"{number}.png")
     return root
+
+
+def write_each(root, writers):
+    """Each of the layouts in a folder of its name under ``root``."""
+    for name, write in writers.items():
+        (root / name).mkdir()
+        write(root / name)
+    return root

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from miniatures import PUBLISHED, VISDA, random_bytes
+from miniatures import PUBLISHED, VISDA, random_bytes, write_each
 from PIL import Image
 from scipy.io import savemat
 from torchvision.transforms.v2 import functional as VF
@@ -40,11 +40,7 @@ AUGMENTED = ("cifar10", "cifar100", "visda17")
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    root = tmp_path_factory.mktemp("published")
-    for task, write in PUBLISHED.items():
-        (root / task).mkdir()
-        write(root / task)
-    return root
+    return write_each(tmp_path_factory.mktemp("published"), PUBLISHED)
 
 
 def made(task, data, spec=RESNET20, batch_size=8):

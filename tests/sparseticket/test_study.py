@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from papers import SEQUENCE
 
 from sparseticket import files, imp, ticket
 from sparseticket import transfer as transfers
@@ -504,26 +505,7 @@ def test_the_vision_papers_classification_studies_are_there_with_their_figures()
 
 # protocol.md of the papers: highest matching sparsities on the pre-training tasks, and the sparsities of a search
 PRE_TRAININGS = {"imagenet": 67.23, "simclr": 59.04, "moco": 95.60}
-STEPS = [
-    20,
-    36,
-    48.8,
-    59.04,
-    67.23,
-    73.79,
-    79.03,
-    83.22,
-    86.58,
-    89.26,
-    91.41,
-    93.13,
-    94.5,
-    95.6,
-    96.48,
-    97.19,
-    97.75,
-    98.2,
-]
+STEPS = [*SEQUENCE, 98.2]
 
 
 def test_each_pre_training_is_swept_on_its_own_task_from_its_own_weights_to_the_papers_last_sparsity():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchvision
+from papers import SEQUENCE
 from torch import nn
 
 from sparseticket.errors import UserError
@@ -169,27 +170,6 @@ def test_the_names_of_a_moco_resnet_are_converted_to_exactly_torchvisions(alias,
         names = torchvision.models.get_model(alias).state_dict()
     found = convert({f"module.encoder_q.{name}": tensor for name, tensor in names.items()}, "the file")
     assert found.tensors.keys() == names.keys() and len(names) == tensors and not found.left
-
-
-SEQUENCE = [
-    20,
-    36,
-    48.8,
-    59.04,
-    67.23,
-    73.79,
-    79.03,
-    83.22,
-    86.58,
-    89.26,
-    91.41,
-    93.13,
-    94.5,
-    95.6,
-    96.48,
-    97.19,
-    97.75,
-]
 
 
 @pytest.mark.parametrize(
