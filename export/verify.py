@@ -114,13 +114,18 @@ def compare(
     """The largest difference between ``ask(inputs, words for an error)`` and the model, for each of :func:`shapes`.
 
     Raises:
-        RunFailure: an answer differs by more than the tolerance.
+        RunFailure: an answer of the model is not finite, or one differs by more than the tolerance.
     """
     asked = []
     for batch, length, padded in shapes(model):
         words = f"batch {batch}" + (f", {length} tokens{', padded' if padded else ''}" if length else "")
         inputs = model.example(batch, length, padded=padded)
         expected = {name: tensor.numpy() for name, tensor in model.answer(inputs).items()}
+        if lost := [name for name, array in expected.items() if not np.isfinite(array).all()]:
+            raise RunFailure(
+                f"the model itself answers with infinite or NaN values: output {lost[0]!r} at {words}, in PyTorch. Its "
+                "weights are damaged or come from a training that diverged. Nothing was kept."
+            )
         got = ask(inputs, words)
         errors = [_difference(name, array, got[name], tolerance, words) for name, array in expected.items()]
         asked.append(Asked(batch, length, padded, max(errors)))

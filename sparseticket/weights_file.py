@@ -23,7 +23,7 @@ def read_tensors(path: Path, what: str = "--weights") -> dict[str, Tensor]:
         what: how messages call the file: the option that it came by.
 
     Raises:
-        UserError: there is no such file, it cannot be read, or it holds something else than tensors by name.
+        UserError: there is no such file, it cannot be read, or it holds something else than dense tensors by name.
     """
     if not path.is_file():
         raise UserError(f"{what} {path}: there is no file of that name. Name the file itself, not its folder.")
@@ -47,4 +47,7 @@ def read_tensors(path: Path, what: str = "--weights") -> dict[str, Tensor]:
         or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in stored.items())
     ):
         raise UserError(f"{what} {path} holds no dictionary of tensors by name (a state_dict).")
+    odd = [name for name, tensor in stored.items() if tensor.layout != torch.strided or tensor.device.type != "cpu"]
+    if odd:
+        raise UserError(f"{what} {path}: {odd[0]} is sparse or without values. Save plain, dense tensors.")
     return dict(stored)

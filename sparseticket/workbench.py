@@ -12,6 +12,7 @@ import torch
 
 from sparseticket.data_places import is_there
 from sparseticket.errors import RunFailure, UserError
+from sparseticket.finite import finite_answers
 from sparseticket.masks import Masks
 from sparseticket.models import ModelSpec, Network, resolve
 from sparseticket.permute import permute
@@ -109,9 +110,11 @@ class Workbench:
         return {name: backbone[name] for name in chosen}
 
     def evaluate(self) -> dict[str, float]:
-        """The task's metrics of the network as it is."""
-        self.network.module.to(self.accelerator.device)
-        return {name: float(value) for name, value in self.task.evaluate(self.network.module).items()}
+        """The task's metrics of the network as it is; :class:`RunFailure` where its answers are not finite."""
+        module = self.network.module.to(self.accelerator.device)
+        with finite_answers(module):
+            metrics = self.task.evaluate(module)
+        return {name: float(value) for name, value in metrics.items()}
 
     def same_on_every_process(self, masks: Masks) -> None:
         """Raise :class:`RunFailure` unless all processes hold the same masks."""

@@ -37,7 +37,7 @@ def check_fit(
     source: str,
     model: str,
 ) -> None:
-    """Refuse weights that are not the network's: other names, shapes or kinds of number, or values not finite.
+    """Refuse weights that are not the network's: other names, shapes or kinds of number, or values that cannot be.
 
     Raises:
         UserError: names what does not fit. Absent BatchNorm counters and ``missing_allowed`` are fine.
@@ -60,6 +60,7 @@ def check_fit(
             (name for name in shared if stored[name].is_floating_point() != live[name].is_floating_point()),
         ),
         _list("not finite: ", (name for name in shared if not stored[name].isfinite().all())),
+        _list("negative variances: ", (n for n in shared if n.endswith("running_var") and (stored[n] < 0).any())),
     ]
     found = [problem for problem in problems if problem]
     if found:

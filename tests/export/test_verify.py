@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sparseticket.errors import RunFailure
-from sparseticket.export.verify import Tolerance, _difference, shapes
+from sparseticket.export.verify import Tolerance, _difference, compare, shapes
 
 EXPECTED = np.array([[1.0, -400.0]], np.float32)
 
@@ -33,3 +33,13 @@ def test_text_is_asked_with_one_row_and_several_one_token_padding_and_the_longes
     assert {1, 7, 40} <= {length for _, length, _ in asked}
     assert max(length for _, length, _ in asked) == 40
     assert any(padded for _, _, padded in asked)
+
+
+def test_a_model_that_answers_with_nan_itself_is_named_as_the_cause(classifier, monkeypatch):
+    from sparseticket.export.loaded_model import load
+
+    model = load(classifier)
+    for parameter in model.module.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(RunFailure, match="the model itself answers with infinite or NaN values"):
+        compare(model, lambda inputs, words: {}, Tolerance(1e-4, 1e-4))
