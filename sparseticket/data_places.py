@@ -85,13 +85,19 @@ def places(
     """What several ``--data`` say: ``DIR`` for all tasks, ``TASK=PATH`` for one (or of another ``option``).
 
     Raises:
-        UserError: more than one for all.
+        UserError: more than one for all or for a task, or a place of no name.
     """
     root, own = None, {}
     for text in given:
         task, equals, path = text.partition("=")
         if equals and not Path(text).exists():
+            if not path:
+                raise UserError(f"{option} {text}: no place is named.")
+            if task in own:
+                raise UserError(f"{option} {text}: {task} has the place {own[task]} already.")
             own[task] = Path(path)
+        elif not text:
+            raise UserError(f"{option} is empty: give a place.")
         elif root is None:
             root = Path(text)
         else:

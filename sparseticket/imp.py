@@ -72,7 +72,9 @@ def find(
     check_interval(checkpoint_every)
     if (out / SUMMARY).is_file():
         RunFolder.open(out, settings_table(settings))
-        return read_json(out / SUMMARY)
+        summary = read_json(out / SUMMARY)
+        Ticket.load(out / str(summary.get("ticket")))  # what is reported as found is there, and whole
+        return summary
     check_model(parse(settings.protocol.pattern), resolve(settings.model).kind, settings.model)
     accelerator = make_accelerator(settings.training.precision)
     screen.console.quiet |= not accelerator.is_main_process

@@ -21,8 +21,8 @@ from sparseticket.data_places import data_of, is_there
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.progress import Screen
-from sparseticket.runs import SETTINGS, read_settings
-from sparseticket.tasks import entry
+from sparseticket.runs import SETTINGS, read_json, read_settings
+from sparseticket.tasks import check_options, entry
 from sparseticket.tasks.base import MASKED_ACCURACY
 from sparseticket.team import ALONE, Team
 from sparseticket.ticket import Ticket
@@ -30,7 +30,7 @@ from sparseticket.transfer import transfer
 from sparseticket.transfer_plan import TransferSettings, own_theta, plan, refuse_random
 from sparseticket.verdict import Verdict, judge_universal
 
-CELLS = "cells"
+CELLS, MATRIX = "cells", "matrix.json"
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,12 @@ def matrix(
     a ``team`` share the trainings of each cell.
 
     Raises:
-        UserError: tickets of different models, a task twice, or data or a task's library that are not there. Said
-            before any training.
+        UserError: tickets of different models, a task twice, data or a task's library that are not there, or a larger
+            matrix in the folder. Said before any training.
     """
     tickets = {name: Ticket.load(path) for name, path in asked.sources.items()}
     _check(tickets, asked)
+    _check_not_smaller(tickets, asked.tasks, out)
     planned = {(s, t): _plan(asked, tickets, s, t) for s in asked.sources for t in asked.tasks}
     cells: dict[str, dict[str, Any]] = {name: {} for name in asked.sources}
     for number, ((source, task), settings) in enumerate(planned.items(), 1):
@@ -86,11 +87,29 @@ def matrix(
         )
         cells[source][task] = {**done, "folder": f"{CELLS}/{folder.name}"}
     result = summarise(tickets, asked.tasks, cells)
-    write_json(out / "matrix.json", result)
+    write_json(out / MATRIX, result)
     from sparseticket.heat_map import draw
 
     draw(result, out / "matrix.png")
     return result
+
+
+def _check_not_smaller(tickets: Mapping[str, Ticket], tasks: Sequence[str], out: Path) -> None:
+    """Refuse to put a table in the place of one that has rows or columns which it has not."""
+    if not (out / MATRIX).is_file():
+        return
+    try:
+        there = read_json(out / MATRIX)
+        rows = {source["ticket"]: name for name, source in there["sources"].items()}
+        lost = [*(rows[identity] for identity in rows.keys() - {ticket.identity for ticket in tickets.values()})]
+        lost += [task for task in there["tasks"] if task not in tasks]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{out / MATRIX} is no matrix of ours: choose another folder with --out.") from error
+    if lost:
+        raise UserError(
+            f"{out / MATRIX} has {', '.join(sorted(lost))} too, and would lose it: name all of its rows and columns, "
+            "or choose another folder with --out."
+        )
 
 
 def name_rows(paths: Sequence[Path]) -> dict[str, Path]:
@@ -217,6 +236,12 @@ def _check(tickets: Mapping[str, Ticket], asked: Asked) -> None:
         raise UserError("a --task is given twice: name each column once.")
     for task in asked.tasks:
         entry(task).check_installed()
+        check_options(task, asked.training)
+    if strangers := sorted(asked.data_by_task.keys() - set(asked.tasks)):
+        raise UserError(
+            f"--data {strangers[0]}={asked.data_by_task[strangers[0]]}: {strangers[0]!r} is no column of this matrix. "
+            f"Its columns: {', '.join(asked.tasks)}."
+        )
     refuse_random(asked.weights)
     if asked.weights is not None and not asked.weights.is_file():
         raise UserError(f"there is no file {asked.weights}: give the weights' file with --weights.")

@@ -13,7 +13,7 @@ from sparseticket.models import resolve
 from sparseticket.pattern import NOfM, parse
 from sparseticket.recipes import task_defaults
 from sparseticket.settings import RunSettings, weights_setting
-from sparseticket.tasks import entries
+from sparseticket.tasks import check_options, entries, entry
 
 
 def find_settings(
@@ -32,13 +32,15 @@ def find_settings(
     kind = resolve(model).kind
     if task is None:
         if kind != "text":
-            known = [name for name, entry in entries().items() if entry.kind == kind]
+            known = [name for name, found in entries().items() if found.kind == kind]
             raise UserError(f"{model!r} is a {kind} model: name its task with --task: {', '.join(known)}.")
         task = "mlm"
     if protocol_name not in ("paper", "released"):
         raise UserError(f"--protocol is paper or released, not {protocol_name!r}.")
     recipe = task_defaults(task, protocol_name)
     fields = given(protocol or {})
+    if entry(task).kind == kind:  # or the two do not go together, which is said when the task is made
+        check_options(task, [*fields, *given(training or {})])
     if isinstance(pattern := parse(fields.get("pattern", recipe.protocol.pattern)), NOfM):
         fields = one_step_a_round(pattern, recipe.protocol.schedule) | fields
     return RunSettings(

@@ -38,11 +38,24 @@ def transfer(
     from sparseticket.options import given
     from sparseticket.progress import Screen
     from sparseticket.show import show_transfer
+    from sparseticket.tasks import check_options
     from sparseticket.team import team_of
     from sparseticket.transfer import transfer as train_arms
     from sparseticket.transfer_plan import plan
 
     team = team_of(side_by_side)
+    training = given(
+        {
+            "round_length": round_length,
+            "batch_size": batch_size,
+            "max_length": max_length,
+            "optimizer": optimizer,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "precision": precision,
+            "kernels": kernels,
+        }
+    )
     loaded, settings, beside = plan(
         ticket,
         task=task,
@@ -51,19 +64,9 @@ def transfer(
         seeds=seeds,
         controls=tuple(control or ()),
         allow_other_weights=allow_other_weights,
-        training=given(
-            {
-                "round_length": round_length,
-                "batch_size": batch_size,
-                "max_length": max_length,
-                "optimizer": optimizer,
-                "lr": lr,
-                "weight_decay": weight_decay,
-                "precision": precision,
-                "kernels": kernels,
-            }
-        ),
+        training=training,
     )
+    check_options(settings.task, training)
     screen, folder = Screen(quiet=not team.main), out or beside
     done = train_arms(loaded, settings, folder, screen=screen, checkpoint_every=checkpoint_every, team=team)
     show_transfer(screen, done, folder)

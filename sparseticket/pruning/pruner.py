@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -73,6 +74,10 @@ class Pruner:
         """Raise :class:`UserError` that names the largest sparsity where ``sparsity`` is more."""
         if self.groups is not None:
             weights_to_keep(self.groups, sparsity)
+            return
+        total = sum(math.prod(shape) for shape in self.shapes.values())
+        if round((1 - sparsity) * total) < 1:
+            raise UserError(f"a sparsity of {sparsity} leaves none of {total:,} weights: choose a lower --sparsity.")
 
     def draw(self, masks: Masks, *, seed: int) -> Masks:
         """Masks of this pattern as sparse as ``masks``, to within a group: groups drawn evenly over all layers."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sparseticket.errors import UserError
 from sparseticket.models import ModelSpec
 from sparseticket.tasks.base import Batch, Task, TaskOptions
 
-__all__ = ["Batch", "Task", "TaskEntry", "TaskOptions", "entries", "entry", "make_task", "register"]
+__all__ = ["Batch", "Task", "TaskEntry", "TaskOptions", "check_options", "entries", "entry", "make_task", "register"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class TaskEntry:
     recipe: str  # e.g. "neurips20/sst2"
     make: Callable[[ModelSpec, TaskOptions], Task]
     library: str = ""  # one that comes with this package's extra of the task's name
+    options: tuple[str, ...] = ()  # settings that mean nothing to tasks which do not name them
 
     def check_installed(self) -> None:
         """Raise :class:`UserError`, with what to install, where the task's library is missing."""
@@ -31,13 +32,15 @@ class TaskEntry:
 
 
 _REGISTRY: dict[str, TaskEntry] = {}
+OF_TEXT = ("max_length", "prune_pooler")  # options of every task on texts, and of no other
 
 
-def register(name: str, *, kind: str, recipe: str, library: str = "") -> Callable:
+def register(name: str, *, kind: str, recipe: str, library: str = "", options: Sequence[str] = ()) -> Callable:
     """Register a class or function ``(spec, options) -> Task`` as the task ``name``."""
+    own = (*options, *(OF_TEXT if kind == "text" else ()))
 
     def add(make: Callable[[ModelSpec, TaskOptions], Task]) -> Callable[[ModelSpec, TaskOptions], Task]:
-        _REGISTRY[name] = TaskEntry(name, kind, recipe, make, library)
+        _REGISTRY[name] = TaskEntry(name, kind, recipe, make, library, own)
         return make
 
     return add
@@ -58,6 +61,17 @@ def entry(name: str) -> TaskEntry:
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise UserError(f"there is no task {name!r}.{hint} Tasks: {', '.join(known)}.")
     return known[name]
+
+
+def check_options(name: str, said: Iterable[str]) -> None:
+    """Raise :class:`UserError` for an option that was said and is another task's: nothing would come of it."""
+    found = entry(name)
+    for option in said:
+        whose = [other.name for other in entries().values() if option in other.options]
+        if whose and option not in found.options:
+            owners = "tasks on texts" if option in OF_TEXT else " and ".join(whose)
+            shown = f"--{option.replace('_', '-')}"
+            raise UserError(f"{shown} is for {owners}, and changes nothing of {name}: leave it out.")
 
 
 def make_task(name: str, spec: ModelSpec, options: TaskOptions) -> Task:

@@ -56,7 +56,7 @@ class Task(Protocol):
     name: str
     metric: str  # the key of evaluate()'s result that verdicts use
     head: Head
-    data_id: str  # SHA-256 that tells two data sets apart (file names and sizes, or the content)
+    data_id: str  # SHA-256 that tells two data sets apart (by their content; images of many GB by names and sizes)
 
     def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]: ...
 

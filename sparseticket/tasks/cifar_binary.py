@@ -15,8 +15,9 @@ from sparseticket.errors import UserError
 from sparseticket.models.vision import VisionModel
 from sparseticket.tasks import register
 from sparseticket.tasks.base import TaskOptions
+from sparseticket.tasks.data_identity import digests, identity
 from sparseticket.tasks.downloads import Published, fetch
-from sparseticket.tasks.image_files import DataFiles, identity, open_files
+from sparseticket.tasks.image_files import DataFiles, open_files
 from sparseticket.tasks.image_task import ImageTask, Split
 
 SIDE = 32
@@ -86,7 +87,7 @@ class CifarTask(ImageTask):
             train=_read(layout, files, layout.train),
             evaluation=_read(layout, files, (layout.test,)),
             class_names=class_names,
-            data_id=identity({name: files.sizes[name] for name in wanted}),
+            data_id=identity(digests(files, wanted)),
             batch_size=options.batch_size,
         )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparseticket.errors import UserError
+from sparseticket.tasks.data_identity import check_apart, digests, identity
 from sparseticket.tasks.image_files import DataFiles, is_image, open_files
 
 EVAL_FOLDERS = ("test", "val", "valid", "validation", "eval")  # the first of these that is there
@@ -37,11 +38,19 @@ def open_class_folders(path: Path) -> DataFiles:
     return images.below(root)
 
 
-def split_by_folders(files: DataFiles) -> tuple[LabelledFiles, LabelledFiles, tuple[str, ...]]:
+def data_id_of(files: DataFiles, train: LabelledFiles, evaluation: LabelledFiles) -> str:
+    """The data set's identity; :class:`UserError` where all images to evaluate on are trained on."""
+    found = digests(files, (*train.names, *evaluation.names))
+    check_apart(files, *([found[name] for name in split.names] for split in (train, evaluation)))
+    return identity(found)
+
+
+def split_by_folders(files: DataFiles, *, least: int = 2) -> tuple[LabelledFiles, LabelledFiles, tuple[str, ...]]:
     """The train split, the evaluation split, and the class names (train's folders, sorted).
 
     Raises:
-        UserError: a split is missing or empty, there are fewer than two classes, or evaluation has classes of its own.
+        UserError: a split is missing or empty, there are fewer than ``least`` classes, or evaluation has classes of its
+            own.
     """
     by_split: dict[str, dict[str, str]] = {}
     for name in sorted(files.sizes):
@@ -53,7 +62,7 @@ def split_by_folders(files: DataFiles) -> tuple[LabelledFiles, LabelledFiles, tu
         missing = "train" if "train" not in by_split else " or ".join(EVAL_FOLDERS)
         raise UserError(f"--data {files.source}: no images in class folders in {missing}. Expected {LAYOUT}.")
     class_names = tuple(sorted(set(by_split["train"].values())))
-    if len(class_names) < 2:
+    if len(class_names) < least:
         raise UserError(
             f"--data {files.source}: train has images of one class only ({class_names[0]}); "
             "a classifier needs at least two class folders."

@@ -20,7 +20,8 @@ from sparseticket.models.vision import VisionModel
 from sparseticket.seeds import generator
 from sparseticket.tasks import register
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
-from sparseticket.tasks.image_files import DataFiles, identity
+from sparseticket.tasks.data_identity import check_apart, digests, identity
+from sparseticket.tasks.image_files import DataFiles
 from sparseticket.tasks.image_pixels import DecodedPixels, Pixels, hold_if_it_fits, resize_to
 from sparseticket.tasks.scene_batches import EVAL_BATCH, SceneBatches, evaluating, for_scenes, normalised
 from sparseticket.tasks.voc import LAYOUT, Annotation, open_layout, read_annotations, read_splits, sizes_of
@@ -37,6 +38,12 @@ class BoxedImages:
     ) -> None:
         number = {name: index for index, name in enumerate(classes)}
         names = tuple(_image(name) for name in ids)
+        for name, one in zip(names, found, strict=True):
+            if (real := files.image_size(name)) != one.size:
+                raise UserError(
+                    f"{files.source}: {name} is {real[1]} x {real[0]} pixels, and its annotation is of an image of "
+                    f"{one.size[1]} x {one.size[0]}: was it resized without its boxes?"
+                )
         self.pixels: Pixels = hold_if_it_fits(DecodedPixels(files, names, resize_to(size)), size)
         scales = [torch.tensor([size / one.size[1], size / one.size[0]]).repeat(2) for one in found]
         self.boxes = [one.boxes * scale for one, scale in zip(found, scales, strict=True)]
@@ -61,16 +68,22 @@ class Detection(Stateless):
             raise UserError(f"--data {options.data}: expected a folder, zip or tar with {LAYOUT}.")
         splits = read_splits(files, "ImageSets/Main", "Annotations/{}.xml")
         train, evaluation = (read_annotations(files, ids) for ids in splits)
+        for what, found in (("train on", train), ("evaluate on", evaluation)):
+            if not any((~one.difficult).any() for one in found):
+                raise UserError(f"--data {options.data}: the images to {what} have no boxes, or difficult ones alone.")
         self.class_names = tuple(sorted({name for one in train for name in one.names}))
-        strangers = sorted({name for one in evaluation for name in one.names} - set(self.class_names))
-        if strangers or not self.class_names or not any(one.names for one in evaluation):
-            what = f"classes that are not trained on: {', '.join(strangers[:3])}" if strangers else "no boxes"
-            raise UserError(f"--data {options.data}: the images of a split have {what}.")
+        if strangers := sorted({name for one in evaluation for name in one.names} - set(self.class_names)):
+            raise UserError(
+                f"--data {options.data}: images to evaluate on have classes that are not trained on: "
+                f"{', '.join(strangers[:3])}."
+            )
         self.head = Head("detection", len(self.class_names))
         self.format, self.strides = for_scenes(spec).format, spec.scene.strides
         self.batch_size = options.batch_size
         used = [name for ids in splits for one in ids for name in (_image(one), f"Annotations/{one}.xml")]
-        self.data_id = identity(sizes_of(files, used))
+        found = digests(files, sizes_of(files, used))
+        check_apart(files, *([found[_image(one)] for one in ids] for ids in splits))
+        self.data_id = identity(found)
         size = self.format.size
         self._train = BoxedImages(files, splits[0], train, self.class_names, size)
         self._eval = BoxedImages(files, splits[1], evaluation, self.class_names, size)
@@ -136,7 +149,7 @@ class Detection(Stateless):
                 found = decode(model(batch["pixels"].to(device)), self.format.size, self.strides)
                 measured.update(found, _true_boxes(batch))
         result = measured.compute()
-        return {ours: max(0.0, result[theirs].item()) for ours, theirs in METRICS.items()}
+        return {ours: result[theirs].item() for ours, theirs in METRICS.items()}
 
 
 def _image(name: str) -> str:

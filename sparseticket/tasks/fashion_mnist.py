@@ -14,8 +14,9 @@ from sparseticket.errors import UserError
 from sparseticket.models.vision import VisionModel
 from sparseticket.tasks import register
 from sparseticket.tasks.base import TaskOptions
+from sparseticket.tasks.data_identity import identity, sha256
 from sparseticket.tasks.downloads import Published, fetch
-from sparseticket.tasks.image_files import LARGEST_FILE, DataFiles, identity, open_files
+from sparseticket.tasks.image_files import LARGEST_FILE, DataFiles, open_files
 from sparseticket.tasks.image_task import ImageTask, Split
 
 SIDE = 28
@@ -46,7 +47,7 @@ class FashionMnist(ImageTask):
             train=train,
             evaluation=evaluation,
             class_names=FashionMNIST.classes,
-            data_id=identity({name: len(_unpacked(files, name)) for name in FILES}),
+            data_id=identity({name: sha256(_unpacked(files, name)) for name in FILES}),
             batch_size=options.batch_size,
             shift=False,
             flip=False,

@@ -6,7 +6,6 @@ refused. A folder's links are followed.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import tarfile
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -59,9 +58,8 @@ class DataFiles:
         Raises:
             UserError: names an image that is corrupt, gone or, for "P", without a palette or single channel.
         """
-        content = self.read(name)
+        image = self._opened(name)
         try:
-            image = Image.open(io.BytesIO(content))
             if mode != "P" and image.mode.startswith(("I", "F")):  # PIL would cut 16 bits off at 255: a white picture
                 raise ValueError(f"its pixels are {image.mode}, not 8 bits a channel: convert it")
             if mode == "P" and image.mode not in ("P", "L", "1"):
@@ -72,6 +70,21 @@ class DataFiles:
                 f"{self.source}: the image {name} cannot be read ({error}). Replace it or take it out."
             ) from error
         return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+    def image_size(self, name: str) -> tuple[int, int]:
+        """Height and width of an image in pixels, from its header; :class:`UserError` names one that is none."""
+        width, height = self._opened(name).size
+        return height, width
+
+    def _opened(self, name: str) -> Image.Image:
+        content = self.read(name)
+        try:
+            return Image.open(io.BytesIO(content))
+        except Exception as error:
+            said = "it is of no known kind" if isinstance(error, UnidentifiedImageError) else error
+            raise UserError(
+                f"{self.source}: the image {name} cannot be read ({said}). Replace it or take it out."
+            ) from error
 
     def below(self, folder: str) -> DataFiles:
         """The files inside ``folder``, by their names below it; "" is all of them."""
@@ -105,8 +118,8 @@ def open_files(path: Path) -> DataFiles:
     Hidden files and those that macOS adds to archives are left out.
 
     Raises:
-        UserError: there is nothing at ``path``, a link in it leads nowhere, a folder cannot be listed, or an archive is
-            damaged, holds links or names that lead outside.
+        UserError: there is nothing at ``path``, a link in it leads nowhere, a folder cannot be listed, a name is not
+            UTF-8, or an archive is damaged, holds links or names that lead outside.
     """
     if path.is_dir():
         sizes, get = _folder(path)
@@ -116,6 +129,9 @@ def open_files(path: Path) -> DataFiles:
         sizes, get = _zip(path)
     else:
         sizes, get = _tar(path)
+    for name in sizes:
+        if not _is_utf8(name):
+            raise UserError(f"--data {path}: the name {name!a} in it is not UTF-8. Rename it.")
     return DataFiles(path, {name: size for name, size in sizes.items() if not _is_hidden(name)}, get)
 
 
@@ -224,6 +240,13 @@ def _checked(path: Path, members: Iterable[tuple[str, int]]) -> dict[str, int]:
     return sizes
 
 
+def _is_utf8(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:  # surrogates stand for the bytes that are none
+        return False
+
+
 def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
@@ -231,14 +254,6 @@ def _is_hidden(name: str) -> bool:
 def is_image(name: str) -> bool:
     """Whether a file's name ends as an image's does."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def identity(sizes: dict[str, int]) -> str:
-    """SHA-256 over sorted (name, size in bytes): the same for a folder and a zip of it."""
-    digest = hashlib.sha256()
-    for name, size in sorted(sizes.items()):
-        digest.update(f"{name}\0{size}\n".encode())
-    return digest.hexdigest()
 
 
 def decode_all(files: DataFiles, names: Sequence[str], shape: Callable[[Tensor], Tensor]) -> list[Tensor]:

@@ -8,8 +8,8 @@ from sparseticket.errors import UserError
 from sparseticket.models.vision import VisionModel
 from sparseticket.tasks import register
 from sparseticket.tasks.base import TaskOptions
-from sparseticket.tasks.class_folders import LAYOUT, LabelledFiles, open_class_folders, split_by_folders
-from sparseticket.tasks.image_files import DataFiles, identity
+from sparseticket.tasks.class_folders import LAYOUT, LabelledFiles, data_id_of, open_class_folders, split_by_folders
+from sparseticket.tasks.image_files import DataFiles
 from sparseticket.tasks.image_pixels import (
     DecodedPixels,
     Pixels,
@@ -40,6 +40,7 @@ class FileImages(ImageTask):
         train: LabelledFiles,
         evaluation: LabelledFiles,
         class_names: tuple[str, ...],
+        data_id: str,
         batch_size: int,
     ) -> None:
         size = spec.format.size
@@ -52,7 +53,7 @@ class FileImages(ImageTask):
             train=Split(hold_if_it_fits(train_pixels, size) if small else train_pixels, train.labels),
             evaluation=Split(hold_if_it_fits(DecodedPixels(files, evaluation.names, shape), size), evaluation.labels),
             class_names=class_names,
-            data_id=identity({name: files.sizes[name] for name in (*train.names, *evaluation.names)}),
+            data_id=data_id,
             batch_size=batch_size,
         )
 
@@ -73,7 +74,9 @@ class ImageFolder(FileImages):
         if options.data is None:
             raise UserError(f"task image-folder needs --data: a folder, zip or tar with {LAYOUT}.")
         files = open_class_folders(options.data)
-        super().__init__("image-folder", spec, files, *split_by_folders(files), options.batch_size)
+        train, evaluation, class_names = split_by_folders(files)
+        data_id = data_id_of(files, train, evaluation)
+        super().__init__("image-folder", spec, files, train, evaluation, class_names, data_id, options.batch_size)
 
 
 def _unchanged(image: Tensor) -> Tensor:

@@ -55,6 +55,8 @@ def find_layout(data: Path) -> Layout:
 
 def _camvid(files: DataFiles, split: str) -> list[tuple[str, str]]:
     names = sorted(name for name in files.sizes if name.startswith(f"{split}/") and is_image(name))
+    if not names:
+        raise UserError(f"--data {files.source}: no images in the folder {split}.")
     return [(name, f"{split}annot/{PurePosixPath(name).stem}.png") for name in names]
 
 
@@ -62,11 +64,17 @@ class MaskedImages:
     """One split: ``images[row]`` is an image, uint8 [3, H, W], and its mask, uint8 [H, W], in their own size.
 
     A mask holds class indices, and 255 where it is void. What was decoded is kept while it fits into 2 GB.
+
+    Raises:
+        UserError: a file is missing or damaged, a mask is of another size than its image, or has a class that is none
+            of the data set's, or all masks are void.
     """
 
     def __init__(self, layout: Layout, pairs: Sequence[tuple[str, str]]) -> None:
         self.layout, self.pairs = layout, pairs
-        self.sizes = sizes_of(layout.files, (name for pair in pairs for name in pair))
+        self.names = list(sizes_of(layout.files, (name for pair in pairs for name in pair)))
+        if not any([self._some_class(*pair) for pair in pairs]):  # of every pair: each is checked before any training
+            raise UserError(f"--data {layout.files.source}: the masks beside {pairs[0][0]} are void everywhere.")
         self._held: dict[int, tuple[Tensor, Tensor]] = {}
         self._bytes = 0
 
@@ -75,21 +83,22 @@ class MaskedImages:
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
         if row not in self._held:
-            image, mask = self._decode(*self.pairs[row])
+            name, mask_name = self.pairs[row]
+            image, mask = self.layout.files.decode(name), self._mask(name, mask_name)
             if self._bytes + image.numel() + mask.numel() > HELD_BYTES:
                 return image, mask
             self._held[row] = image, mask
             self._bytes += image.numel() + mask.numel()
         return self._held[row]
 
-    def _decode(self, name: str, mask_name: str) -> tuple[Tensor, Tensor]:
-        """Raises :class:`UserError` where a file is damaged, sizes differ, or a class is none of the data set's."""
+    def _some_class(self, name: str, mask_name: str) -> bool:
+        return bool((self._mask(name, mask_name) != VOID).any())
+
+    def _mask(self, name: str, mask_name: str) -> Tensor:
         files, classes, void = self.layout.files, self.layout.classes, self.layout.void
-        image, mask = files.decode(name), files.decode(mask_name, "P")[0]
-        if image.shape[1:] != mask.shape:
-            raise UserError(
-                f"{files.source}: {mask_name} is {tuple(mask.shape)} pixels and {name} {tuple(image.shape[1:])}."
-            )
+        size, mask = files.image_size(name), files.decode(mask_name, "P")[0]
+        if size != mask.shape:
+            raise UserError(f"{files.source}: {mask_name} is {tuple(mask.shape)} pixels and {name} {size}.")
         mask[mask == void] = VOID
         wrong = mask[(mask >= len(classes)) & (mask != VOID)]
         if len(wrong):
@@ -97,4 +106,4 @@ class MaskedImages:
                 f"{files.source}: the mask {mask_name} has the class {int(wrong[0])}; there are 0 to "
                 f"{len(classes) - 1}, and {void} for void."
             )
-        return image, mask
+        return mask

@@ -25,7 +25,10 @@ from sparseticket.tasks.two_views import moco_view
 KEY_GROUPS = 8  # the paper's GPUs: so many shares of a batch of keys had BatchNorm statistics of their own
 
 
-@register("moco", kind="vision", recipe="cvpr21/moco")
+OPTIONS = ("temperature", "queue", "key_momentum", "order", "blur")
+
+
+@register("moco", kind="vision", recipe="cvpr21/moco", options=OPTIONS)
 class MoCo(PreTraining):
     """Settings of its own: ``temperature``, ``queue``, ``key_momentum``, ``order``, ``blur``.
 

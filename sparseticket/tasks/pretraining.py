@@ -13,9 +13,8 @@ from sparseticket.models import Head
 from sparseticket.models.vision import VisionModel
 from sparseticket.seeds import derive, generator
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
-from sparseticket.tasks.class_folders import LAYOUT, open_class_folders, split_by_folders
+from sparseticket.tasks.class_folders import LAYOUT, data_id_of, open_class_folders, split_by_folders
 from sparseticket.tasks.contrast import nearest_of_same_class, processes, retrieved
-from sparseticket.tasks.image_files import identity
 from sparseticket.tasks.image_pixels import DecodedPixels, hold_if_it_fits, resize_and_crop_to, resize_to
 from sparseticket.tasks.image_task import SMALL_SIDE
 from sparseticket.tasks.prefetch import made_ahead
@@ -28,7 +27,7 @@ POOL = 256  # evaluation images among which a view is to find its other one: the
 class PreTraining(Stateless):
     """A subclass says which view, and what its loss is. ``--data``: as for ``image-folder``.
 
-    Classes are not trained on; they give the second metric.
+    Classes are not trained on; where there are several, they give the second metric.
     """
 
     name: str
@@ -39,7 +38,9 @@ class PreTraining(Stateless):
         if options.data is None:
             raise UserError(f"task {self.name} needs --data: a folder, zip or tar with {LAYOUT}.")
         files = open_class_folders(options.data)
-        train, evaluation, _ = split_by_folders(files)
+        train, evaluation, class_names = split_by_folders(files, least=1)
+        if len(evaluation.names) < 2:
+            raise UserError(f"task {self.name} needs two images to evaluate on: one has no other to be told from.")
         self.head = Head("projection", DIMENSIONS)
         self.head_name, self.format, self.options = spec.head_name, spec.format, options
         small, size = spec.format.size <= SMALL_SIDE, spec.format.size
@@ -50,7 +51,8 @@ class PreTraining(Stateless):
         self._eval_whole = self._eval if small else DecodedPixels(files, evaluation.names, resize_and_crop_to(size))
         self._eval_labels = evaluation.labels
         self._evaluation = _Evaluation(self)
-        self.data_id = identity({name: files.sizes[name] for name in (*train.names, *evaluation.names)})
+        self._many_classes = len(class_names) > 1
+        self.data_id = data_id_of(files, train, evaluation)
 
     def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]:
         """See :class:`sparseticket.tasks.base.Task` and :class:`TwoViews`; training leaves an incomplete batch out."""
@@ -94,10 +96,8 @@ class PreTraining(Stateless):
                 found.append(retrieved(first, second))
                 features.append(model(batch["pixels"].to(device)))
             same = nearest_of_same_class(torch.cat(features), self._eval_labels.to(device))
-        return {
-            "retrieval": torch.cat(found).float().mean().item(),
-            "class_retrieval": same.float().mean().item(),
-        }
+        metrics = {"retrieval": torch.cat(found).float().mean().item()}
+        return metrics | ({"class_retrieval": same.float().mean().item()} if self._many_classes else {})
 
 
 class _Evaluation(Sequence[Batch]):

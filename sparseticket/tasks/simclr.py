@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sparseticket.errors import UserError
 from sparseticket.models.vision import VisionModel
 from sparseticket.tasks import register
 from sparseticket.tasks.base import Batch, TaskOptions
@@ -13,7 +14,7 @@ from sparseticket.tasks.pretraining import PreTraining
 from sparseticket.tasks.two_views import simclr_view
 
 
-@register("simclr", kind="vision", recipe="cvpr21/simclr")
+@register("simclr", kind="vision", recipe="cvpr21/simclr", options=("temperature", "nt_xent", "order", "blur"))
 class SimCLR(PreTraining):
     """Settings of its own: ``temperature``, ``nt_xent``, ``order``, ``blur``.
 
@@ -23,6 +24,8 @@ class SimCLR(PreTraining):
     name = "simclr"
 
     def __init__(self, spec: VisionModel, options: TaskOptions) -> None:
+        if options.batch_size < 2:
+            raise UserError("simclr tells an image from the others of its batch: give a --batch-size of 2 or more.")
         super().__init__(spec, options)
         self.view = simclr_view(self.format.size, blur=options.blur)
 

@@ -13,8 +13,9 @@ from sparseticket.errors import UserError
 from sparseticket.models.vision import VisionModel
 from sparseticket.tasks import register
 from sparseticket.tasks.base import TaskOptions
+from sparseticket.tasks.data_identity import digests, identity
 from sparseticket.tasks.downloads import Published, fetch
-from sparseticket.tasks.image_files import DataFiles, identity, open_files
+from sparseticket.tasks.image_files import DataFiles, open_files
 from sparseticket.tasks.image_task import ImageTask, Split
 
 SIDE = 32
@@ -39,7 +40,7 @@ class Svhn(ImageTask):
             train=_read(files, TRAIN),
             evaluation=_read(files, TEST),
             class_names=[str(digit) for digit in range(10)],
-            data_id=identity({name: files.sizes[name] for name in (TRAIN, TEST)}),
+            data_id=identity(digests(files, (TRAIN, TEST))),
             batch_size=options.batch_size,
             shift=False,
             flip=False,

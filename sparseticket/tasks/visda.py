@@ -11,6 +11,7 @@ from sparseticket.models.vision import VisionModel
 from sparseticket.tasks import register
 from sparseticket.tasks.base import TaskOptions
 from sparseticket.tasks.class_folders import LabelledFiles
+from sparseticket.tasks.data_identity import digests, identity
 from sparseticket.tasks.image_files import DataFiles, open_files
 from sparseticket.tasks.image_folder import FileImages
 from sparseticket.tasks.image_pixels import resize_to
@@ -46,7 +47,9 @@ class VisDA(FileImages):
                 f"--data {options.data}: the lists have classes {sorted(names)}, not 0 to {CLASSES - 1}. {FETCH}"
             )
         class_names = tuple(names[number] for number in range(CLASSES))
-        super().__init__("visda17", spec, files, train, validation, class_names, options.batch_size)
+        lists = (f"{split}/{LIST}" for split in SPLITS)
+        data_id = identity(digests(files, (*train.names, *validation.names, *lists)))
+        super().__init__("visda17", spec, files, train, validation, class_names, data_id, options.batch_size)
 
 
 def _open(data: Path) -> DataFiles:

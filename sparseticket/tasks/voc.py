@@ -18,6 +18,7 @@ LAYOUT = (
 )
 SPLITS = (("trainval", "test"), ("train", "val"))  # to train on, to evaluate on: the first pair that is there
 TORN = 0.01  # of all boxes may be of no size (BCCD has two): they are left out
+FLAGS = {"": False, "0": False, "1": True, "false": False, "true": True, "unspecified": False}
 SLACK = 1.0  # pixels that a box may reach out of its image; it is cut there
 
 
@@ -74,7 +75,7 @@ def read_splits(files: DataFiles, lists: str, needed: str) -> tuple[list[str], l
 
 def _read_ids(files: DataFiles, name: str) -> list[str]:
     try:
-        lines = files.read(name).decode().splitlines()
+        lines = files.read(name).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"--data {files.source}: {name} is no text ({error}).") from error
     ids = [line.split()[0] for line in lines if line.strip()]
@@ -131,7 +132,7 @@ def parse_annotation(content: bytes, where: str) -> Annotation:
             raise UserError(f"{where}: the box of a {name} reaches out of its image of {width} x {height} pixels.")
         boxes.append(torch.minimum(box.clamp(min=0), limits))
         names.append(name)
-        difficult.append((entry.findtext("difficult") or "0").strip() == "1")
+        difficult.append(_flag(entry, "difficult", where))
     return Annotation(
         size=(height, width),
         boxes=torch.stack(boxes).float() if boxes else torch.zeros(0, 4),
@@ -139,6 +140,13 @@ def parse_annotation(content: bytes, where: str) -> Annotation:
         difficult=torch.tensor(difficult, dtype=torch.bool),
         torn=torn,
     )
+
+
+def _flag(entry: ET.Element, path: str, where: str) -> bool:
+    text = (entry.findtext(path) or "").strip().lower()
+    if text not in FLAGS:
+        raise UserError(f"{where}: {path} should be 0 or 1, and is {text!r}.")
+    return FLAGS[text]
 
 
 def _number(entry: ET.Element, path: str, where: str) -> float:

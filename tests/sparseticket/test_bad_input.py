@@ -113,6 +113,9 @@ def tree(folder):
         ("--sparsity", "1.5", "above 0 and below 1 (0.7 is 70 %), not 1.5"),
         ("--sparsity", "nan", "above 0 and below 1 (0.7 is 70 %), not nan"),
         ("--sparsity", "half", "valid number"),
+        ("--sparsity", "0.9999999", "0.9999999 leaves none of"),
+        ("--temperature", "0.1", "--temperature is for moco and simclr, and changes nothing of text"),
+        ("--queue", "64", "--queue is for moco, and changes nothing of text"),
         ("--schedule", "lin", "geometric:0.2"),
         ("--schedule", "linear:0", "its step is above 0"),
         ("--schedule", "geometric:nan", "its step is above 0"),
@@ -159,6 +162,13 @@ def test_a_wrong_option_is_refused_before_anything_is_written(find, refused, tmp
 
 def test_a_vision_model_needs_its_task_named(refused):
     refused("find", "--model", "resnet20-cifar", says="name its task with --task: cifar10, cifar100, detection, ")
+
+
+@pytest.mark.parametrize("option", [("--max-length", 64), ("--prune-pooler",)])
+def test_an_option_for_texts_is_refused_for_images(refused, tmp_path, option):
+    digits = ("find", "--model", "resnet20-cifar", "--task", "digits", "--out", tmp_path / "new")
+    refused(*digits, *option, says=f"{option[0]} is for tasks on texts, and changes nothing of digits")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("pattern", ["heads", "heads+neurons"])
@@ -490,6 +500,14 @@ def test_what_a_protocol_keeps_over_a_pruning_is_missed_when_it_is_gone(find, cl
 
 
 # ---- export and bench
+
+
+def test_a_finished_run_whose_ticket_was_damaged_is_not_reported_as_found(find, refused, own_run):
+    ticket = own_run / "round-02" / "ticket.ticket"
+    ticket.write_bytes(ticket.read_bytes()[:-100])
+    refused(*find, "--out", own_run, says=str(ticket))
+    ticket.unlink()
+    refused(*find, "--out", own_run, says=str(ticket))
 
 
 def test_an_unfinished_run_is_not_exported_or_measured(refused, own_run, tmp_path):

@@ -121,6 +121,7 @@ WRONG = {
     "reaches out of its image": annotation([one_object("cell", (60, 10, 90, 20))]),
     "has no name": annotation([one_object("", SHAPES[0])]),
     "0 x 60 pixels": annotation([], width=0),
+    "difficult should be 0 or 1": annotation([one_object("cell", SHAPES[0], difficult="perhaps")]),
 }
 
 
@@ -137,9 +138,41 @@ def test_a_box_that_reaches_out_by_a_pixel_is_cut_and_one_of_no_size_is_left_out
     assert found.boxes.tolist() == [[0, 5, 80, 60]] and found.torn == 1
 
 
+@pytest.mark.parametrize(("text", "said"), [("true", True), (" True ", True), ("false", False), ("", False)])
+def test_a_box_may_be_said_to_be_difficult_in_words(text, said):
+    found = parse_annotation(annotation([one_object("cell", SHAPES[0], difficult=text)]).encode(), "some.xml")
+    assert found.difficult.tolist() == [said]
+
+
+def make_difficult(root, numbers):
+    for number in numbers:
+        objects = [one_object(kind, box, difficult=1) for box, kind in boxes_of(number)]
+        (root / "Annotations" / f"image_{number}.xml").write_text(annotation(objects))
+
+
+def resize(root, number, size):
+    path = root / "JPEGImages" / f"image_{number}.jpg"
+    Image.open(path).resize(size).save(path)
+
+
+def train_on_what_is_evaluated(root):
+    for number in range(6, 9):
+        (root / "JPEGImages" / f"image_{number}.jpg").write_bytes((root / "JPEGImages/image_0.jpg").read_bytes())
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (
+            lambda root: make_difficult(root, range(6, 9)),
+            "images to evaluate on have no boxes, or difficult ones alone",
+        ),
+        (lambda root: make_difficult(root, range(6)), "images to train on have no boxes, or difficult ones alone"),
+        (
+            lambda root: resize(root, 7, (40, 30)),
+            r"image_7.jpg is 40 x 30 pixels.*annotation is of an image of 80 x 60",
+        ),
+        (train_on_what_is_evaluated, "every image to evaluate on is one to train on"),
         (lambda root: (root / "JPEGImages" / "image_2.jpg").unlink(), "image_2.jpg is missing"),
         (lambda root: (root / "Annotations" / "image_2.xml").unlink(), "image_2.xml is missing"),
         (lambda root: (root / "ImageSets" / "Main" / "val.txt").write_text("image_2\n"), "both have image_2"),
@@ -394,7 +427,8 @@ def test_a_matrix_has_columns_of_detection_and_segmentation_with_their_own_data_
         for kind in range(2):
             (data / "imagenet" / split / str(kind)).mkdir(parents=True)
             for number in range(2):
-                Image.fromarray(picture(kind + 2 * number)).save(data / f"imagenet/{split}/{kind}/{number}.jpg")
+                shown = picture(kind + 2 * number + 4 * (split == "val"))
+                Image.fromarray(shown).save(data / f"imagenet/{split}/{kind}/{number}.jpg")
     write_voc(data / "VOC2007")
     write_masks(write_voc(data / "VOC2012", train=4))
     (tmp_path / "mine.toml").write_text(SCENES)

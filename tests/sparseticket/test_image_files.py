@@ -4,6 +4,7 @@ import io
 import os
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -234,3 +235,19 @@ def test_pixels_of_more_than_8_bits_are_refused_and_not_cut_off(tmp_path, mode, 
     Image.fromarray(deep).save(tmp_path / f"deep.{ending}")
     with pytest.raises(UserError, match=rf"deep\.{ending} cannot be read \(its pixels are {mode}, not 8 bits"):
         open_files(tmp_path).decode(f"deep.{ending}")
+
+
+def test_a_file_that_is_no_image_is_named_and_nothing_else(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"the image a.png cannot be read .it is of no known kind."):
+        open_files(tmp_path).decode("a.png")
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path):
+    (tmp_path / "fine.png").write_bytes(b"")
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(UserError, match=r"caf.udce9.png' in it is not UTF-8. Rename it"):
+        open_files(tmp_path)

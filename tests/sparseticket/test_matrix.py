@@ -83,8 +83,12 @@ def test_a_matrix_trains_each_cell_once_and_dense_once_a_column_and_reads_both_w
 
     before = len(trained)
     assert cli(*whole)[0] == 0 and len(trained) == before
+    for fewer, lost in ((small, "mlm, mlm"), ([*whole[:3], *small[2:]], "mlm"), ([*small[:2], *whole[3:]], "mlm")):
+        code, text = cli(*fewer)
+        assert code == 2 and f"has {lost} too, and would lose it" in text, text
+    assert json.loads((out / "matrix.json").read_text()) == result
     # one more seed trains that seed only
-    assert cli(*small, "--seeds", 2)[0] == 0 and trained[before:] == ["text", "text"]
+    assert cli(*whole, "--seeds", 2)[0] == 0 and sorted(trained[before:]) == ["mlm"] * 3 + ["text"] * 3
 
 
 def test_all_cells_of_a_column_are_trained_as_the_ticket_of_that_task_was(cli, sources, tmp_path):
@@ -148,6 +152,10 @@ def test_a_matrix_that_cannot_be_is_refused_before_any_training(cli, sources, tm
         ([sources[0], "--task", "text", "--task", "mlm", "--data", tmp_path], "--data text=PATH"),
         ([sources[0], "--task", "text", "--data", "a", "--data", "b"], "twice without a name"),
         ([sources[0], "--task", "text", "--control", "none"], "there is no control"),
+        ([sources[0], "--task", "text", "--data", "txet=a"], "'txet' is no column of this matrix. Its columns: text."),
+        ([sources[0], "--task", "text", "--data", "text=a", "--data", "text=b"], "text has the place a already"),
+        ([sources[0], "--task", "text", "--data", "text="], "--data text=: no place is named"),
+        ([sources[0], "--task", "text", "--data", ""], "--data is empty"),
     ):
         code, text = cli("matrix", *arguments, "--out", tmp_path / "m")
         assert code == 2 and says in text, text

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,41 @@ def pictures(tmp_path_factory):
 
 def task_of(name, pictures, spec=RESNET20, **options):
     return make_task(name, spec, TaskOptions(pictures, **TINY | options))
+
+
+def only(root, kept):
+    """The pictures without those that ``kept(split, class, number)`` says no to."""
+    for file in list(root.rglob("*.png")):
+        if not kept(file.parts[-3], file.parts[-2], int(file.stem)):
+            file.unlink()
+    return root
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_images_without_classes_are_pre_trained_on_and_judged_by_retrieval_alone(name, pictures, tmp_path):
+    root = only(shutil.copytree(pictures, tmp_path / "one"), lambda split, kind, number: kind == "cat")
+    task = task_of(name, root)
+    metrics = task.evaluate(RESNET20.build(task.head, seed=0).module)
+    assert metrics.keys() == {"retrieval"}
+    assert task_of(name, pictures).evaluate(RESNET20.build(task.head, seed=0).module).keys() == {
+        "retrieval",
+        "class_retrieval",
+    }
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_one_image_to_evaluate_on_is_refused(name, pictures, tmp_path):
+    def kept(split, kind, number):
+        return split == "train" or (kind, number) == ("cat", 0)
+
+    root = only(shutil.copytree(pictures, tmp_path / "one"), kept)
+    with pytest.raises(UserError, match="needs two images to evaluate on"):
+        task_of(name, root)
+
+
+def test_simclr_refuses_batches_of_one_image_whose_loss_is_0_whatever_it_learns(pictures):
+    with pytest.raises(UserError, match="--batch-size of 2 or more"):
+        task_of("simclr", pictures, batch_size=1)
 
 
 def by_hand_nt_xent(first, second, temperature):
@@ -340,7 +376,7 @@ def settings_of(name, pictures, protocol="paper", **training):
         data=pictures,
         dense=False,
         protocol={"sparsity": 0.36},
-        training={"round_length": "2it", **TINY, **training},
+        training={"round_length": "2it", "batch_size": 8, **({"queue": 24} if name == "moco" else {}), **training},
     )
 
 

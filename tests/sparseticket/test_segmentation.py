@@ -140,6 +140,11 @@ def spoil(root, name, array, mode=None):
     Image.fromarray(array, mode).save(root / name)
 
 
+def void(root, split, numbers):
+    for number in numbers:
+        spoil(root, f"{split}annot/{number}.png", np.full((60, 80), 11, np.uint8))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -148,13 +153,27 @@ def spoil(root, name, array, mode=None):
         (lambda root: spoil(root, "trainannot/2.png", np.zeros((60, 81), np.uint8)), r"\(60, 81\) pixels"),
         (lambda root: spoil(root, "trainannot/2.png", np.zeros((60, 80, 3), np.uint8)), "not class indices"),
         (lambda root: shutil.rmtree(root / "valannot"), "expected a folder"),
+        (
+            lambda root: spoil(root, "valannot/7.png", np.full((60, 80), 77, np.uint8)),
+            "valannot/7.png has the class 77",
+        ),
+        (lambda root: void(root, "val", range(6, 9)), "the masks beside val/6.png are void everywhere"),
+        (lambda root: void(root, "train", range(6)), "the masks beside train/0.png are void everywhere"),
+        (
+            lambda root: [file.unlink() for file in (root / "val").iterdir()] and (root / "val/a.txt").write_text(""),
+            "no images in the folder val",
+        ),
+        (
+            lambda root: [shutil.copy(root / "train/0.png", root / f"val/{n}.png") for n in range(6, 9)],
+            "every image to evaluate on is one to train on",
+        ),
     ],
 )
 def test_data_that_cannot_be_used_is_refused(tmp_path, change, words):
     root = write_camvid(tmp_path / "camvid")
     change(root)
-    with pytest.raises(UserError, match=words):
-        list(task_of(root).batches("train", **DRAW))
+    with pytest.raises(UserError, match=words):  # before anything is trained
+        task_of(root)
 
 
 class Killed(BaseException):
