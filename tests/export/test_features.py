@@ -35,7 +35,12 @@ def run(request, tmp_path_factory):
         data=root / "data",
         dense=False,
         protocol={"sparsity": 0.2},
-        training={"round_length": "1it", "batch_size": 4, "queue": 8, "lr": 0.01},
+        training={
+            "round_length": "1it",
+            "batch_size": 4,
+            "lr": 0.01,
+            **({"queue": 8} if request.param == "moco" else {}),
+        },
     )
     find(settings, root / "run", screen=Screen(quiet=True))
     return root / "run"
