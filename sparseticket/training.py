@@ -38,7 +38,8 @@ def make_accelerator(precision: str = "no") -> Accelerator:
     """An Accelerator for data-parallel training (one process, or several by ``accelerate launch`` or ``torchrun``).
 
     Raises:
-        UserError: it would shard parameters, whose shards the masks do not fit, or the precision cannot run here.
+        UserError: it would shard parameters, whose shards the masks do not fit, the precision cannot run here, or the
+            processes of a launch do not find each other.
     """
     for variable, name in SHARDED.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
@@ -48,11 +49,17 @@ def make_accelerator(precision: str = "no") -> Accelerator:
 
     AcceleratorState._reset_state()  # it refuses a second precision in one process; the processes stay as they are
     try:
-        accelerator = Accelerator(mixed_precision=precision)
+        # where nothing says so, on a machine without a GPU, each of several processes takes itself for the only one
+        accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
     except ValueError as error:
         raise UserError(f"--precision {precision} cannot be used here: {error}") from error
     if precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would train in fp32 and say nothing
         raise UserError("--precision fp16 cannot be used here: it needs a GPU. Use no or bf16.")
+    if accelerator.num_processes < (launched := int(os.environ.get("WORLD_SIZE", "1"))):
+        raise UserError(
+            f"{launched} processes were launched, and on this machine each would train by itself in the same folder: "
+            "launch one, or several with --side-by-side."
+        )
     accelerator.gradient_accumulation_steps = 1  # `accelerate config` may say another, which would divide the loss
     return accelerator
 

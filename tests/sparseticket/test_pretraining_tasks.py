@@ -525,6 +525,7 @@ def test_two_processes_have_the_loss_and_gradient_of_the_whole_batch_and_find_a_
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*map(str, [*launch, *arguments])], env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Ticket:") == 1
     assert read_json(tmp_path / "run" / "summary.json")["rounds"][0]["sparsity"] == pytest.approx(0.2, abs=1e-5)
     assert "linear.0.weight" not in load_file(tmp_path / "run" / "round-00" / "model" / "model.safetensors")
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from miniatures import write_camvid, write_voc
 from safetensors.torch import load_file
 from torch import nn
 
@@ -298,9 +299,38 @@ def test_two_processes_prune_to_the_same_masks_and_learn_what_one_does(tiny_bert
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Ticket:") == 1, "each took itself for the only one"
     settings = read_settings(tmp_path / "two" / "run.toml")
     find(settings, tmp_path / "one", screen=Screen(quiet=True))
     one, two = (load_file(tmp_path / name / "round-01" / "model" / "model.safetensors") for name in ("one", "two"))
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
     masks = [Ticket.load(tmp_path / name / "round-01" / "ticket.ticket").masks for name in ("one", "two")]
     assert algebra.overlap(*masks).iou > 0.999  # a last bit of a sum may change a place at the threshold
+
+
+SCENES = {"segmentation": (write_camvid, "backbone."), "detection": (write_voc, "backbone.body.")}
+
+
+@pytest.mark.parametrize("task", SCENES)
+def test_two_processes_find_one_ticket_on_scenes(task, tmp_path):
+    write, inside = SCENES[task]
+    arguments = ["find", "--model", "resnet20-cifar", "--task", task, "--data", write(tmp_path / "data")]
+    arguments += ["--sparsity", "0.2", "--round-length", "2it", "--batch-size", "6", "--out", tmp_path / "run"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "sparseticket"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*map(str, [*launch, *arguments])], env=env, capture_output=True, text=True, timeout=600, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Ticket:") == 1
+    ticket = Ticket.load(tmp_path / "run" / "round-01" / "ticket.ticket")
+    weights = load_file(tmp_path / "run" / "round-01" / "model" / "model.safetensors")
+    weights = {name: weights[inside + name] for name in ticket.masks}
+    assert ticket.sparsity == pytest.approx(0.2, abs=1e-4)
+    assert all(not weights[name][~mask].any() and weights[name][mask].all() for name, mask in ticket.masks.items())
+
+
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes were launched, and on this machine each would train by itself"):
+        make_accelerator()
