@@ -22,7 +22,7 @@ from sparseticket.kernels import bitmap, bsr, conv2d, masked, tensor_table
 from sparseticket.kernels.aot import SHARED_LIMIT, Compiled
 from sparseticket.kernels.bitmap_aot import compile_bitmap
 from sparseticket.kernels.blocks import SIDES
-from sparseticket.kernels.bsr_aot import compile_product, compile_wgrad
+from sparseticket.kernels.bsr_aot import compile_product, compile_wgrad, compile_wgrad_sum, compile_zero_dead_blocks
 from sparseticket.kernels.bsr_resident import WITH_TMA
 from sparseticket.kernels.conv2d_aot import compile_conv2d
 from sparseticket.kernels.dispatch import TABLES, Choice, Measured, Table
@@ -122,6 +122,12 @@ def _defaults() -> Found:
                 for which, of_pass in passes.items():
                     yield from _everywhere(*_product(which, (side, side), of_pass, dtype), True)
         for side in SIDES:
+            name = f"{side}x{side} float16"
+            for splits in range(1, bsr.MOST_SPLITS + 1):
+                found = partial(compile_wgrad_sum, (side, side), splits, dtype=DTYPE)
+                yield from _everywhere(f"bsr sum of {splits} {name}", found, True)
+            zeros = partial(compile_zero_dead_blocks, (side, side), dtype=DTYPE)
+            yield from _everywhere(f"bsr zeros {name}", zeros, True)
             tiles = conv2d.default_tiles((side, side), m, 1024, DTYPE)
             for kernel in (1, 3):
                 yield from _everywhere(*_convolution((side, side), tiles, kernel), True)

@@ -7,7 +7,14 @@ from functools import cache
 import torch
 
 from sparseticket.kernels.aot import Compiled, compile_ahead
-from sparseticket.kernels.bsr import Tiles, bsr_matmul_kernel, bsr_wgrad_kernel, zero_dead_blocks_kernel
+from sparseticket.kernels.bsr import (
+    SLICE,
+    Tiles,
+    bsr_matmul_kernel,
+    bsr_wgrad_kernel,
+    bsr_wgrad_sum_kernel,
+    zero_dead_blocks_kernel,
+)
 from sparseticket.kernels.bsr_resident import bsr_resident_kernel, bsr_tma_wgrad_kernel
 from sparseticket.kernels.dense_control import dense_matmul_kernel
 
@@ -73,6 +80,18 @@ def compile_wgrad(block: tuple[int, int], tiles: Tiles, arch: int, dtype: torch.
     )  # fmt: skip
 
 
+def compile_wgrad_sum(block: tuple[int, int], splits: int, arch: int, dtype: torch.dtype = torch.float16) -> Compiled:
+    """The second pass of a weight gradient over so many splits of M."""
+    types = dict.fromkeys(("n_size", "k_size", "nnzb"), "i32") | {
+        "PARTIALS": "*fp32",
+        "OUT": TYPES[dtype],
+        "CROW": "*i32",
+        "COL": "*i32",
+    }
+    constants = dict(SPLITS=splits, BLOCK_N=block[0], BLOCK_K=block[1], TILE_N=SLICE)
+    return compile_ahead(bsr_wgrad_sum_kernel, types, constants, arch=arch, num_warps=4, num_stages=3)
+
+
 def compile_zero_dead_blocks(block: tuple[int, int], arch: int, dtype: torch.dtype = torch.float16) -> Compiled:
     """The zeros behind a dense weight gradient."""
     types = dict.fromkeys(("n_size", "k_size", "stride_n"), "i32") | {
@@ -80,7 +99,7 @@ def compile_zero_dead_blocks(block: tuple[int, int], arch: int, dtype: torch.dty
         "CROW": "*i32",
         "COL": "*i32",
     }
-    constants = dict(BLOCK_N=block[0], BLOCK_K=block[1], TILE_N=16)
+    constants = dict(BLOCK_N=block[0], BLOCK_K=block[1], TILE_N=SLICE)
     return compile_ahead(
         zero_dead_blocks_kernel, types, constants, arch=arch, num_warps=4, num_stages=1, ones=("stride_k",)
     )

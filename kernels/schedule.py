@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 GROUPS = (1, 2, 4, 8, 16)  # for each of these numbers of groups there is a list
@@ -35,19 +36,23 @@ class Groups(NamedTuple):
 
 def make_schedule(start: Tensor, index: Tensor) -> Tensor:
     """All lists in one int32 tensor on the device of ``start``, the compressed rows of ``index``."""
-    starts, columns = start.tolist(), index.tolist()
-    rows = list(zip(range(len(starts) - 1), starts, starts[1:], strict=False))
-    pieces: list[list[int]] = []
+    starts, columns = start.cpu().long(), index.cpu().long()
+    counts = starts.diff()
+    pieces: list[Tensor] = []
     for groups in GROUPS:
-        entries: list[tuple[int, int, int]] = []
-        begins = [0]
-        for group in _dealt(rows, groups):
-            for row, begin, end in group:
-                entries += [(row, columns[at], at) for at in range(begin, end)] or [(row, -1, 0)]
-            begins.append(len(entries))
-        pieces += [begins, *map(list, zip(*entries, (-1, 0, 0), strict=True))]
-    flat = [number for piece in pieces for number in piece + [0] * (-len(piece) % ALIGNED)]
-    return torch.tensor(flat, dtype=torch.int32, device=start.device)
+        dealt = _dealt(counts.tolist(), groups)
+        rows = torch.tensor([row for group in dealt for row in group])
+        entries = counts[rows].clamp(min=1)
+        row = rows.repeat_interleave(entries)
+        in_row = torch.arange(len(row)) - (entries.cumsum(0) - entries).repeat_interleave(entries)
+        place = starts[row] + in_row
+        alive = counts[row] > 0
+        ends = torch.tensor([len(group) for group in dealt]).cumsum(0)
+        begins = F.pad(F.pad(entries.cumsum(0), (1, 0))[ends], (1, 0))
+        listed = (row, columns[place].where(alive, -1), place.where(alive, 0))
+        pieces += [begins, *(F.pad(of, (0, 1), value=end) for of, end in zip(listed, (-1, 0, 0), strict=True))]
+    padded = [F.pad(piece, (0, -len(piece) % ALIGNED)) for piece in pieces]
+    return torch.cat(padded).to(start.device, torch.int32)
 
 
 def groups_of(schedule: Tensor, groups: int) -> Groups:
@@ -64,13 +69,14 @@ def groups_for(row_tiles: int, programs: int) -> int:
     return max((groups for groups in GROUPS if groups * row_tiles <= programs), default=GROUPS[0])
 
 
-def _dealt(rows: list[tuple[int, int, int]], groups: int) -> list[list[tuple[int, int, int]]]:
-    dealt: list[list[tuple[int, int, int]]] = [[] for _ in range(groups)]
+def _dealt(counts: list[int], groups: int) -> list[list[int]]:
+    """The rows, which have so many blocks, of each group."""
+    dealt: list[list[int]] = [[] for _ in range(groups)]
     work = [0.0] * groups
-    for row, begin, end in sorted(rows, key=lambda row: row[1] - row[2]):
+    for row in sorted(range(len(counts)), key=lambda row: -counts[row]):
         least = min(range(groups), key=work.__getitem__)
-        work[least] += max(end - begin, 1) + RESULT
-        dealt[least].append((row, begin, end))
+        work[least] += max(counts[row], 1) + RESULT
+        dealt[least].append(row)
     return dealt
 
 

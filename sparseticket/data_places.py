@@ -91,8 +91,8 @@ def places(
     for text in given:
         task, equals, path = text.partition("=")
         if equals and not Path(text).exists():
-            if not path:
-                raise UserError(f"{option} {text}: no place is named.")
+            if not path or not task:
+                raise UserError(f"{option} {text}: say both what it is for and where it is, as {example}=PATH.")
             if task in own:
                 raise UserError(f"{option} {text}: {task} has the place {own[task]} already.")
             own[task] = Path(path)

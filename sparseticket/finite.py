@@ -12,10 +12,10 @@ from sparseticket.errors import RunFailure
 
 @contextmanager
 def finite_answers(network: nn.Module) -> Iterator[None]:
-    """Watch every answer that ``network`` gives inside the block.
+    """Watch every answer that ``network`` gives inside the block: tensors, also inside dicts, lists and tuples.
 
     Raises:
-        RunFailure: one of them was not finite. Said at the end of the block, instead of what broke over it there.
+        RunFailure: one of them was not finite. Said at the end of the block, instead of an error over it there.
     """
     fine: list[Tensor] = []  # read once at the end: no step waits for the device
 
@@ -25,14 +25,22 @@ def finite_answers(network: nn.Module) -> Iterator[None]:
     hook = network.register_forward_hook(look)
     try:
         yield
+    except Exception as error:
+        _refuse_unless(all(fine), error)
+        raise
+    else:
+        _refuse_unless(all(fine))
     finally:
         hook.remove()
-        if not all(fine):
-            raise RunFailure(
-                "the network answers the evaluation with infinite or NaN values, which have no score: its weights, or "
-                "its BatchNorm's statistics, are damaged or have grown too large. What is finished is kept; a lower "
-                "--lr in a new folder may help."
-            )
+
+
+def _refuse_unless(finite: bool, error: Exception | None = None) -> None:
+    if not finite:
+        raise RunFailure(
+            "the network answers the evaluation with infinite or NaN values, which have no score: its weights, or its "
+            "BatchNorm's statistics, are damaged or have grown too large. What is finished is kept; a lower --lr in a "
+            "new folder may help."
+        ) from error
 
 
 def _tensors(answer: object) -> Iterator[Tensor]:

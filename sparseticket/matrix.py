@@ -22,7 +22,7 @@ from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.progress import Screen
 from sparseticket.runs import SETTINGS, read_json, read_settings
-from sparseticket.tasks import check_options, entry
+from sparseticket.tasks import entry
 from sparseticket.tasks.base import MASKED_ACCURACY
 from sparseticket.team import ALONE, Team
 from sparseticket.ticket import Ticket
@@ -75,7 +75,7 @@ def matrix(
     """
     tickets = {name: Ticket.load(path) for name, path in asked.sources.items()}
     _check(tickets, asked)
-    _check_not_smaller(tickets, asked.tasks, out)
+    _check_not_smaller(asked, out)
     planned = {(s, t): _plan(asked, tickets, s, t) for s in asked.sources for t in asked.tasks}
     cells: dict[str, dict[str, Any]] = {name: {} for name in asked.sources}
     for number, ((source, task), settings) in enumerate(planned.items(), 1):
@@ -94,21 +94,26 @@ def matrix(
     return result
 
 
-def _check_not_smaller(tickets: Mapping[str, Ticket], tasks: Sequence[str], out: Path) -> None:
-    """Refuse to put a table in the place of one that has rows or columns which it has not."""
+def _check_not_smaller(asked: Asked, out: Path) -> None:
+    """Refuse to put a table in the place of one that has rows, columns, controls or seeds which it has not."""
     if not (out / MATRIX).is_file():
         return
+    there = read_json(out / MATRIX)
     try:
-        there = read_json(out / MATRIX)
-        rows = {source["ticket"]: name for name, source in there["sources"].items()}
-        lost = [*(rows[identity] for identity in rows.keys() - {ticket.identity for ticket in tickets.values()})]
-        lost += [task for task in there["tasks"] if task not in tasks]
+        cells = [cell for row in there["cells"].values() for cell in row.values()]
+        runs = {arm: len(values["values"]) for cell in cells for arm, values in cell["arms"].items()}
+        lost = [
+            *(f"the row {name}" for name in there["sources"] if name not in asked.sources),
+            *(f"the column {task}" for task in there["tasks"] if task not in asked.tasks),
+            *(f"the control {arm}" for arm in runs if arm not in ("dense", "ticket", *asked.controls)),
+            *([f"{runs['ticket']} seeds"] if runs["ticket"] > asked.seeds else []),
+        ]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{out / MATRIX} is no matrix of ours: choose another folder with --out.") from error
     if lost:
         raise UserError(
-            f"{out / MATRIX} has {', '.join(sorted(lost))} too, and would lose it: name all of its rows and columns, "
-            "or choose another folder with --out."
+            f"{out / MATRIX} has {', '.join(lost)}, which the new one would not have: ask for them too, choose another "
+            f"folder with --out, or remove that file first (what was trained, in {CELLS}, is kept)."
         )
 
 
@@ -236,7 +241,6 @@ def _check(tickets: Mapping[str, Ticket], asked: Asked) -> None:
         raise UserError("a --task is given twice: name each column once.")
     for task in asked.tasks:
         entry(task).check_installed()
-        check_options(task, asked.training)
     if strangers := sorted(asked.data_by_task.keys() - set(asked.tasks)):
         raise UserError(
             f"--data {strangers[0]}={asked.data_by_task[strangers[0]]}: {strangers[0]!r} is no column of this matrix. "

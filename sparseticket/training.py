@@ -48,20 +48,34 @@ def make_accelerator(precision: str = "no") -> Accelerator:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # it refuses a second precision in one process; the processes stay as they are
+    _find_each_other()
     try:
-        # where nothing says so, on a machine without a GPU, each of several processes takes itself for the only one
-        accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
+        accelerator = Accelerator(mixed_precision=precision)
     except ValueError as error:
         raise UserError(f"--precision {precision} cannot be used here: {error}") from error
     if precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would train in fp32 and say nothing
         raise UserError("--precision fp16 cannot be used here: it needs a GPU. Use no or bf16.")
-    if accelerator.num_processes < (launched := int(os.environ.get("WORLD_SIZE", "1"))):
-        raise UserError(
-            f"{launched} processes were launched, and on this machine each would train by itself in the same folder: "
-            "launch one, or several with --side-by-side."
-        )
     accelerator.gradient_accumulation_steps = 1  # `accelerate config` may say another, which would divide the loss
     return accelerator
+
+
+def _find_each_other() -> None:
+    """Let the processes of a launch meet; on a machine without a GPU each would take itself for the only one."""
+    from accelerate.state import PartialState
+
+    launched = os.environ.get("WORLD_SIZE") or "1"
+    try:
+        state = PartialState(cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available())
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the processes of this launch do not find each other ({error}): start them by torchrun or accelerate "
+            "launch, or unset LOCAL_RANK, RANK and WORLD_SIZE."
+        ) from error
+    if launched != str(state.num_processes):
+        raise UserError(
+            f"WORLD_SIZE says {launched} processes, and {state.num_processes} have met: each would train by itself in "
+            "the same folder. Start them by torchrun or accelerate launch, or unset WORLD_SIZE."
+        )
 
 
 @dataclass

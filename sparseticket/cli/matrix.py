@@ -39,6 +39,7 @@ def matrix(
     from sparseticket.options import given
     from sparseticket.progress import Screen
     from sparseticket.show import show_matrix
+    from sparseticket.tasks import check_options
     from sparseticket.team import team_of
 
     team = team_of(side_by_side)
@@ -51,6 +52,8 @@ def matrix(
         "precision": precision,
         "kernels": kernels,
     }
+    for column in task:
+        check_options(column, given(training))
     asked = Asked(name_rows(tickets), task, seeds, tuple(control or ()), root, by_task, weights, given(training))
     screen = Screen(quiet=not team.main)
     show_matrix(screen, train_cells(asked, out, screen=screen, checkpoint_every=checkpoint_every, team=team), out)

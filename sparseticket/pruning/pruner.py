@@ -71,7 +71,7 @@ class Pruner:
         return global_unstructured(scores, masks, sparsity)
 
     def check_reachable(self, sparsity: float) -> None:
-        """Raise :class:`UserError` that names the largest sparsity where ``sparsity`` is more."""
+        """Raise :class:`UserError` where ``sparsity`` is more than the pattern can have, or leaves nothing alive."""
         if self.groups is not None:
             weights_to_keep(self.groups, sparsity)
             return

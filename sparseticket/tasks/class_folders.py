@@ -41,8 +41,9 @@ def open_class_folders(path: Path) -> DataFiles:
 def data_id_of(files: DataFiles, train: LabelledFiles, evaluation: LabelledFiles) -> str:
     """The data set's identity; :class:`UserError` where all images to evaluate on are trained on."""
     found = digests(files, (*train.names, *evaluation.names))
-    check_apart(files, *([found[name] for name in split.names] for split in (train, evaluation)))
-    return identity(found)
+    splits = [{name: found[name] for name in split.names} for split in (train, evaluation)]
+    check_apart(files, *(split.values() for split in splits))
+    return identity(*splits)
 
 
 def split_by_folders(files: DataFiles, *, least: int = 2) -> tuple[LabelledFiles, LabelledFiles, tuple[str, ...]]:

@@ -20,7 +20,7 @@ from sparseticket.models.vision import VisionModel
 from sparseticket.seeds import generator
 from sparseticket.tasks import register
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
-from sparseticket.tasks.data_identity import check_apart, digests, identity
+from sparseticket.tasks.data_identity import identity_of_pairs
 from sparseticket.tasks.image_files import DataFiles
 from sparseticket.tasks.image_pixels import DecodedPixels, Pixels, hold_if_it_fits, resize_to
 from sparseticket.tasks.scene_batches import EVAL_BATCH, SceneBatches, evaluating, for_scenes, normalised
@@ -69,10 +69,11 @@ class Detection(Stateless):
         splits = read_splits(files, "ImageSets/Main", "Annotations/{}.xml")
         train, evaluation = (read_annotations(files, ids) for ids in splits)
         for what, found in (("train on", train), ("evaluate on", evaluation)):
-            if not any((~one.difficult).any() for one in found):
+            if not _classes(found, difficult=False):
                 raise UserError(f"--data {options.data}: the images to {what} have no boxes, or difficult ones alone.")
-        self.class_names = tuple(sorted({name for one in train for name in one.names}))
-        if strangers := sorted({name for one in evaluation for name in one.names} - set(self.class_names)):
+        self.class_names = tuple(sorted(_classes(train)))
+        taught, asked = (_classes(found, difficult=False) for found in (train, evaluation))
+        if strangers := sorted(asked - taught | _classes(evaluation) - set(self.class_names)):
             raise UserError(
                 f"--data {options.data}: images to evaluate on have classes that are not trained on: "
                 f"{', '.join(strangers[:3])}."
@@ -80,10 +81,9 @@ class Detection(Stateless):
         self.head = Head("detection", len(self.class_names))
         self.format, self.strides = for_scenes(spec).format, spec.scene.strides
         self.batch_size = options.batch_size
-        used = [name for ids in splits for one in ids for name in (_image(one), f"Annotations/{one}.xml")]
-        found = digests(files, sizes_of(files, used))
-        check_apart(files, *([found[_image(one)] for one in ids] for ids in splits))
-        self.data_id = identity(found)
+        pairs = [[(_image(one), f"Annotations/{one}.xml") for one in ids] for ids in splits]
+        sizes_of(files, (name for split in pairs for pair in split for name in pair))
+        self.data_id = identity_of_pairs(files, *pairs)
         size = self.format.size
         self._train = BoxedImages(files, splits[0], train, self.class_names, size)
         self._eval = BoxedImages(files, splits[1], evaluation, self.class_names, size)
@@ -154,6 +154,11 @@ class Detection(Stateless):
 
 def _image(name: str) -> str:
     return f"JPEGImages/{name}.jpg"
+
+
+def _classes(found: list[Annotation], *, difficult: bool = True) -> set[str]:
+    """The classes of the boxes, with or without difficult ones."""
+    return {name for one in found for name, hard in zip(one.names, one.difficult, strict=True) if difficult or not hard}
 
 
 def _true_boxes(batch: Batch) -> list[dict[str, Tensor]]:

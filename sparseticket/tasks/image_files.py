@@ -118,8 +118,8 @@ def open_files(path: Path) -> DataFiles:
     Hidden files and those that macOS adds to archives are left out.
 
     Raises:
-        UserError: there is nothing at ``path``, a link in it leads nowhere, a folder cannot be listed, a name is not
-            UTF-8, or an archive is damaged, holds links or names that lead outside.
+        UserError: there is nothing at ``path``, a link in it leads nowhere, a folder cannot be listed, or an archive is
+            damaged, holds links or names that lead outside.
     """
     if path.is_dir():
         sizes, get = _folder(path)
@@ -129,9 +129,6 @@ def open_files(path: Path) -> DataFiles:
         sizes, get = _zip(path)
     else:
         sizes, get = _tar(path)
-    for name in sizes:
-        if not _is_utf8(name):
-            raise UserError(f"--data {path}: the name {name!a} in it is not UTF-8. Rename it.")
     return DataFiles(path, {name: size for name, size in sizes.items() if not _is_hidden(name)}, get)
 
 
@@ -238,13 +235,6 @@ def _checked(path: Path, members: Iterable[tuple[str, int]]) -> dict[str, int]:
             raise UserError(f"--data {path}: it holds {name} twice. Repack it with one of the two.")
         sizes[name] = size
     return sizes
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:  # surrogates stand for the bytes that are none
-        return False
 
 
 def _is_hidden(name: str) -> bool:

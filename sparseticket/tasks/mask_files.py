@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -66,14 +68,16 @@ class MaskedImages:
     A mask holds class indices, and 255 where it is void. What was decoded is kept while it fits into 2 GB.
 
     Raises:
-        UserError: a file is missing or damaged, a mask is of another size than its image, or has a class that is none
-            of the data set's, or all masks are void.
+        UserError: a file is missing, a mask is damaged, of another size than its image, or has a class that is none of
+            the data set's, or all masks are void.
     """
 
     def __init__(self, layout: Layout, pairs: Sequence[tuple[str, str]]) -> None:
         self.layout, self.pairs = layout, pairs
-        self.names = list(sizes_of(layout.files, (name for pair in pairs for name in pair)))
-        if not any([self._some_class(*pair) for pair in pairs]):  # of every pair: each is checked before any training
+        sizes_of(layout.files, (name for pair in pairs for name in pair))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            classes_there = list(pool.map(lambda pair: bool((self._mask(*pair) != VOID).any()), pairs))
+        if not any(classes_there):
             raise UserError(f"--data {layout.files.source}: the masks beside {pairs[0][0]} are void everywhere.")
         self._held: dict[int, tuple[Tensor, Tensor]] = {}
         self._bytes = 0
@@ -90,9 +94,6 @@ class MaskedImages:
             self._held[row] = image, mask
             self._bytes += image.numel() + mask.numel()
         return self._held[row]
-
-    def _some_class(self, name: str, mask_name: str) -> bool:
-        return bool((self._mask(name, mask_name) != VOID).any())
 
     def _mask(self, name: str, mask_name: str) -> Tensor:
         files, classes, void = self.layout.files, self.layout.classes, self.layout.void

@@ -27,7 +27,7 @@ POOL = 256  # evaluation images among which a view is to find its other one: the
 class PreTraining(Stateless):
     """A subclass says which view, and what its loss is. ``--data``: as for ``image-folder``.
 
-    Classes are not trained on; where there are several, they give the second metric.
+    Classes are not trained on; where images of several are evaluated, they give the second metric.
     """
 
     name: str
@@ -38,9 +38,10 @@ class PreTraining(Stateless):
         if options.data is None:
             raise UserError(f"task {self.name} needs --data: a folder, zip or tar with {LAYOUT}.")
         files = open_class_folders(options.data)
-        train, evaluation, class_names = split_by_folders(files, least=1)
+        train, evaluation, _ = split_by_folders(files, least=1)
         if len(evaluation.names) < 2:
             raise UserError(f"task {self.name} needs two images to evaluate on: one has no other to be told from.")
+        self.data_id = data_id_of(files, train, evaluation)
         self.head = Head("projection", DIMENSIONS)
         self.head_name, self.format, self.options = spec.head_name, spec.format, options
         small, size = spec.format.size <= SMALL_SIDE, spec.format.size
@@ -51,8 +52,6 @@ class PreTraining(Stateless):
         self._eval_whole = self._eval if small else DecodedPixels(files, evaluation.names, resize_and_crop_to(size))
         self._eval_labels = evaluation.labels
         self._evaluation = _Evaluation(self)
-        self._many_classes = len(class_names) > 1
-        self.data_id = data_id_of(files, train, evaluation)
 
     def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]:
         """See :class:`sparseticket.tasks.base.Task` and :class:`TwoViews`; training leaves an incomplete batch out."""
@@ -95,9 +94,11 @@ class PreTraining(Stateless):
                 first, second = (model(batch[name].to(device)) for name in ("first", "second"))
                 found.append(retrieved(first, second))
                 features.append(model(batch["pixels"].to(device)))
-            same = nearest_of_same_class(torch.cat(features), self._eval_labels.to(device))
-        metrics = {"retrieval": torch.cat(found).float().mean().item()}
-        return metrics | ({"class_retrieval": same.float().mean().item()} if self._many_classes else {})
+            metrics = {"retrieval": torch.cat(found).float().mean().item()}
+            if len(self._eval_labels.unique()) > 1:
+                same = nearest_of_same_class(torch.cat(features), self._eval_labels.to(device))
+                metrics["class_retrieval"] = same.float().mean().item()
+        return metrics
 
 
 class _Evaluation(Sequence[Batch]):

@@ -18,7 +18,7 @@ LAYOUT = (
 )
 SPLITS = (("trainval", "test"), ("train", "val"))  # to train on, to evaluate on: the first pair that is there
 TORN = 0.01  # of all boxes may be of no size (BCCD has two): they are left out
-FLAGS = {"": False, "0": False, "1": True, "false": False, "true": True, "unspecified": False}
+DIFFICULT = {"": False, "0": False, "1": True, "false": False, "true": True, "unspecified": False}
 SLACK = 1.0  # pixels that a box may reach out of its image; it is cut there
 
 
@@ -132,7 +132,7 @@ def parse_annotation(content: bytes, where: str) -> Annotation:
             raise UserError(f"{where}: the box of a {name} reaches out of its image of {width} x {height} pixels.")
         boxes.append(torch.minimum(box.clamp(min=0), limits))
         names.append(name)
-        difficult.append(_flag(entry, "difficult", where))
+        difficult.append(_is_difficult(entry, where))
     return Annotation(
         size=(height, width),
         boxes=torch.stack(boxes).float() if boxes else torch.zeros(0, 4),
@@ -142,11 +142,11 @@ def parse_annotation(content: bytes, where: str) -> Annotation:
     )
 
 
-def _flag(entry: ET.Element, path: str, where: str) -> bool:
-    text = (entry.findtext(path) or "").strip().lower()
-    if text not in FLAGS:
-        raise UserError(f"{where}: {path} should be 0 or 1, and is {text!r}.")
-    return FLAGS[text]
+def _is_difficult(entry: ET.Element, where: str) -> bool:
+    text = (entry.findtext("difficult") or "").strip().lower()
+    if text not in DIFFICULT:
+        raise UserError(f"{where}: difficult should be 0 or 1, and is {text!r}.")
+    return DIFFICULT[text]
 
 
 def _number(entry: ET.Element, path: str, where: str) -> float:

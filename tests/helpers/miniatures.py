@@ -113,6 +113,21 @@ def write_voc(root, train=6, evaluation=3):
     return root
 
 
+def write_voc_masks(root):
+    """Masks beside a VOC folder's boxes: its images are those of VOC's segmentation too."""
+    for folder in ("SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for split in ("train", "val"):
+        names = (root / "ImageSets" / "Main" / f"{split}.txt").read_text()
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(names)
+        for name in names.split():
+            mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+            for (x1, y1, x2, y2), kind in boxes_of(int(name.removeprefix("image_"))):
+                mask[y1:y2, x1:x2] = 1 if kind == "cell" else 2
+            Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
+    return root
+
+
 def scene(number, classes=(0, 3, 10), void=11):
     """An image whose red says the class of each pixel, and its mask: four quarters, the first row void."""
     mask = np.full((HEIGHT, WIDTH), classes[number % 3], dtype=np.uint8)

@@ -4,8 +4,14 @@ import pytest
 import torch
 
 from sparseticket.kernels.aot import SHARED_LIMIT, only_ir
-from sparseticket.kernels.bsr import Tiles, default_tiles
-from sparseticket.kernels.bsr_aot import compile_dense, compile_product, compile_wgrad, compile_zero_dead_blocks
+from sparseticket.kernels.bsr import MOST_SPLITS, Tiles, default_tiles
+from sparseticket.kernels.bsr_aot import (
+    compile_dense,
+    compile_product,
+    compile_wgrad,
+    compile_wgrad_sum,
+    compile_zero_dead_blocks,
+)
 
 
 @pytest.mark.parametrize("arch", [80, 90, 120])
@@ -67,6 +73,11 @@ def test_fp32_fits_and_spills_nothing(precision):
     )
     assert made.spilled == 0 and made.shared <= SHARED_LIMIT[120]
     assert made.uses_tensor_cores == (precision == "tf32")
+
+
+def test_the_sum_over_splits_of_m_is_16_bytes_wide_and_spills_nothing():
+    made = compile_wgrad_sum((128, 128), MOST_SPLITS, 90)
+    assert made.spilled == 0 and "ld.global.v4.b32" in made.ptx and "st.global.v4.b32" in made.ptx
 
 
 def test_zeros_in_dead_blocks_are_16_bytes_wide_and_spill_nothing():

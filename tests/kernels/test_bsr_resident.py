@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparseticket.kernels import bsr_resident
 from sparseticket.kernels.blocks import BlockLayout
@@ -112,6 +113,13 @@ def test_what_tma_cannot_read_runs_on_the_other_kernels(why, device, close):
     assert not bsr_resident.tma_reads(x)
     y = bsr_linear(x, weight, layout, bias, tiles=resident_tiles((32, 32)))
     close(y, F.linear(x.double().cpu(), weight.double().cpu() * mask, bias.double().cpu()))
+
+
+def test_what_is_traced_runs_the_other_kernels(device):
+    x = torch.randn(40, 96, device=device, dtype=torch.float16)
+    assert bsr_resident.tma_reads(x)
+    with FakeTensorMode() as mode:
+        assert not bsr_resident.tma_reads(mode.from_tensor(x))
 
 
 def test_results_whose_rows_are_not_of_16_bytes_are_written_by_the_other_kernels(device, close):

@@ -1,7 +1,9 @@
 """A data set that was changed in place, with the same names and sizes, is another."""
 
+import numpy as np
 import pytest
-from miniatures import PUBLISHED, write_camvid, write_class_folders, write_each, write_voc
+from miniatures import PUBLISHED, write_camvid, write_class_folders, write_each, write_voc, write_voc_masks
+from PIL import Image
 
 from sparseticket.errors import UserError
 from sparseticket.models import resolve
@@ -77,7 +79,7 @@ def test_images_of_a_large_data_set_are_told_by_name_and_size_and_its_annotation
 
     def now():
         files = open_files(tmp_path)
-        return identity(digests(files, files.sizes))
+        return identity(digests(files, sorted(files.sizes)))
 
     (tmp_path / "a.jpg").write_bytes(b"a" * 20)
     (tmp_path / "a.xml").write_bytes(b"a" * 20)
@@ -94,8 +96,44 @@ def test_images_of_a_large_data_set_are_told_by_name_and_size_and_its_annotation
 def test_some_images_in_both_splits_are_the_users_affair_and_all_are_refused(tmp_path):
     files = open_files(tmp_path)
     check_apart(files, ["a", "b"], ["a", "c"])
+    check_apart(files, ["10", "20"], ["10", "10"])  # sizes, which tell nothing
     with pytest.raises(UserError, match="every image to evaluate on is one to train on"):
         check_apart(files, ["a", "b"], ["a", "a"])
+
+
+def exchange_splits(root, folder):
+    lists = root / "ImageSets" / folder
+    train, evaluation = ((lists / name).read_text().splitlines() for name in ("train.txt", "val.txt"))
+    train[0], evaluation[0] = evaluation[0], train[0]
+    for name, ids in (("train.txt", train), ("val.txt", evaluation)):
+        (lists / name).write_text("\n".join(ids) + "\n")
+
+
+@pytest.mark.parametrize(("task", "lists"), [("detection", "Main"), ("segmentation", "Segmentation")])
+def test_an_image_that_changes_to_the_other_split_makes_it_another_data_set(tmp_path, task, lists):
+    root = write_voc_masks(write_voc(tmp_path / "voc"))
+
+    def now():
+        return make_task(task, resolve("resnet20-cifar"), TaskOptions(root, batch_size=2)).data_id
+
+    before = now()
+    exchange_splits(root, lists)
+    assert now() != before
+    exchange_splits(root, lists)
+    assert now() == before
+
+
+def test_masks_count_by_content_also_in_a_large_data_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_identity, "HASHED_BYTES", 10)
+    data, mask = write_camvid(tmp_path / "camvid"), tmp_path / "camvid" / "valannot" / "7.png"
+
+    def now(label):
+        Image.fromarray(np.full((60, 80), label, np.uint8)).save(mask)
+        task = make_task("segmentation", resolve("resnet20-cifar"), TaskOptions(data, batch_size=2))
+        return mask.stat().st_size, task.data_id
+
+    (size, three), (same, four) = now(3), now(4)
+    assert size == same and three != four
 
 
 def test_a_run_that_continues_on_data_changed_in_place_is_refused(cli, tmp_path):

@@ -7,10 +7,9 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from miniatures import HEIGHT, SHAPES, WIDTH, annotation, boxes_of, one_object, picture, write_voc
+from miniatures import SHAPES, annotation, boxes_of, one_object, picture, write_voc, write_voc_masks
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -138,7 +137,9 @@ def test_a_box_that_reaches_out_by_a_pixel_is_cut_and_one_of_no_size_is_left_out
     assert found.boxes.tolist() == [[0, 5, 80, 60]] and found.torn == 1
 
 
-@pytest.mark.parametrize(("text", "said"), [("true", True), (" True ", True), ("false", False), ("", False)])
+@pytest.mark.parametrize(
+    ("text", "said"), [("true", True), (" True ", True), ("false", False), ("", False), ("Unspecified", False)]
+)
 def test_a_box_may_be_said_to_be_difficult_in_words(text, said):
     found = parse_annotation(annotation([one_object("cell", SHAPES[0], difficult=text)]).encode(), "some.xml")
     assert found.difficult.tolist() == [said]
@@ -147,6 +148,13 @@ def test_a_box_may_be_said_to_be_difficult_in_words(text, said):
 def make_difficult(root, numbers):
     for number in numbers:
         objects = [one_object(kind, box, difficult=1) for box, kind in boxes_of(number)]
+        (root / "Annotations" / f"image_{number}.xml").write_text(annotation(objects))
+
+
+def teach_cells_alone(root):
+    """Every plate to train on is difficult."""
+    for number in range(6):
+        objects = [one_object(kind, box, difficult=int(kind == "plate")) for box, kind in boxes_of(number)]
         (root / "Annotations" / f"image_{number}.xml").write_text(annotation(objects))
 
 
@@ -167,6 +175,7 @@ def train_on_what_is_evaluated(root):
             lambda root: make_difficult(root, range(6, 9)),
             "images to evaluate on have no boxes, or difficult ones alone",
         ),
+        (teach_cells_alone, "not trained on: plate"),
         (lambda root: make_difficult(root, range(6)), "images to train on have no boxes, or difficult ones alone"),
         (
             lambda root: resize(root, 7, (40, 30)),
@@ -407,20 +416,6 @@ seeds = 1
 """
 
 
-def write_masks(root):
-    """Masks beside a VOC folder's boxes: its images are those of VOC's segmentation too."""
-    for folder in ("SegmentationClass", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True)
-    for split in ("train", "val"):
-        names = (root / "ImageSets" / "Main" / f"{split}.txt").read_text()
-        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(names)
-        for name in names.split():
-            mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
-            for (x1, y1, x2, y2), kind in boxes_of(int(name.removeprefix("image_"))):
-                mask[y1:y2, x1:x2] = 1 if kind == "cell" else 2
-            Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
-
-
 def test_a_matrix_has_columns_of_detection_and_segmentation_with_their_own_data_and_recipes(cli, tmp_path):
     data, out = tmp_path / "data", tmp_path / "out"
     for split in ("train", "val"):
@@ -430,7 +425,7 @@ def test_a_matrix_has_columns_of_detection_and_segmentation_with_their_own_data_
                 shown = picture(kind + 2 * number + 4 * (split == "val"))
                 Image.fromarray(shown).save(data / f"imagenet/{split}/{kind}/{number}.jpg")
     write_voc(data / "VOC2007")
-    write_masks(write_voc(data / "VOC2012", train=4))
+    write_voc_masks(write_voc(data / "VOC2012", train=4))
     (tmp_path / "mine.toml").write_text(SCENES)
     code, text = cli("run", tmp_path / "mine.toml", "--data", data, "--out", out)
     assert code == 0, text

@@ -66,6 +66,11 @@ def test_answers_of_every_form_are_watched_and_only_inside_the_block(wrap):
         network(wrap(torch.tensor([0.0, float("inf")])))
         raise ValueError("what a metric says of NaN")
     network(wrap(torch.tensor([float("nan")])))
+    with pytest.raises(KeyboardInterrupt), finite_answers(network):
+        network(wrap(torch.tensor([float("nan")])))
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="another"), finite_answers(network):
+        raise ValueError("another reason")
 
 
 def test_a_training_that_diverges_in_its_last_step_leaves_no_verdict(cli, tmp_path):

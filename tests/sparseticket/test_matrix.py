@@ -83,12 +83,19 @@ def test_a_matrix_trains_each_cell_once_and_dense_once_a_column_and_reads_both_w
 
     before = len(trained)
     assert cli(*whole)[0] == 0 and len(trained) == before
-    for fewer, lost in ((small, "mlm, mlm"), ([*whole[:3], *small[2:]], "mlm"), ([*small[:2], *whole[3:]], "mlm")):
-        code, text = cli(*fewer)
-        assert code == 2 and f"has {lost} too, and would lose it" in text, text
+    fewer = {
+        "the row mlm, the column mlm": small,
+        "the row mlm": [*whole[:2], *whole[3:]],
+        "the column mlm": [*whole[:3], *small[2:]],
+    }
+    for lost, command in fewer.items():
+        code, text = cli(*command)
+        assert code == 2 and f"has {lost}, which the new one would not have" in text, text
     assert json.loads((out / "matrix.json").read_text()) == result
     # one more seed trains that seed only
     assert cli(*whole, "--seeds", 2)[0] == 0 and sorted(trained[before:]) == ["mlm"] * 3 + ["text"] * 3
+    code, text = cli(*whole)
+    assert code == 2 and "has 2 seeds, which the new one" in text
 
 
 def test_all_cells_of_a_column_are_trained_as_the_ticket_of_that_task_was(cli, sources, tmp_path):
@@ -154,7 +161,9 @@ def test_a_matrix_that_cannot_be_is_refused_before_any_training(cli, sources, tm
         ([sources[0], "--task", "text", "--control", "none"], "there is no control"),
         ([sources[0], "--task", "text", "--data", "txet=a"], "'txet' is no column of this matrix. Its columns: text."),
         ([sources[0], "--task", "text", "--data", "text=a", "--data", "text=b"], "text has the place a already"),
-        ([sources[0], "--task", "text", "--data", "text="], "--data text=: no place is named"),
+        ([sources[0], "--task", "text", "--data", "text="], "--data text=: say both what it is for and where it is"),
+        ([sources[0], "--task", "text", "--data", "=a"], "--data =a: say both"),
+        ([sources[0], "--task", "digits", "--max-length", "16"], "--max-length is for tasks on texts"),
         ([sources[0], "--task", "text", "--data", ""], "--data is empty"),
     ):
         code, text = cli("matrix", *arguments, "--out", tmp_path / "m")

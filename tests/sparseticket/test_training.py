@@ -330,7 +330,23 @@ def test_two_processes_find_one_ticket_on_scenes(task, tmp_path):
     assert all(not weights[name][~mask].any() and weights[name][mask].all() for name, mask in ticket.masks.items())
 
 
-def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="2 processes were launched, and on this machine each would train by itself"):
-        make_accelerator()
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE says 2 processes, and 1 have met: each would train by itself"),
+        ({"LOCAL_RANK": "0"}, "the processes of this launch do not find each other"),
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2", "RANK": "1"}, "the processes of this launch do not find each other"),
+    ],
+)
+def test_processes_that_do_not_find_each_other_are_refused(variables, says):
+    script = "from sparseticket.training import make_accelerator\nmake_accelerator()"
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and f"UserError: {says}" in done.stderr
+
+
+def test_one_process_where_another_program_was_launched_by_mpi_trains_by_itself():
+    script = "from sparseticket.training import make_accelerator\nprint(make_accelerator().num_processes)"
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PMI_SIZE": "2", "WORLD_SIZE": ""}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=100)
+    assert done.stdout.strip() == "1", done.stderr[-1000:]
