@@ -175,7 +175,8 @@ def _write_onnx(
     task = None
     if options.measures:
         name = options.task or origin.task
-        task = on_task.make(name, options.data, prepared.whole, source.model, max_length=origin.max_length)
+        trained = {"max_length": origin.max_length, "batch_size": origin.batch_size}
+        task = on_task.make(name, options.data, prepared.whole, source.model, **trained)
     return write_onnx(prepared, folder, options, metadata=metadata, task=task)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,29 @@ CLASSES = {
 }
 
 
-def make(name: str, data: Path | None, model: LoadedModel, folder: Path, *, max_length: int) -> Task:
+def make(
+    name: str, data: Path | None, model: LoadedModel, folder: Path, *, max_length: int, batch_size: int = 32
+) -> Task:
     """The task ``name`` with the tokenizer or image format of the model in ``folder``.
 
     Raises:
-        UserError: its data cannot be read, or it needs another head than the model has.
+        UserError: its data cannot be read, or it needs another head or other classes than the model has.
     """
+    length = min(max_length, model.max_length or max_length)
+    options = TaskOptions(data=data, batch_size=batch_size, max_length=length)
     spec = resolve(str(folder)) if model.kind == "text" else _vision_spec(folder)
-    task = make_task(name, spec, TaskOptions(data=data, max_length=min(max_length, model.max_length or max_length)))
+    task = make_task(name, spec, options)
     if not (_fits(task.head, model.module) if model.kind == "text" else _gives(task.head, model)):
         raise UserError(
             f"task {name} needs a model for {task.head.kind}"
             + (f" with {task.head.classes} classes" if task.head.classes else "")
             + f", and this {type(model.module).__name__} is another: name the task it was trained on with --task."
+        )
+    known, asked = _class_names(model, folder), _folded(task.head.labels or getattr(task, "class_names", ()))
+    if known and asked and known != asked and (model.kind == "vision" or set(known) & set(asked)):
+        raise UserError(
+            f"the data of {name} have the classes {_shown(asked)}, and this model knows {_shown(known)}: its answers "
+            "would be taken for other classes. Give the data that it was trained on."
         )
     return task
 
@@ -54,6 +65,24 @@ def compare(task: Task, model: LoadedModel, file: Path, allowed_drop: float) -> 
             f"most {allowed_drop:g}. Nothing was kept."
         )
     return {"name": task.name, "metric": task.metric, "pytorch": pytorch, "onnx": onnx}
+
+
+def _class_names(model: LoadedModel, folder: Path) -> list[str]:
+    """The names that the model was saved with. A text model may have its own words for the same classes."""
+    if model.kind == "vision":
+        from sparseticket.models.vision import describe_saved
+
+        return _folded(describe_saved(folder).class_names or ())
+    names = getattr(model.module.config, "id2label", None) or {}
+    return _folded(names[number] for number in sorted(names))
+
+
+def _folded(names: Iterable[object]) -> list[str]:
+    return [str(name).casefold() for name in names]
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
 def _vision_spec(folder: Path) -> ModelSpec:

@@ -9,7 +9,7 @@ from sparseticket.export.source import Source
 from sparseticket.runs import read_json
 from sparseticket.ticket import Ticket
 
-DEFAULT_LENGTH = 128
+DEFAULT_LENGTH, DEFAULT_BATCH = 128, 32
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Provenance:
         ticket: what the model was trained under.
         task: name of the task it was trained on, and its metric and value (a fraction) at the end of the training.
         max_length: tokens of a text in that training.
+        batch_size: examples a step, where a ticket says so.
     """
 
     label: str
@@ -28,6 +29,7 @@ class Provenance:
     metric: str = ""
     value: float | None = None
     max_length: int = DEFAULT_LENGTH
+    batch_size: int = DEFAULT_BATCH
 
     def entries(self, sparsity: float) -> dict[str, str]:
         """Entries of ``metadata_props``; ``sparsity`` is that of all linear and convolution weights of the model."""
@@ -59,6 +61,7 @@ def read(source: Source) -> Provenance:
     ticket = Ticket.load(source.ticket) if source.ticket else None
     found = ticket.task if ticket else {}
     lengths = measured.get("max_length"), ticket.training.get("max_length") if ticket else None
+    batch = ticket.training.get("batch_size") if ticket else None
     value = measured.get("value")
     return Provenance(
         label=source.label,
@@ -67,4 +70,5 @@ def read(source: Source) -> Provenance:
         metric=str(measured.get("metric", found.get("metric", ""))),
         value=float(value) if isinstance(value, int | float) else None,
         max_length=next((length for length in lengths if isinstance(length, int)), DEFAULT_LENGTH),
+        batch_size=batch if isinstance(batch, int) and batch > 0 else DEFAULT_BATCH,
     )

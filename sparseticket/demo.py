@@ -116,7 +116,7 @@ def summarise(
     by_name = {(record["name"], record["provider"]): record for record in measured["records"]}
     dense, ticket = (by_name[path.name, "onnxruntime-cpu"] for path in (made.dense_onnx, made.ticket_onnx))
     pytorch = by_name[made.ticket.parent.name, "pytorch-cpu"]
-    kept = ("model", "task", "metric", "sparsity", "arms", "matching", "strict", "reason")
+    kept = ("model", "task", "metric", "sparsity", "arms", "matching", "strict", "reason", "winning")
     return {
         **{key: transferred[key] for key in kept},
         "onnx": {
@@ -143,7 +143,7 @@ def column(task: dict[str, Any]) -> tuple[str, ...]:
         f"{task['model']} on {task['task']}",
         percent(task["sparsity"]),
         *(mean_and_spread(arms.get(name), "%", digits=2) for name in ("dense", "ticket", "random-mask")),
-        str(Verdict(task["matching"], task["strict"], task["reason"])),
+        str(Verdict(task["matching"], task["strict"], task["reason"], task["winning"])),
         f"{onnx['ticket']['bytes'] / 1e6:.1f} MB",
         *(f"{onnx[arm]['p50_ms']:.2f} ms" for arm in ("dense", "ticket")),
         "{median:.2f}x ({low:.2f}-{high:.2f})".format(**task["speedup"]),

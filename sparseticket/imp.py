@@ -180,7 +180,7 @@ class Search:
         if changed:
             raise UserError(
                 f"{self.run.path} was begun with other {changed} than there are now: put back what it was begun with "
-                "(versions of the libraries too), or start anew in another folder with --out."
+                "(versions of sparseticket and its libraries too), or start anew in another folder with --out."
             )
         newest = max(k for k in range(self.last + 1) if (self.run.round(k) / TICKET).exists())
         wanted, path = self.load_ticket(newest).theta_file, self.theta_path(newest)

@@ -75,7 +75,7 @@ def matrix(
     """
     tickets = {name: Ticket.load(path) for name, path in asked.sources.items()}
     _check(tickets, asked)
-    _check_not_smaller(asked, out)
+    _check_not_smaller(tickets, asked, out)
     planned = {(s, t): _plan(asked, tickets, s, t) for s in asked.sources for t in asked.tasks}
     cells: dict[str, dict[str, Any]] = {name: {} for name in asked.sources}
     for number, ((source, task), settings) in enumerate(planned.items(), 1):
@@ -94,7 +94,7 @@ def matrix(
     return result
 
 
-def _check_not_smaller(asked: Asked, out: Path) -> None:
+def _check_not_smaller(tickets: Mapping[str, Ticket], asked: Asked, out: Path) -> None:
     """Refuse to put a table in the place of one that has rows, columns, controls or seeds which it has not."""
     if not (out / MATRIX).is_file():
         return
@@ -102,8 +102,9 @@ def _check_not_smaller(asked: Asked, out: Path) -> None:
     try:
         cells = [cell for row in there["cells"].values() for cell in row.values()]
         runs = {arm: len(values["values"]) for cell in cells for arm, values in cell["arms"].items()}
+        known = {ticket.identity for ticket in tickets.values()}
         lost = [
-            *(f"the row {name}" for name in there["sources"] if name not in asked.sources),
+            *(f"the row {name}" for name, source in there["sources"].items() if source["ticket"] not in known),
             *(f"the column {task}" for task in there["tasks"] if task not in asked.tasks),
             *(f"the control {arm}" for arm in runs if arm not in ("dense", "ticket", *asked.controls)),
             *([f"{runs['ticket']} seeds"] if runs["ticket"] > asked.seeds else []),
@@ -159,10 +160,7 @@ def summarise(
             }
             for name, ticket in tickets.items()
         },
-        "targets": {
-            task: {"metric": first[task]["metric"], "dense": first[task]["arms"]["dense"], "same_task": own[task]}
-            for task in tasks
-        },
+        "targets": {task: {"metric": first[task]["metric"], "same_task": own[task]} for task in tasks},
         "cells": rows,
         "over_tasks": {
             source: asdict(

@@ -21,7 +21,7 @@ def percent(value: float | None) -> str:
 
 def verdict_word(verdict: dict[str, Any]) -> str:
     """A verdict in a cell of a table."""
-    return "too few runs" if verdict["reason"] else str(Verdict(**verdict))
+    return "no verdict" if verdict["reason"] else str(Verdict(**verdict))
 
 
 def show_find(screen: Screen, summary: dict[str, Any], folder: Path) -> None:
@@ -75,8 +75,8 @@ def show_converted(screen: Screen, report: dict[str, Any], out: Path) -> None:
 def show_matrix(screen: Screen, result: dict[str, Any], folder: Path) -> None:
     """Rows of tickets, columns of tasks: the mean, and its difference to dense and to the ticket of the same task."""
     table = Table("ticket", *result["tasks"], title=f"{result['model']}: value (to dense / to the same task's ticket)")
-    dense = (result["targets"][task]["dense"] for task in result["tasks"])
-    table.add_row("dense", *(mean_and_spread(arm, "%", digits=2) for arm in dense))
+    for name, arms in dense_of(result).items():
+        table.add_row(name, *(mean_and_spread(arms[task], "%", digits=2) for task in result["tasks"]))
     for source, row in result["cells"].items():
         shown = (row[task] for task in result["tasks"])
         table.add_row(
@@ -95,6 +95,21 @@ def show_matrix(screen: Screen, result: dict[str, Any], folder: Path) -> None:
         if row["matching"] or row["failing"]:
             screen.say(f"{source}: {matching_on(row, result['tasks'])}")
     screen.say(f"Result: {folder / 'matrix.json'}\nPicture: {folder / 'matrix.png'}")
+
+
+def dense_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of a ``matrix.json``, the dense arms by column under what to call them: tickets of several θ have their own."""
+    found: list[tuple[dict[str, Any], list[str]]] = []
+    for source, row in result["cells"].items():
+        arms = {task: cell["arms"]["dense"] for task, cell in row.items()}
+        sources = next((sources for known, sources in found if known == arms), None)
+        if sources is None:
+            found.append((arms, [source]))
+        else:
+            sources.append(source)
+    if len(found) == 1:
+        return {"dense": found[0][0]}
+    return {f"dense of {', '.join(sources)}": arms for arms, sources in found}
 
 
 def matching_on(over_tasks: dict[str, Any], tasks: list[str]) -> str:
@@ -116,7 +131,7 @@ def show_sweep(screen: Screen, result: dict[str, Any], folder: Path) -> None:
     highest = result["highest"]
     screen.say(f"Highest matching: {percent(highest['matching'])}; strictly: {percent(highest['strict'])}.")
     if highest["undecided"]:
-        screen.note("sparsities with too few runs are in neither.")
+        screen.note("sparsities without a verdict are in neither.")
     if highest["gaps"]:
         screen.note(f"not matching below that: {', '.join(map(percent, highest['gaps']))}.")
     screen.say(f"Result: {folder / 'sweep.json'}")

@@ -65,7 +65,8 @@ def _find_each_other() -> None:
 
     launched = os.environ.get("WORLD_SIZE") or "1"
     try:
-        state = PartialState(cpu="LOCAL_RANK" in os.environ and not torch.accelerator.is_available())
+        several = launched != "1" and "LOCAL_RANK" in os.environ
+        state = PartialState(cpu=several and not torch.accelerator.is_available())
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"the processes of this launch do not find each other ({error}): start them by torchrun or accelerate "

@@ -61,6 +61,10 @@ def judge(ticket: Arm, dense: Arm, *, at_theta_p: bool | None = None) -> Verdict
     if fewest < ENOUGH:
         runs = "1 run is" if fewest == 1 else f"{fewest} runs are"
         return Verdict(None, None, f"{runs} too few to say; a verdict takes {ENOUGH} (--seeds {ENOUGH})")
+    if dense.mean <= 0:
+        return Verdict(None, None, "dense networks score nothing, so there is nothing to match; train them longer")
+    if len({*ticket.values, *dense.values}) == 1:
+        return Verdict(None, None, f"all runs have the same value, {dense.mean:.4f}: nothing tells the networks apart")
     matching = ticket.mean >= dense.mean - dense.std
     winning = None if at_theta_p is None else matching and at_theta_p
     return Verdict(matching, ticket.mean >= dense.mean, winning=winning)
@@ -97,7 +101,7 @@ class Highest:
     """Of a sweep over sparsities: the highest that matches, and strictly; None where none does.
 
     ``gaps`` are lower sparsities that do not match: where there are any, the curve is not monotonous, and one lucky
-    mean may have decided. ``undecided`` have too few runs to say.
+    mean may have decided. ``undecided`` have no verdict.
     """
 
     matching: float | None

@@ -38,16 +38,24 @@ def read_tensors(path: Path, what: str = "--weights") -> dict[str, Tensor]:
             "when loaded.\nPickled code is never run: save the dictionary of tensors alone, with torch.save or as "
             "safetensors."
         ) from error
-    for key in WRAPPERS:
-        if isinstance(stored, Mapping) and isinstance(stored.get(key), Mapping):
-            stored = stored[key]
+    inside = [key for key in WRAPPERS if isinstance(stored, Mapping) and isinstance(stored.get(key), Mapping)]
+    if len(filled := [key for key in inside if stored[key]]) > 1:
+        raise UserError(f"{what} {path} holds both {' and '.join(filled)}: save the one that is meant alone.")
+    if inside:
+        stored = stored[(filled or inside)[0]]
     if (
         not isinstance(stored, Mapping)
         or not stored
         or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in stored.items())
     ):
         raise UserError(f"{what} {path} holds no dictionary of tensors by name (a state_dict).")
-    odd = [name for name, tensor in stored.items() if tensor.layout != torch.strided or tensor.device.type != "cpu"]
-    if odd:
-        raise UserError(f"{what} {path}: {odd[0]} is sparse or without values. Save plain, dense tensors.")
+    if odd := [name for name, tensor in stored.items() if not _is_plain(tensor)]:
+        raise UserError(
+            f"{what} {path}: {odd[0]} is sparse, complex, quantized or without values. Save plain, dense tensors."
+        )
     return dict(stored)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return dense and not tensor.is_complex() and not tensor.is_quantized

@@ -64,7 +64,7 @@ class Workbench:
         if adapt := getattr(made, "adapt", None):  # images of 32 × 32 give a torchvision ResNet a smaller stem
             spec = adapt(spec)
         network = spec.build(made.head, seed=seed, weights=weights)
-        for note in network.notes:
+        for note in (*made.notes, *network.notes):
             screen.note(note)
         return cls(spec, made, network, Origin.of(network), accelerator, screen)
 

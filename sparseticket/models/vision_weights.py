@@ -21,12 +21,15 @@ def read_weights(path: Path) -> Stored:
     Raises:
         UserError: there is no such file, or it holds no dictionary of tensors, or the same tensor twice.
     """
-    found = {name: _as_fp32(tensor) for name, tensor in read_tensors(path).items()}
+    found = {name: _plain(name, tensor) for name, tensor in read_tensors(path).items()}
     return convert(found, f"--weights {path}")
 
 
-def _as_fp32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+def _plain(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    counts = name.endswith(COUNTER) and tensor.isfinite().all()  # .half() over a state_dict makes them floats too
+    return tensor.to(torch.int64 if counts else torch.float32)
 
 
 def check_fit(
@@ -62,6 +65,8 @@ def check_fit(
         _list("not finite: ", (name for name in shared if not stored[name].isfinite().all())),
         _list("negative variances: ", (n for n in shared if n.endswith("running_var") and (stored[n] < 0).any())),
     ]
+    if not any(stored[name].any() for name in shared if stored[name].dim() > 1):
+        problems.append("all weights are 0, and could not be ranked")
     found = [problem for problem in problems if problem]
     if found:
         covered = sum(name in required and stored[name].shape == live[name].shape for name in shared)

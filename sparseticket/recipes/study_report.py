@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparseticket.markdown import table
-from sparseticket.show import difference_to_ticket, matching_on, percent, points, verdict_word
+from sparseticket.show import dense_of, difference_to_ticket, matching_on, percent, points, verdict_word
 
 
 def markdown(study: dict[str, Any]) -> str:
@@ -57,7 +57,7 @@ def _matrix(result: dict[str, Any], paper: dict[str, Any]) -> list[str]:
     for task, target in result["targets"].items():
         with_paper = any(task in row for row in paper.values())
         headings = ["ticket", "runs", "mean", "std", "n", "to dense", "to the same task's ticket", "verdict"]
-        rows = [[*_arm("dense", target["dense"]), "–", "–", "–"]]
+        rows = [[*_arm(name, arms[task]), "–", "–", "–"] for name, arms in dense_of(result).items()]
         for source, row in result["cells"].items():
             cell = row[task]
             differences = [points(cell["to_dense"]), points(cell["to_same_task"])]

@@ -58,6 +58,8 @@ class Task(Protocol):
     head: Head
     data_id: str  # SHA-256 that tells two data sets apart (by their content; images of many GB by names and sizes)
 
+    notes: Sequence[str]  # what its user has to know of the data
+
     def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]: ...
 
     def begin(self, model: nn.Module, *, seed: int, round: int) -> Sequence[nn.Module]:
@@ -83,6 +85,8 @@ class Task(Protocol):
 
 class Stateless:
     """The half of a task that most tasks leave empty."""
+
+    notes: Sequence[str] = ()
 
     def begin(self, model: nn.Module, *, seed: int, round: int) -> Sequence[nn.Module]:
         return ()

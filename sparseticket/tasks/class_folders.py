@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
 
 from sparseticket.errors import UserError
 from sparseticket.tasks.data_identity import check_apart, digests, identity
-from sparseticket.tasks.image_files import DataFiles, is_image, open_files
+from sparseticket.tasks.image_files import IMAGE_SUFFIXES, DataFiles, is_image, open_files
 
 EVAL_FOLDERS = ("test", "val", "valid", "validation", "eval")  # the first of these that is there
 LAYOUT = f"train/<class>/*.jpg and {'|'.join(EVAL_FOLDERS)}/<class>/*.jpg (or .png and so on)"
@@ -28,30 +28,45 @@ def open_class_folders(path: Path) -> DataFiles:
     """The image files of a folder, zip or tar, with or without a folder around ``train``.
 
     Raises:
-        UserError: there is no ``train`` in it, or it cannot be read.
+        UserError: there is no ``train`` in it, a class in it has files and no image, or it cannot be read.
     """
     files = open_files(path)
     images = DataFiles(path, {name: size for name, size in files.sizes.items() if is_image(name)}, files.get)
     root = images.around("train")
     if root is None:
         raise UserError(f"--data {path}: no images in a folder named train there. Expected {LAYOUT}.")
+    found = files.below(root)
+    held = {name.rpartition("/")[0]: name for name in found.sizes if name.startswith("train/")}
+    filled = {name.split("/")[1] for name in found.sizes if name.startswith("train/") and is_image(name)}
+    for folder, name in sorted(held.items()):
+        if folder.count("/") == 1 and folder.split("/")[1] not in filled:
+            raise UserError(
+                f"--data {path}: the class folder {folder} holds {PurePosixPath(name).name} and no image of a known "
+                f"kind ({', '.join(sorted(IMAGE_SUFFIXES))}). Convert its images, or take the folder out."
+            )
     return images.below(root)
 
 
-def data_id_of(files: DataFiles, train: LabelledFiles, evaluation: LabelledFiles) -> str:
-    """The data set's identity; :class:`UserError` where all images to evaluate on are trained on."""
+def identify(files: DataFiles, train: LabelledFiles, evaluation: LabelledFiles) -> tuple[str, tuple[str, ...]]:
+    """The data set's identity, and what is to be said of it.
+
+    Raises:
+        UserError: all images to evaluate on are trained on.
+    """
     found = digests(files, (*train.names, *evaluation.names))
     splits = [{name: found[name] for name in split.names} for split in (train, evaluation)]
-    check_apart(files, *(split.values() for split in splits))
-    return identity(*splits)
+    notes = check_apart(files, *(split.values() for split in splits))
+    folders = {name.split("/")[0] for name in found}
+    if loose := [name for name in files.sizes if name.count("/") == 1 and name.split("/")[0] in folders]:
+        notes += (f"{len(loose)} images are in no class folder and left out, {loose[0]} among them.",)
+    return identity(*splits), notes
 
 
 def split_by_folders(files: DataFiles, *, least: int = 2) -> tuple[LabelledFiles, LabelledFiles, tuple[str, ...]]:
     """The train split, the evaluation split, and the class names (train's folders, sorted).
 
     Raises:
-        UserError: a split is missing or empty, there are fewer than ``least`` classes, or evaluation has classes of its
-            own.
+        UserError: a split is missing or has fewer than ``least`` classes, or evaluation has classes of its own.
     """
     by_split: dict[str, dict[str, str]] = {}
     for name in sorted(files.sizes):
@@ -67,6 +82,11 @@ def split_by_folders(files: DataFiles, *, least: int = 2) -> tuple[LabelledFiles
         raise UserError(
             f"--data {files.source}: train has images of one class only ({class_names[0]}); "
             "a classifier needs at least two class folders."
+        )
+    if len(set(by_split[eval_folder].values())) < least:
+        raise UserError(
+            f"--data {files.source}: {eval_folder} has images of one class only, on which an answer that is always the "
+            "same is always right. Evaluate on more classes."
         )
     strangers = sorted(set(by_split[eval_folder].values()) - set(class_names))
     if strangers:

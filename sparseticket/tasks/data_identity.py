@@ -36,29 +36,36 @@ def identity(*splits: Mapping[str, str]) -> str:
     return sha256("".join(lines).encode())
 
 
-def identity_of_pairs(files: DataFiles, train: Sequence[Pair], evaluation: Sequence[Pair]) -> str:
-    """The identity of images that have their labels in a file each: (image, labels) by name.
+def identify_pairs(files: DataFiles, train: Sequence[Pair], evaluation: Sequence[Pair]) -> tuple[str, tuple[str, ...]]:
+    """The identity of images that have their labels in a file each, and what is to be said of them.
+
+    ``train`` and ``evaluation`` are names of an image and of its labels' file.
 
     Raises:
         UserError: as :func:`digests` and :func:`check_apart`.
     """
     pairs = [*train, *evaluation]
     found = digests(files, (name for pair in pairs for name in pair), labels={labels for _, labels in pairs})
-    check_apart(files, *([found[image] for image, _ in split] for split in (train, evaluation)))
-    return identity(*({name: found[name] for pair in split for name in pair} for split in (train, evaluation)))
+    notes = check_apart(files, *([found[image] for image, _ in split] for split in (train, evaluation)))
+    return identity(*({name: found[name] for pair in split for name in pair} for split in (train, evaluation))), notes
 
 
-def check_apart(files: DataFiles, train: Iterable[str], evaluation: Iterable[str]) -> None:
-    """Raise :class:`UserError` where every image to evaluate on is one to train on, too, by their :func:`digests`.
+def check_apart(files: DataFiles, train: Iterable[str], evaluation: Iterable[str]) -> tuple[str, ...]:
+    """A note where some of the images to evaluate on are trained on, too, by their :func:`digests`.
 
-    Sizes alone tell nothing: above 512 MB nobody is refused.
+    Sizes alone tell nothing: above 512 MB nothing is said.
+
+    Raises:
+        UserError: all of them are.
     """
-    known = {digest for digest in train if not digest.isdecimal()}
-    if known.issuperset(evaluation):
+    known, asked = set(train), list(evaluation)
+    shared = sum(digest in known and not digest.isdecimal() for digest in asked)
+    if shared == len(asked):
         raise UserError(
             f"--data {files.source}: every image to evaluate on is one to train on, too. Its score would say nothing: "
             "evaluate on others."
         )
+    return (f"{shared} of the {len(asked)} images to evaluate on are trained on, too.",) if shared else ()
 
 
 def sha256(content: bytes) -> str:

@@ -20,7 +20,7 @@ from sparseticket.models.vision import VisionModel
 from sparseticket.seeds import generator
 from sparseticket.tasks import register
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
-from sparseticket.tasks.data_identity import identity_of_pairs
+from sparseticket.tasks.data_identity import identify_pairs
 from sparseticket.tasks.image_files import DataFiles
 from sparseticket.tasks.image_pixels import DecodedPixels, Pixels, hold_if_it_fits, resize_to
 from sparseticket.tasks.scene_batches import EVAL_BATCH, SceneBatches, evaluating, for_scenes, normalised
@@ -40,9 +40,11 @@ class BoxedImages:
         names = tuple(_image(name) for name in ids)
         for name, one in zip(names, found, strict=True):
             if (real := files.image_size(name)) != one.size:
+                on_its_side = "It lies on its side (EXIF says so): store it upright"
+                mend = on_its_side if real == one.size[::-1] else "Resize it back"
                 raise UserError(
                     f"{files.source}: {name} is {real[1]} x {real[0]} pixels, and its annotation is of an image of "
-                    f"{one.size[1]} x {one.size[0]}: was it resized without its boxes?"
+                    f"{one.size[1]} x {one.size[0]}. {mend}, or take it out of the lists."
                 )
         self.pixels: Pixels = hold_if_it_fits(DecodedPixels(files, names, resize_to(size)), size)
         scales = [torch.tensor([size / one.size[1], size / one.size[0]]).repeat(2) for one in found]
@@ -83,7 +85,7 @@ class Detection(Stateless):
         self.batch_size = options.batch_size
         pairs = [[(_image(one), f"Annotations/{one}.xml") for one in ids] for ids in splits]
         sizes_of(files, (name for split in pairs for pair in split for name in pair))
-        self.data_id = identity_of_pairs(files, *pairs)
+        self.data_id, self.notes = identify_pairs(files, *pairs)
         size = self.format.size
         self._train = BoxedImages(files, splits[0], train, self.class_names, size)
         self._eval = BoxedImages(files, splits[1], evaluation, self.class_names, size)

@@ -8,7 +8,7 @@ from sparseticket.errors import UserError
 from sparseticket.models.vision import VisionModel
 from sparseticket.tasks import register
 from sparseticket.tasks.base import TaskOptions
-from sparseticket.tasks.class_folders import LAYOUT, LabelledFiles, data_id_of, open_class_folders, split_by_folders
+from sparseticket.tasks.class_folders import LAYOUT, LabelledFiles, identify, open_class_folders, split_by_folders
 from sparseticket.tasks.image_files import DataFiles
 from sparseticket.tasks.image_pixels import (
     DecodedPixels,
@@ -75,7 +75,7 @@ class ImageFolder(FileImages):
             raise UserError(f"task image-folder needs --data: a folder, zip or tar with {LAYOUT}.")
         files = open_class_folders(options.data)
         train, evaluation, class_names = split_by_folders(files)
-        data_id = data_id_of(files, train, evaluation)
+        data_id, self.notes = identify(files, train, evaluation)
         super().__init__("image-folder", spec, files, train, evaluation, class_names, data_id, options.batch_size)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -59,7 +60,15 @@ def _camvid(files: DataFiles, split: str) -> list[tuple[str, str]]:
     names = sorted(name for name in files.sizes if name.startswith(f"{split}/") and is_image(name))
     if not names:
         raise UserError(f"--data {files.source}: no images in the folder {split}.")
-    return [(name, f"{split}annot/{PurePosixPath(name).stem}.png") for name in names]
+    pairs = [(name, _camvid_mask(split, name)) for name in names]
+    twice = [mask for mask, images in Counter(mask for _, mask in pairs).items() if images > 1]
+    if twice:
+        raise UserError(f"--data {files.source}: two images of {split} have one mask, {twice[0]}: rename one of them.")
+    return pairs
+
+
+def _camvid_mask(split: str, name: str) -> str:
+    return str(PurePosixPath(f"{split}annot", *PurePosixPath(name).parts[1:]).with_suffix(".png"))
 
 
 class MaskedImages:
@@ -69,16 +78,21 @@ class MaskedImages:
 
     Raises:
         UserError: a file is missing, a mask is damaged, of another size than its image, or has a class that is none of
-            the data set's, or all masks are void.
+            the data set's, or all masks together have fewer than two classes.
     """
 
     def __init__(self, layout: Layout, pairs: Sequence[tuple[str, str]]) -> None:
         self.layout, self.pairs = layout, pairs
         sizes_of(layout.files, (name for pair in pairs for name in pair))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            classes_there = list(pool.map(lambda pair: bool((self._mask(*pair) != VOID).any()), pairs))
-        if not any(classes_there):
-            raise UserError(f"--data {layout.files.source}: the masks beside {pairs[0][0]} are void everywhere.")
+            found = list(pool.map(lambda pair: set(self._mask(*pair).unique().tolist()), pairs))
+        classes = set().union(*found) - {VOID}
+        if len(classes) < 2:
+            alone = f"{layout.classes[classes.pop()]} alone" if classes else "no class"
+            raise UserError(
+                f"--data {layout.files.source}: the masks of {pairs[0][0]} and {len(pairs) - 1} others hold {alone}, "
+                f"and two classes are the least (0 to {len(layout.classes) - 1}; {layout.void} is void, not learned)."
+            )
         self._held: dict[int, tuple[Tensor, Tensor]] = {}
         self._bytes = 0
 

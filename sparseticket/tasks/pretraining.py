@@ -13,7 +13,7 @@ from sparseticket.models import Head
 from sparseticket.models.vision import VisionModel
 from sparseticket.seeds import derive, generator
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
-from sparseticket.tasks.class_folders import LAYOUT, data_id_of, open_class_folders, split_by_folders
+from sparseticket.tasks.class_folders import LAYOUT, identify, open_class_folders, split_by_folders
 from sparseticket.tasks.contrast import nearest_of_same_class, processes, retrieved
 from sparseticket.tasks.image_pixels import DecodedPixels, hold_if_it_fits, resize_and_crop_to, resize_to
 from sparseticket.tasks.image_task import SMALL_SIDE
@@ -41,7 +41,7 @@ class PreTraining(Stateless):
         train, evaluation, _ = split_by_folders(files, least=1)
         if len(evaluation.names) < 2:
             raise UserError(f"task {self.name} needs two images to evaluate on: one has no other to be told from.")
-        self.data_id = data_id_of(files, train, evaluation)
+        self.data_id, self.notes = identify(files, train, evaluation)
         self.head = Head("projection", DIMENSIONS)
         self.head_name, self.format, self.options = spec.head_name, spec.format, options
         small, size = spec.format.size <= SMALL_SIDE, spec.format.size

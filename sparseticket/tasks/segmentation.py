@@ -20,7 +20,7 @@ from sparseticket.seeds import derive, generator
 from sparseticket.tasks import register
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
 from sparseticket.tasks.contrast import processes
-from sparseticket.tasks.data_identity import identity_of_pairs
+from sparseticket.tasks.data_identity import identify_pairs
 from sparseticket.tasks.image_pixels import resize_to
 from sparseticket.tasks.mask_files import LAYOUT, VOID, MaskedImages, find_layout
 from sparseticket.tasks.scene_batches import EVAL_BATCH, SceneBatches, evaluating, for_scenes, normalised
@@ -46,7 +46,7 @@ class Segmentation(Stateless):
         self._train, self._eval = MaskedImages(layout, layout.train), MaskedImages(layout, layout.evaluation)
         self.class_names = layout.classes
         self.head = Head(head, len(layout.classes))
-        self.data_id = identity_of_pairs(layout.files, layout.train, layout.evaluation)
+        self.data_id, self.notes = identify_pairs(layout.files, layout.train, layout.evaluation)
         self.format = for_scenes(spec).format
         self.batch_size = options.batch_size
         size = self.format.size

@@ -11,7 +11,7 @@ from sparseticket.models.vision import VisionModel
 from sparseticket.tasks import register
 from sparseticket.tasks.base import TaskOptions
 from sparseticket.tasks.class_folders import LabelledFiles
-from sparseticket.tasks.data_identity import digests, identity
+from sparseticket.tasks.data_identity import check_apart, digests, identity
 from sparseticket.tasks.image_files import DataFiles, open_files
 from sparseticket.tasks.image_folder import FileImages
 from sparseticket.tasks.image_pixels import resize_to
@@ -48,7 +48,9 @@ class VisDA(FileImages):
             )
         class_names = tuple(names[number] for number in range(CLASSES))
         lists = (f"{split}/{LIST}" for split in SPLITS)
-        data_id = identity(digests(files, (*train.names, *validation.names, *lists)))
+        found = digests(files, (*train.names, *validation.names, *lists))
+        self.notes = check_apart(files, *([found[name] for name in split.names] for split in (train, validation)))
+        data_id = identity(found)
         super().__init__("visda17", spec, files, train, validation, class_names, data_id, options.batch_size)
 
 
@@ -95,6 +97,11 @@ def _listed(files: DataFiles, split: str, names: dict[int, str]) -> LabelledFile
             raise UserError(
                 f"--data {files.source}: line {number} of {place} is {line.strip()[:80]!r}, where a file and its "
                 f"class, 0 to {CLASSES - 1}, are expected (a class is one folder). {FETCH}"
+            )
+        if name in listed or [*names.values()].count(folder) > 1:
+            raise UserError(
+                f"--data {files.source}: line {number} of {place} gives {name if name in listed else folder} another "
+                f"class than a line before: a file is listed once, and a folder is one class. {FETCH}"
             )
         if name not in files.sizes:
             raise UserError(f"--data {files.source}: {name}, line {number} of {place}, is not there. {FETCH}")

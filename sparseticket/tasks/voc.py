@@ -31,7 +31,7 @@ class Annotation:
         boxes: fp32 [K, 4]: x1, y1, x2, y2 in pixels from the image's corner; x2 and y2 are exclusive.
         names: the class of each.
         difficult: bool [K]: not trained on, and neither right nor wrong in evaluation, as VOC has it.
-        torn: how many boxes of no size were left out.
+        torn: how many boxes of no size, or of a single pixel, were left out.
     """
 
     size: tuple[int, int]
@@ -123,7 +123,7 @@ def parse_annotation(content: bytes, where: str) -> Annotation:
         name = (entry.findtext("name") or "").strip()
         if not name:
             raise UserError(f"{where}: an object has no name.")
-        if x1 >= x2 or y1 >= y2:
+        if x1 > x2 or y1 > y2 or (x1, y1) == (x2, y2):  # a single pixel is a slip of whoever drew it
             torn += 1
             continue
         box = torch.tensor([x1 - 1, y1 - 1, x2, y2])  # VOC counts pixels from 1, and the last one is inside
@@ -164,7 +164,7 @@ def read_annotations(files: DataFiles, ids: Iterable[str]) -> list[Annotation]:
     """The annotations of these images, in order.
 
     Raises:
-        UserError: one is missing or wrong, or more than 1 % of all boxes are of no size.
+        UserError: one is missing or wrong, or more than 1 % of all boxes are of no size or a single pixel.
     """
     names = sizes_of(files, (f"Annotations/{name}.xml" for name in ids))
     found = [parse_annotation(files.read(name), f"{files.source}: {name}") for name in names]
@@ -172,6 +172,7 @@ def read_annotations(files: DataFiles, ids: Iterable[str]) -> list[Annotation]:
     if torn > TORN * (boxes + torn):
         first = next(name for name, one in zip(names, found, strict=True) if one.torn)
         raise UserError(
-            f"--data {files.source}: {torn} of {boxes + torn} boxes have no width or height, the first in {first}."
+            f"--data {files.source}: {torn} of {boxes + torn} boxes have no size or are a single pixel, the first in "
+            f"{first}."
         )
     return found

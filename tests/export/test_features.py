@@ -103,3 +103,8 @@ def test_a_saved_backbone_of_torchvision_loads_there_but_for_its_head(tmp_path):
 def _weights(folder: Path) -> Path:
     torch.save(torchvision.models.resnet18().state_dict(), folder / "resnet18.pth")
     return folder / "resnet18.pth"
+
+
+def test_a_run_of_few_images_calibrates_in_batches_of_its_own_size(run, tmp_path):
+    report = export_model(run / "round-00", tmp_path / "out", data=run.parent / "data", quantize="static", agreement=0)
+    assert report["task"]["metric"] == "retrieval"  # 8 images to train on, and batches of 4

@@ -1,10 +1,13 @@
 """The task's metric of the file beside PyTorch's, by the task's own code; calibration on its training data."""
 
 import json
+import shutil
+from contextlib import nullcontext
 
 import onnx
 import pytest
 import torch
+from miniatures import write_class_folders
 
 from sparseticket.errors import RunFailure, UserError
 from sparseticket.export import on_task, to_onnx
@@ -13,6 +16,8 @@ from sparseticket.export.exporter import export_model
 from sparseticket.export.loaded_model import load
 from sparseticket.export.onnx_module import OnnxModule
 from sparseticket.export.options import Options
+from sparseticket.models import resolve
+from sparseticket.tasks import TaskOptions, make_task
 from sparseticket.tasks.image_task import ImageTask
 
 
@@ -160,3 +165,36 @@ def test_decisions():
 def test_the_report_is_what_the_folder_says(run, reviews):
     report = export_model(run, data=reviews)
     assert json.loads((run / "onnx" / "export_report.json").read_text()) == report
+
+
+def test_images_of_other_classes_are_refused(tmp_path):
+    write_class_folders(tmp_path / "data")
+    spec = resolve("resnet20-cifar")
+    task = make_task("image-folder", spec, TaskOptions(tmp_path / "data", batch_size=2))
+    task.adapt(spec).build(task.head, seed=0).save(tmp_path / "model")
+    export_model(tmp_path / "model", tmp_path / "fine", task="image-folder", data=tmp_path / "data")
+    for split in ("train", "test"):
+        (tmp_path / "data" / split / "cat").rename(tmp_path / "data" / split / "zebra")
+    with pytest.raises(UserError, match="the classes dog, zebra, and this model knows cat, dog"):
+        export_model(tmp_path / "model", tmp_path / "out", task="image-folder", data=tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("known", "fits"), [(["0", "1"], True), (["NEGATIVE", "POSITIVE"], True), (["1", "0"], False), (["1", "2"], False)]
+)
+def test_texts_whose_classes_the_model_knows_by_other_numbers_are_refused(classifier, reviews, tmp_path, known, fits):
+    folder = shutil.copytree(classifier, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    names = {"id2label": dict(enumerate(known)), "label2id": {name: n for n, name in enumerate(known)}}
+    (folder / "config.json").write_text(json.dumps(config | names))
+    with nullcontext() if fits else pytest.raises(UserError, match="have the classes 0, 1, and this model knows 1, "):
+        on_task.make("text", reviews, load(folder), folder, max_length=16)
+
+
+def test_what_a_task_refuses_while_it_calibrates_is_said_in_its_own_words(small_resnet, tmp_path, monkeypatch):
+    def refuse(self, split, **where):
+        raise UserError("the images ran out")
+
+    monkeypatch.setattr(ImageTask, "batches", refuse)
+    with pytest.raises(UserError, match=r"^the images ran out$"):
+        export_model(small_resnet, tmp_path / "out", quantize="static", task="digits")

@@ -1,5 +1,7 @@
 """A data set that was changed in place, with the same names and sizes, is another."""
 
+import shutil
+
 import numpy as np
 import pytest
 from miniatures import PUBLISHED, write_camvid, write_class_folders, write_each, write_voc, write_voc_masks
@@ -93,10 +95,12 @@ def test_images_of_a_large_data_set_are_told_by_name_and_size_and_its_annotation
     assert now() != before
 
 
-def test_some_images_in_both_splits_are_the_users_affair_and_all_are_refused(tmp_path):
+def test_some_images_in_both_splits_are_said_and_all_are_refused(tmp_path):
     files = open_files(tmp_path)
-    check_apart(files, ["a", "b"], ["a", "c"])
-    check_apart(files, ["10", "20"], ["10", "10"])  # sizes, which tell nothing
+    assert check_apart(files, ["a", "b"], ["d", "c"]) == ()
+    assert check_apart(files, ["10", "20"], ["10", "10"]) == ()  # sizes, which tell nothing
+    (note,) = check_apart(files, ["a", "b"], ["a", "a", "c"])
+    assert note == "2 of the 3 images to evaluate on are trained on, too."
     with pytest.raises(UserError, match="every image to evaluate on is one to train on"):
         check_apart(files, ["a", "b"], ["a", "a"])
 
@@ -147,3 +151,14 @@ def test_a_run_that_continues_on_data_changed_in_place_is_refused(cli, tmp_path)
     swap_two(tmp_path / "data", "image-folder")
     code, said = cli(*find)
     assert code == 2 and "was begun with other data" in said
+
+
+def test_what_is_to_know_of_the_data_is_said_once(cli, tmp_path):
+    write_class_folders(tmp_path / "data")
+    shutil.copy(tmp_path / "data/train/cat/1.png", tmp_path / "data/test/cat/copy.png")
+    shutil.copy(tmp_path / "data/train/cat/1.png", tmp_path / "data/train/stray.png")
+    arguments = ("--task", "image-folder", "--data", tmp_path / "data", "--batch-size", 4, "--round-length", "1it")
+    code, said = cli("find", "--model", "resnet20-cifar", *arguments, "--sparsity", 0.2, "--out", tmp_path / "run")
+    assert code == 0, said
+    assert said.count("Note: 1 of the 5 images to evaluate on are trained on, too.") == 1
+    assert said.count("Note: 1 images are in no class folder and left out, train/stray.png among them.") == 1

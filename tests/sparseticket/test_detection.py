@@ -137,6 +137,12 @@ def test_a_box_that_reaches_out_by_a_pixel_is_cut_and_one_of_no_size_is_left_out
     assert found.boxes.tolist() == [[0, 5, 80, 60]] and found.torn == 1
 
 
+def test_a_box_of_one_pixel_across_is_a_box_and_a_single_pixel_is_a_slip():
+    thin, point = one_object("cell", (9, 9, 10, 30)), one_object("cell", (9, 9, 10, 10))  # xmin = xmax = 10
+    found = parse_annotation(annotation([thin, point]).encode(), "some.xml")
+    assert found.boxes.tolist() == [[9, 9, 10, 30]] and found.torn == 1
+
+
 @pytest.mark.parametrize(
     ("text", "said"), [("true", True), (" True ", True), ("false", False), ("", False), ("Unspecified", False)]
 )
@@ -194,7 +200,7 @@ def train_on_what_is_evaluated(root):
         ),
         (
             lambda root: (root / "Annotations" / "image_0.xml").write_text(annotation([one_object("a", (5, 5, 5, 9))])),
-            "have no width or height",
+            "have no size or are a single pixel, the first in Annotations/image_0.xml",
         ),
     ],
 )

@@ -48,7 +48,7 @@ def zipped(folder, path, around=""):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{around}README.txt", "not an image")
         archive.writestr("__MACOSX/train/cat/._0.png", "not an image either")
-        for file in sorted(folder.rglob("*.png")):
+        for file in sorted(folder.rglob("*.[pj]*")):
             archive.write(file, around + file.relative_to(folder).as_posix())
     return path
 
@@ -179,6 +179,11 @@ def test_a_model_of_large_images_sees_imagenets_views_drawn_from_each_examples_s
     assert small_batches.adapt(RESNET18).format.size == 224
 
 
+def unknown_suffix(root):
+    (root / "train" / "fox").mkdir()
+    Image.fromarray(picture(9, 9)).save(root / "train" / "fox" / "0.jfif", format="jpeg")
+
+
 def no_images(root):
     for file in root.rglob("*.png"):
         file.unlink()
@@ -192,6 +197,8 @@ def no_images(root):
         (no_images, "no images in class folders in train"),
         (lambda root: [shutil.rmtree(root / "train" / name) for name in ("cat", "dog")], "one class only (emu)"),
         (lambda root: shutil.rmtree(root / "train/emu"), "classes that train has not: emu"),
+        (lambda root: [shutil.rmtree(root / "test" / name) for name in ("cat", "dog")], "test has images of one class"),
+        (unknown_suffix, "train/fox holds 0.jfif and no image of a known kind (.bmp, .gif, .jpeg"),
         (lambda root: (root / "train/cat/3.png").write_bytes(b"no picture"), "train/cat/3.png cannot be read"),
         (lambda root: os.truncate(root / "test/dog/1.png", 900), "test/dog/1.png cannot be read"),
     ],

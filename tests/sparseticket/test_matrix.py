@@ -1,5 +1,6 @@
 """The transfer matrix: cells are transfers, nothing is trained twice, and both readings are what they say."""
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -17,6 +18,7 @@ from sparseticket.matrix import summarise
 from sparseticket.models import Head, resolve
 from sparseticket.options import find_settings
 from sparseticket.progress import Screen
+from sparseticket.show import dense_of
 from sparseticket.ticket import Ticket
 
 SHORT = {"round_length": "2it", "batch_size": 8, "max_length": 16}
@@ -76,7 +78,7 @@ def test_a_matrix_trains_each_cell_once_and_dense_once_a_column_and_reads_both_w
             cell, own = result["cells"][source][task], result["cells"][task][task]
             done = json.loads((out / cell["folder"] / "transfer.json").read_text())
             value = done["arms"]["ticket"]["mean"]
-            assert cell["to_dense"] == value - result["targets"][task]["dense"]["mean"]
+            assert cell["to_dense"] == value - dense_of(result)["dense"][task]["mean"]
             assert cell["to_same_task"] == value - own["arms"]["ticket"]["mean"]
             assert cell["at_least_same_task"] is (cell["to_same_task"] >= 0)
     assert result["over_tasks"]["text"]["undecided"] == ["text", "mlm"]
@@ -182,7 +184,8 @@ def test_a_tasks_data_are_found_in_the_folder_that_it_is_published_in(tmp_path):
 
 
 def test_a_ticket_can_be_winning_and_universal_and_a_control_never(cli, sources, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfers.Workbench, "evaluate", lambda work: {work.task.metric: 0.5})  # all match, strictly
+    better = itertools.count()  # each arm than the ones before it, of which dense is the first: all match, strictly
+    monkeypatch.setattr(transfers.Workbench, "evaluate", lambda work: {work.task.metric: 0.5 + 0.001 * next(better)})
     made = sources[0].parent.parent / "controls" / "a.ticket"
     assert cli("control", sources[0], "--kind", "random-mask", "--out", made)[0] == 0
     whole = ["matrix", *sources, made, "--task", "text", "--task", "mlm", "--seeds", 3, "--out", tmp_path / "matrix"]
@@ -234,3 +237,45 @@ def test_runs_on_data_that_changed_are_not_put_beside_those_on_what_they_were(cl
     assert cli(*asked, "--seeds", 1)[0] == 0, "what is finished stays"
     code, text = cli(*asked, "--seeds", 2)
     assert code == 2 and "the data of text have changed since" in " ".join(text.split()), text
+
+
+@pytest.fixture(scope="module")
+def two_thetas(tmp_path_factory):
+    """Tickets of one model from two random beginnings."""
+    found = []
+    for seed in range(2):
+        run = tmp_path_factory.mktemp("run")
+        protocol = {"schedule": "one-round", "sparsity": 0.5}
+        training = {"round_length": "2it", "batch_size": 16}
+        settings = find_settings("resnet20-cifar", task="digits", seed=seed, protocol=protocol, training=training)
+        find(settings, run / str(seed), screen=Screen(quiet=True))
+        found.append(run / str(seed) / "round-01" / "ticket.ticket")
+    return found
+
+
+def test_tickets_of_two_thetas_are_each_shown_below_their_own_dense_networks(cli, two_thetas, tmp_path):
+    out = tmp_path / "matrix"
+    code, text = cli("matrix", *two_thetas, "--task", "digits", "--seeds", 2, "--out", out)
+    assert code == 0, text
+    result = json.loads((out / "matrix.json").read_text())
+    first, second = result["cells"]
+    shown = dense_of(result)
+    assert list(shown) == [f"dense of {first}", f"dense of {second}"]
+    for name, source in zip(shown, (first, second), strict=True):
+        cell = result["cells"][source]["digits"]
+        assert shown[name]["digits"] == cell["arms"]["dense"]
+        assert cell["to_dense"] == cell["arms"]["ticket"]["mean"] - cell["arms"]["dense"]["mean"]
+        assert f"dense of {source}" in text
+    same = {**result, "cells": {first: result["cells"][first], "twin": result["cells"][first]}}
+    assert list(dense_of(same)) == ["dense"]
+
+
+def test_rows_are_known_by_their_tickets_and_not_by_what_they_are_called(cli, two_thetas, tmp_path):
+    one, other = two_thetas
+    asked = ["--task", "digits", "--seeds", 1, "--out", tmp_path / "matrix"]
+    assert cli("matrix", one, *asked)[0] == 0
+    code, text = cli("matrix", other, *asked)  # called digits, too
+    assert code == 2 and "has the row digits, which the new one would not have" in text, text
+    assert cli("matrix", one, other, *asked)[0] == 0
+    code, text = cli("matrix", other, one, *asked)
+    assert code == 0, text

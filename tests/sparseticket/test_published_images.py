@@ -164,6 +164,20 @@ def test_visda_may_be_a_folder_with_an_archive_for_each_split_and_feeds_large_mo
     assert ours["pixels"].shape == (2, 3, 224, 224) and torch.equal(ours["pixels"], theirs["pixels"])
 
 
+def lists(folder, change):
+    file = folder / "train" / "image_list.txt"
+    file.write_text("\n".join(change(file.read_text().splitlines())) + "\n")
+
+
+def two_classes_of_a_folder(lines):
+    return [line for line in lines if not line.endswith(" 11")] + [lines[0].replace("000.png 0", "012.png 11")]
+
+
+def train_on_what_is_evaluated(folder):
+    shutil.rmtree(folder / "validation")
+    shutil.copytree(folder / "train", folder / "validation")
+
+
 DAMAGES = [
     ("cifar10", lambda folder: (folder / "data_batch_4.bin").unlink(), "data_batch_4.bin missing"),
     ("cifar10", lambda folder: os.truncate(folder / "test_batch.bin", 3073 * 3 + 5), "9224 bytes"),
@@ -195,6 +209,9 @@ DAMAGES = [
         "4 labels",
     ),
     ("visda17", lambda folder: (folder / "validation/image_list.txt").unlink(), "missing or empty"),
+    ("visda17", lambda folder: lists(folder, lambda lines: [*lines, lines[0]]), "a file is listed once"),
+    ("visda17", lambda folder: lists(folder, two_classes_of_a_folder), "a folder is one class"),
+    ("visda17", train_on_what_is_evaluated, "every image to evaluate on is one to train on"),
     ("visda17", lambda folder: shutil.rmtree(folder / "validation"), "no train beside validation"),
     ("visda17", lambda folder: (folder / "train/aeroplane/000.png").unlink(), "aeroplane/000.png, line 1"),
     ("visda17", lambda folder: (folder / "train/image_list.txt").write_text("bus/1.png bus\n"), "line 1 of train"),
@@ -215,7 +232,7 @@ def test_files_that_are_not_as_published_are_refused_with_what_to_fetch(publishe
     with pytest.raises(UserError) as refused:
         made(task, data)
     assert said in str(refused.value)
-    assert "etch" in str(refused.value) or "cannot be read" in str(refused.value)
+    assert any(hint in str(refused.value) for hint in ("etch", "cannot be read", "evaluate on others"))
 
 
 class Bomb:

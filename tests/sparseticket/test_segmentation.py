@@ -140,9 +140,13 @@ def spoil(root, name, array, mode=None):
     Image.fromarray(array, mode).save(root / name)
 
 
-def void(root, split, numbers):
+def void(root, split, numbers, index=11):
     for number in numbers:
-        spoil(root, f"{split}annot/{number}.png", np.full((60, 80), 11, np.uint8))
+        spoil(root, f"{split}annot/{number}.png", np.full((60, 80), index, np.uint8))
+
+
+def same_stem(root):
+    Image.open(root / "train" / "1.png").save(root / "train" / "0.bmp")
 
 
 @pytest.mark.parametrize(
@@ -157,8 +161,13 @@ def void(root, split, numbers):
             lambda root: spoil(root, "valannot/7.png", np.full((60, 80), 77, np.uint8)),
             "valannot/7.png has the class 77",
         ),
-        (lambda root: void(root, "val", range(6, 9)), "the masks beside val/6.png are void everywhere"),
-        (lambda root: void(root, "train", range(6)), "the masks beside train/0.png are void everywhere"),
+        (
+            lambda root: void(root, "val", range(6, 9)),
+            "val/6.png and 2 others hold no class, and two",
+        ),
+        (lambda root: void(root, "val", range(6, 9), 3), "hold road alone, and two classes are the least"),
+        (same_stem, "two images of train have one mask, trainannot/0.png"),
+        (lambda root: void(root, "train", range(6)), "the masks of train/0.png and 5 others hold no class"),
         (
             lambda root: [file.unlink() for file in (root / "val").iterdir()] and (root / "val/a.txt").write_text(""),
             "no images in the folder val",
@@ -174,6 +183,18 @@ def test_data_that_cannot_be_used_is_refused(tmp_path, change, words):
     change(root)
     with pytest.raises(UserError, match=words):  # before anything is trained
         task_of(root)
+
+
+def test_images_in_folders_of_camvid_s_splits_have_their_masks_in_the_same_folders(tmp_path):
+    root = write_camvid(tmp_path / "camvid")
+    for folder in ("train", "trainannot"):
+        (root / folder / "a").mkdir()
+        shutil.copy(root / folder / "5.png", root / folder / "a" / "0.png")
+    task = task_of(root)
+    assert len(task._train) == 7
+    rows = {name: row for row, (name, _) in enumerate(task._train.pairs)}
+    (image, mask), (same, its_mask) = (task._train[rows[f"train/{name}.png"]] for name in ("a/0", "5"))
+    assert torch.equal(image, same) and torch.equal(mask, its_mask)
 
 
 class Killed(BaseException):

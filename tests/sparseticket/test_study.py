@@ -73,12 +73,12 @@ def check_tables(text, steps):
     arms = steps["arms"]["result"]["arms"]
     for arm, of_paper in (("dense", "91.4 ± 0.3"), ("ticket", "12.5"), ("complement", "–")):
         mean = f"{100 * arms[arm]['mean']:.2f}"
-        said = "–" if arm == "dense" else "too few runs"
+        said = "–" if arm == "dense" else "no verdict"
         to_ticket = f"{100 * (arms['ticket']['mean'] - arms[arm]['mean']):+.2f}" if arm == "complement" else "–"
         assert row("arms", arm) == [arm, mean, mean, "–", "1", said, to_ticket, of_paper]
     cell = steps["table"]["result"]["cells"]["guess"]["digits"]
     differences = [f"{100 * cell[key]:+.2f}" for key in ("to_dense", "to_same_task")]
-    assert row("table", "guess")[5:] == [*differences, "too few runs", "–"] and row("table", "digits")[-1] == "-0.25"
+    assert row("table", "guess")[5:] == [*differences, "no verdict", "–"] and row("table", "digits")[-1] == "-0.25"
     last = steps["digits"]["result"]["rounds"][-1]
     assert row("digits", "2") == ["2", f"{last['sparsity']:.2%}", f"{last['value']:.2%}"]
     assert row("common", "all")[3] == "1.0000" and "random-weights (seed 0)" in sections["guess"]

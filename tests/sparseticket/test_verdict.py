@@ -22,6 +22,22 @@ def test_fewer_than_three_runs_give_no_verdict_and_the_reason(ticket, dense):
     assert verdict.matching is None and verdict.strict is None and "too few" in verdict.reason
 
 
+def test_where_dense_scores_nothing_there_is_nothing_to_match():
+    for nothing in ([0.0] * 3, [-0.01, 0.0, 0.01]):  # average precision; Matthews correlation
+        verdict = judge(Arm([0.0] * 3), Arm(nothing), at_theta_p=True)
+        assert (verdict.matching, verdict.strict, verdict.winning) == (None, None, None)
+        assert str(verdict).startswith("no verdict: dense networks score nothing")
+
+
+def test_runs_of_one_and_the_same_value_tell_nothing():
+    same = judge(Arm([0.5] * 3), Arm([0.5] * 3), at_theta_p=True)  # networks that answer one of two classes always
+    assert (
+        same.matching is None
+        and same.reason == "all runs have the same value, 0.5000: nothing tells the networks apart"
+    )
+    assert judge(Arm([0.5] * 3), Arm([0.4] * 3)).strict and judge(Arm([0.3] * 3), Arm([0.4] * 3)).matching is False
+
+
 def test_one_run_has_no_deviation():
     assert Arm([0.5]).table() == {"values": [0.5], "mean": 0.5, "std": None, "n": 1}
 

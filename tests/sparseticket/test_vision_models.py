@@ -147,6 +147,17 @@ def test_counters_that_the_file_lacks_are_not_pretrained(tmp_path):
     assert "bn1.running_mean" in network.pretrained
 
 
+def test_a_file_whose_counters_were_halved_with_the_rest_is_read_as_it_was(tmp_path):
+    tensors = stored_resnet20()
+    torch.save(
+        {"state_dict": {}, "model": {name: tensor.half() for name, tensor in tensors.items()}}, tmp_path / "h.pt"
+    )
+    network = resnet20().build(TEN, seed=0, weights=tmp_path / "h.pt")
+    counters = [name for name in tensors if name.endswith("num_batches_tracked")]
+    assert counters and all(network.backbone()[name].dtype == torch.int64 for name in counters)
+    assert torch.equal(network.backbone()["conv1.weight"], tensors["conv1.weight"].half().float())
+
+
 def drop(name):
     return lambda tensors: {key: value for key, value in tensors.items() if key != name}
 
@@ -160,7 +171,13 @@ def drop(name):
         (lambda t: {**t, "bn1.weight": torch.full((16,), float("nan"))}, "not finite: bn1.weight"),
         (lambda t: {**t, "bn1.running_var": torch.full((16,), -1.0)}, "negative variances: bn1.running_var"),
         (lambda t: {**t, "conv1.weight": t["conv1.weight"].to_sparse()}, "conv1.weight is sparse"),
-        (lambda t: {**t, "conv1.weight": t["conv1.weight"].to("meta")}, "conv1.weight is sparse or without values"),
+        (
+            lambda t: {**t, "conv1.weight": t["conv1.weight"].to("meta")},
+            "conv1.weight is sparse, complex, quantized or without",
+        ),
+        (lambda t: {**t, "conv1.weight": t["conv1.weight"].to(torch.complex64)}, "conv1.weight is sparse, complex"),
+        (lambda t: {"state_dict": t, "model": t}, "holds both state_dict and model"),
+        (lambda t: {name: torch.zeros_like(tensor) for name, tensor in t.items()}, "all weights are 0"),
         (lambda t: {**t, "bn1.weight": torch.ones(16, dtype=torch.int64)}, "of another kind of number: bn1.weight"),
         (lambda t: {**t, "module.bn1.weight": t["bn1.weight"]}, "twice"),
         (lambda t: {"epoch": 3}, "no dictionary of tensors"),
