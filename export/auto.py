@@ -20,7 +20,7 @@ from sparseticket.export.prepare import prepare
 
 LINEAR_SHARE = 0.83  # of the time of a dense BERT-base with 128 tokens is in its linear layers
 TOKENS, SECONDS = 128, 3.0  # what candidates are timed on, and how long each
-NO_INT8 = "INT8 was not considered: it needs --data and --metric-drop, what the task's metric may lose."
+NO_INT8 = "INT8 was not considered: it needs both --data and --metric-drop, what the task's metric may lose."
 
 
 @dataclass(frozen=True)

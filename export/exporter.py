@@ -176,7 +176,8 @@ def _write_onnx(
     if options.measures:
         name = options.task or origin.task
         trained = {"max_length": origin.max_length, "batch_size": origin.batch_size}
-        task = on_task.make(name, options.data, prepared.whole, source.model, **trained)
+        ours = prepared.whole.kind == "vision" or bool(origin.task)
+        task = on_task.make(name, options.data, prepared.whole, source.model, ours=ours, **trained)
     return write_onnx(prepared, folder, options, metadata=metadata, task=task)
 
 

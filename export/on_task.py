@@ -25,9 +25,18 @@ CLASSES = {
 
 
 def make(
-    name: str, data: Path | None, model: LoadedModel, folder: Path, *, max_length: int, batch_size: int = 32
+    name: str,
+    data: Path | None,
+    model: LoadedModel,
+    folder: Path,
+    *,
+    max_length: int,
+    batch_size: int = 32,
+    ours: bool = True,
 ) -> Task:
     """The task ``name`` with the tokenizer or image format of the model in ``folder``.
+
+    ``ours`` says that a task of this package trained it, so that its classes have the names in the data.
 
     Raises:
         UserError: its data cannot be read, or it needs another head or other classes than the model has.
@@ -43,7 +52,7 @@ def make(
             + f", and this {type(model.module).__name__} is another: name the task it was trained on with --task."
         )
     known, asked = _class_names(model, folder), _folded(task.head.labels or getattr(task, "class_names", ()))
-    if known and asked and known != asked and (model.kind == "vision" or set(known) & set(asked)):
+    if known and asked and known != asked and (ours or set(known) & set(asked)):
         raise UserError(
             f"the data of {name} have the classes {_shown(asked)}, and this model knows {_shown(known)}: its answers "
             "would be taken for other classes. Give the data that it was trained on."
@@ -74,7 +83,8 @@ def _class_names(model: LoadedModel, folder: Path) -> list[str]:
 
         return _folded(describe_saved(folder).class_names or ())
     names = getattr(model.module.config, "id2label", None) or {}
-    return _folded(names[number] for number in sorted(names))
+    listed = _folded(names[number] for number in sorted(names))
+    return [] if all(name.startswith("label_") for name in listed) else listed  # transformers' own, who knows no better
 
 
 def _folded(names: Iterable[object]) -> list[str]:

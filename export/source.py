@@ -57,6 +57,8 @@ def resolve(source: Path | None, *, runs: Path = Path("runs")) -> Source:
         return _from_round(source)
     if _rounds(source) or (source / "run.toml").is_file() or (source / "summary.json").is_file():
         return _from_run(source)
+    if list(source.glob("*.pt2")):
+        raise UserError(f"{source} holds a program (.pt2), which PyTorch runs and this does not read: name its SOURCE.")
     raise UserError(f"{source} holds no model that can be read. {WHAT_A_SOURCE_IS}")
 
 

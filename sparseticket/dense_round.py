@@ -6,7 +6,7 @@ bit, those that it would have found alone. Runs must be alike in everything else
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import torch
 from sparseticket.checkpoint import unique_state
 from sparseticket.errors import RunFailure, UserError
 from sparseticket.provenance import versions
-from sparseticket.runs import HEAD, SETTINGS, TICKET, RunFolder, read_settings
+from sparseticket.runs import HEAD, SETTINGS, TICKET, RunFolder, flat, read_settings
 from sparseticket.settings import RunSettings
 from sparseticket.tensors import load_tensors
 from sparseticket.theta import file_hash, tensor_hashes
@@ -34,14 +34,26 @@ def check_same_dense_round(settings: RunSettings, other: Path) -> None:
     Raises:
         UserError: names the settings that differ, or the one that ties round 0 to what comes after it.
     """
-    theirs, protocol = read_settings(other / SETTINGS), settings.protocol
     if not RunFolder(other).finished("round-00"):
         raise UserError(f"round 0 of {other} is not finished: run it first, then take its dense round.")
+    check_alike(settings, read_settings(other / SETTINGS), str(other))
+
+
+def check_alike(settings: RunSettings, theirs: RunSettings, other: str) -> None:
+    """Refuse a run whose round 0 is not that of ``theirs``, which messages call ``other``.
+
+    Raises:
+        UserError: names the settings that differ, or the one that ties round 0 to what comes after it.
+    """
+    protocol = settings.protocol
     alike = replace(theirs, protocol=replace(theirs.protocol, **{name: getattr(protocol, name) for name in FREE}))
     if alike != settings:
+        there, here = flat(asdict(alike)), flat(asdict(settings))
+        keys = [key for key in here if here[key] != there[key]]
+        differing = "; ".join(f"{key} is {there[key]!r} there, {here[key]!r} here" for key in keys)
         raise UserError(
-            f"the dense round of {other} was trained with other settings than this run has (they may differ in "
-            f"{', '.join(FREE)} only): train this run's own."
+            f"the dense round of {other} is trained with other settings than this run has ({differing}), and they may "
+            f"differ in {', '.join(FREE)} only: make them alike, or train this run's own."
         )
     if theirs.protocol.sparsities()[0] > 0 or protocol.sparsities()[0] > 0:
         raise UserError("a dense round can be shared only where training comes before the first pruning.")

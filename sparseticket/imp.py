@@ -343,4 +343,5 @@ class Search:
         }
         if self.on_main and not (self.run.path / SUMMARY).exists():
             write_json(self.run.path / SUMMARY, summary)
+        self.work.accelerator.wait_for_everyone()  # whoever asks next whether it is there hears the same
         return summary

@@ -21,6 +21,7 @@ from sparseticket.data_places import data_of, is_there
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.progress import Screen
+from sparseticket.recipes import task_defaults
 from sparseticket.runs import SETTINGS, read_json, read_settings
 from sparseticket.tasks import entry
 from sparseticket.tasks.base import MASKED_ACCURACY
@@ -197,14 +198,15 @@ def _cell(done: Mapping[str, Any], same_task: Mapping[str, Any] | None) -> dict[
 
 
 def _plan(asked: Asked, tickets: Mapping[str, Ticket], source: str, task: str) -> TransferSettings:
-    own = _same_task(tickets, task)
+    like = _same_task(tickets, task) or _same_task(tickets, task, controls=True)  # all cells of a column are made alike
     data = asked.data_by_task.get(task)
     if data is not None and not is_there(data):
         raise UserError(f"--data {task}={data}: there is no {data}.")
     data = data or data_of(task, asked.data, alone=len(asked.tasks) == 1, nameable=True)
-    if data is None and own is not None:  # where the ticket of this task was found
-        run = asked.sources[own].resolve().parent.parent / SETTINGS
+    if data is None and like is not None:  # where the ticket of this task was found
+        run = asked.sources[like].resolve().parent.parent / SETTINGS
         data = Path(read_settings(run).data) if run.is_file() and read_settings(run).data else None
+    column = (tickets[like].training if like else {}) or asdict(task_defaults(task).training)
     path = asked.sources[source]
     has_own = own_theta(tickets[source], path) is not None
     settings = plan(
@@ -214,16 +216,17 @@ def _plan(asked: Asked, tickets: Mapping[str, Ticket], source: str, task: str) -
         weights=None if has_own else asked.weights,
         seeds=asked.seeds,
         controls=asked.controls,
-        training={**(tickets[own].training if own else {}), **asked.training},
+        training=column | asked.training,
     )[1]
     if has_own and asked.weights and not settings.dense_weights:
         settings = replace(settings, dense_weights=str(asked.weights.resolve()))
     return settings
 
 
-def _same_task(tickets: Mapping[str, Ticket], task: str) -> str | None:
-    """The row of the ticket that was found on this task."""
-    return next((n for n, ticket in tickets.items() if ticket.task.get("name") == task and not ticket.control), None)
+def _same_task(tickets: Mapping[str, Ticket], task: str, *, controls: bool = False) -> str | None:
+    """The row of the ticket that was found on this task, or of the first control of one."""
+    found = (name for name, ticket in tickets.items() if ticket.task.get("name") == task)
+    return next((name for name in found if (tickets[name].control is not None) == controls), None)
 
 
 def _cell_name(source: str, settings: TransferSettings) -> str:

@@ -12,7 +12,7 @@ from sparseticket.errors import UserError
 from sparseticket.models import resolve
 from sparseticket.pattern import NOfM, parse
 from sparseticket.recipes import task_defaults
-from sparseticket.settings import RunSettings, weights_setting
+from sparseticket.settings import RunSettings, weights_setting, whole_model
 from sparseticket.tasks import check_options, entries, entry
 
 
@@ -44,7 +44,7 @@ def find_settings(
     if isinstance(pattern := parse(fields.get("pattern", recipe.protocol.pattern)), NOfM):
         fields = one_step_a_round(pattern, recipe.protocol.schedule) | fields
     return RunSettings(
-        model=_as_given(model),
+        model=whole_model(model),
         task=task,
         data=recorded(data) if data else "",
         weights=weights_setting(weights),
@@ -70,8 +70,3 @@ def default_folder(model: str, task: str) -> Path:
     """``runs/MODEL-TASK``, with a folder or hub name as a plain word."""
     word = re.sub(r"[^\w.-]+", "-", Path(model).name if Path(model).is_dir() else model).strip("-")
     return Path("runs") / f"{word}-{task}"
-
-
-def _as_given(model: str) -> str:
-    """A model's folder by its whole path, so that the run can be run again from elsewhere."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model

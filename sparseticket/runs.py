@@ -138,9 +138,9 @@ def check_same_settings(path: Path, wanted: dict[str, Any], option: str = "--out
         raise UserError(f"{path} cannot be read: {error}. Choose another folder with {option}.") from error
     if not found:
         raise UserError(f"{path} is empty: its settings are lost. Choose another folder with {option}.")
-    new = _flat(tomllib.loads(toml.dumps(wanted)))
-    defaults = _flat({"protocol": asdict(Protocol()), "training": asdict(Training())})
-    old = {key: value for key, value in defaults.items() if key in new} | _flat(found)
+    new = flat(tomllib.loads(toml.dumps(wanted)))
+    defaults = flat({"protocol": asdict(Protocol()), "training": asdict(Training())})
+    old = {key: value for key, value in defaults.items() if key in new} | flat(found)
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if differing:
         lines = [f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing]
@@ -150,8 +150,9 @@ def check_same_settings(path: Path, wanted: dict[str, Any], option: str = "--out
         )
 
 
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of tables in tables, under names like ``training.lr``."""
+    found: dict[str, Any] = {}
     for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
+from sparseticket.data_places import recorded
 from sparseticket.errors import UserError
 from sparseticket.pattern import NOfM, parse
 from sparseticket.schedule import SNAP, check_sparsity, kind_and_step, round_sparsities
@@ -257,6 +258,20 @@ class RunSettings(_Checked):
     dense: bool = True
     protocol: Protocol = field(default_factory=Protocol)
     training: Training = field(default_factory=Training)
+
+    def whole(self) -> RunSettings:
+        """The same with whole paths: what a recipe says of files is relative to where it is run."""
+        return replace(
+            self,
+            model=whole_model(self.model),
+            data=recorded(Path(self.data)) if self.data else "",
+            weights=weights_setting(Path(self.weights) if self.weights else None),
+        )
+
+
+def whole_model(model: str) -> str:
+    """A model's folder by its whole path, so that a run can be run again from elsewhere; any other name as it is."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def weights_setting(weights: Path | None) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 from sparseticket.checkpoint import Checkpoint, load_optimizer_tensors, optimizer_tensors
 from sparseticket.errors import RunFailure, UserError
 from sparseticket.lars import Lars
+from sparseticket.launch import meet
 from sparseticket.masking import MaskedParameters, refuse_if_zeros_move
 from sparseticket.masks import Masks
 from sparseticket.models import Network
@@ -48,7 +49,7 @@ def make_accelerator(precision: str = "no") -> Accelerator:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # it refuses a second precision in one process; the processes stay as they are
-    _find_each_other()
+    meet()
     try:
         accelerator = Accelerator(mixed_precision=precision)
     except ValueError as error:
@@ -57,26 +58,6 @@ def make_accelerator(precision: str = "no") -> Accelerator:
         raise UserError("--precision fp16 cannot be used here: it needs a GPU. Use no or bf16.")
     accelerator.gradient_accumulation_steps = 1  # `accelerate config` may say another, which would divide the loss
     return accelerator
-
-
-def _find_each_other() -> None:
-    """Let the processes of a launch meet; on a machine without a GPU each would take itself for the only one."""
-    from accelerate.state import PartialState
-
-    launched = os.environ.get("WORLD_SIZE") or "1"
-    try:
-        several = launched != "1" and "LOCAL_RANK" in os.environ
-        state = PartialState(cpu=several and not torch.accelerator.is_available())
-    except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"the processes of this launch do not find each other ({error}): start them by torchrun or accelerate "
-            "launch, or unset LOCAL_RANK, RANK and WORLD_SIZE."
-        ) from error
-    if launched != str(state.num_processes):
-        raise UserError(
-            f"WORLD_SIZE says {launched} processes, and {state.num_processes} have met: each would train by itself in "
-            "the same folder. Start them by torchrun or accelerate launch, or unset WORLD_SIZE."
-        )
 
 
 @dataclass

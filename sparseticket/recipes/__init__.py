@@ -63,7 +63,9 @@ class Recipe:
 
     def instead(self, *, model: str | None = None, seeds: int | None = None, precision: str | None = None) -> Recipe:
         """The same recipe for another model, over another number of seeds, or trained in another precision."""
-        transfer = replace(self.transfer, seeds=seeds) if self.transfer and seeds else self.transfer
+        if seeds and not self.transfer:
+            raise UserError(f"recipe {self.name} transfers nothing, so --seeds would change nothing: leave it out.")
+        transfer = replace(self.transfer, seeds=seeds) if seeds else self.transfer
         settings = changed(self.settings, model=model, precision=precision)
         return replace(self, settings=settings, transfer=transfer)
 

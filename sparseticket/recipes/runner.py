@@ -46,7 +46,7 @@ def run_recipe(
         recipe.settings,
         data=recorded(data) if data else recipe.settings.data,
         weights=weights_setting(weights) or recipe.settings.weights,
-    )
+    ).whole()
     screen.say(f"{recipe.title} ({recipe.name})")
     team.once("find", lambda: find(settings, folder, screen=screen))
     found = find(settings, folder, screen=screen)

@@ -118,6 +118,10 @@ def read_study(name: str, table: dict[str, Any], load_settings: Callable[[str], 
             _check_references(step, steps)
             if step.verb == "find":
                 found[step.name] = _settings(load_settings(step.of[0]), step, model, training)
+                if step.dense_round:
+                    from sparseticket.dense_round import check_alike  # it needs torch
+
+                    check_alike(found[step.name], found[step.dense_round], f"step {step.dense_round!r}")
             else:
                 from_table(Training, step.training, where="training")
         except UserError as error:

@@ -13,6 +13,7 @@ from sparseticket.data_places import data_of, recorded
 from sparseticket.errors import UserError
 from sparseticket.files import write_json, write_whole
 from sparseticket.imp import find
+from sparseticket.launch import meet
 from sparseticket.matrix import Asked, matrix
 from sparseticket.progress import Screen
 from sparseticket.recipes.study import USES, Step, Study
@@ -62,7 +63,10 @@ def run_study(
     results: dict[str, Any] = {}
     for number, step in enumerate(study.steps, 1):
         screen.say(f"\nStep {number} of {len(study.steps)}: {step.name} ({step.verb} {', '.join(step.of)})")
-        result = running.verbs[step.verb](step)
+        try:
+            result = running.verbs[step.verb](step)
+        except UserError as error:
+            raise UserError(f"step {step.name!r} of recipe {study.name}: {error}") from error
         results[step.name] = {"verb": step.verb, "of": step.of, "result": result, "paper": step.paper or None}
         said = {"recipe": study.name, "title": study.title, "steps": results}
         write_json(out / "study.json", said)
@@ -111,17 +115,19 @@ class _Running:
                 self.by_name.get(step.weights, Path(step.weights)) if step.weights else self.weights
             )
             or settings.weights,
-        )
+        ).whole()
         dense_from = self.out / step.dense_round if step.dense_round else None
         return find(settings, self.out / step.name, screen=self.screen, dense_from=dense_from)
 
     def _control(self, step: Step) -> dict[str, Any]:
-        ticket = self._ticket(step.name)
-        if not ticket.is_file():
-            source = self._ticket(step.of[0], step.round)
-            self.team.once(
-                f"control {step.name}", lambda: make_control(source, step.kind, ticket, seed=step.seed, weights=None)
-            )
+        ticket, source = self._ticket(step.name), self._ticket(step.of[0], step.round)
+
+        def make() -> None:
+            with meet().main_process_first():
+                if not ticket.is_file():
+                    make_control(source, step.kind, ticket, seed=step.seed, weights=None)
+
+        self.team.once(f"control {step.name}", make)
         made = Ticket.load(ticket)
         self.screen.say(f"Ticket: {ticket}, {made.sparsity:.2%} sparse")
         return {**made.metrics["control"], "ticket": made.identity, "sparsity": made.sparsity}

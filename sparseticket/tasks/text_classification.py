@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,10 +100,16 @@ class TextClassification(Stateless):
         self._limit = fitting_length(spec, options.max_length)
         self._pad_id = spec.tokenizer().pad_token_id
         self._splits = {name: self._encode(spec, examples) for name, examples in splits.items()}
+        self.notes = (*_shared(train, evaluation), *self._cut())
 
     def _encode(self, spec: TextModel, examples: Examples) -> _Split:
         rows = tokenize(spec.tokenizer(), examples.texts, examples.pairs, self._limit)
         return _Split(rows, torch.tensor(examples.labels))
+
+    def _cut(self) -> Iterator[str]:
+        lengths = torch.cat([split.rows.lengths for split in self._splits.values()])
+        if full := int((lengths >= self._limit).sum()):
+            yield f"{full} of {len(lengths)} texts have {self._limit} tokens (--max-length) or more, and end there."
 
     def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]:
         """See :class:`Task`; a batch has ``labels`` [rows] beside the model's inputs [rows, width]."""
@@ -151,6 +157,12 @@ class TextClassification(Stateless):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchmetrics calls a constant prediction's correlation NaN, and warns
             return float(score.compute().nan_to_num(0.0))
+
+
+def _shared(train: Examples, evaluation: Examples) -> Iterator[str]:
+    known, asked = (set(zip(split.texts, split.pairs or split.texts, strict=True)) for split in (train, evaluation))
+    if shared := len(known & asked):
+        yield f"{shared} of the {len(asked)} different texts to evaluate on are trained on, too."
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:

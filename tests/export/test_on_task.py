@@ -180,15 +180,24 @@ def test_images_of_other_classes_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("known", "fits"), [(["0", "1"], True), (["NEGATIVE", "POSITIVE"], True), (["1", "0"], False), (["1", "2"], False)]
+    ("known", "ours", "fits"),
+    [
+        (["0", "1"], True, True),
+        (["1", "0"], False, False),
+        (["1", "2"], False, False),
+        (["NEGATIVE", "POSITIVE"], False, True),  # of somebody else, who has other words
+        (["NEGATIVE", "POSITIVE"], True, False),
+    ],
 )
-def test_texts_whose_classes_the_model_knows_by_other_numbers_are_refused(classifier, reviews, tmp_path, known, fits):
+def test_texts_whose_classes_the_model_knows_by_other_numbers_are_refused(
+    classifier, reviews, tmp_path, known, ours, fits
+):
     folder = shutil.copytree(classifier, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     names = {"id2label": dict(enumerate(known)), "label2id": {name: n for n, name in enumerate(known)}}
     (folder / "config.json").write_text(json.dumps(config | names))
-    with nullcontext() if fits else pytest.raises(UserError, match="have the classes 0, 1, and this model knows 1, "):
-        on_task.make("text", reviews, load(folder), folder, max_length=16)
+    with nullcontext() if fits else pytest.raises(UserError, match="have the classes 0, 1, and this model knows "):
+        on_task.make("text", reviews, load(folder), folder, max_length=16, ours=ours)
 
 
 def test_what_a_task_refuses_while_it_calibrates_is_said_in_its_own_words(small_resnet, tmp_path, monkeypatch):

@@ -70,8 +70,8 @@ def test_it_is_taken_once_and_the_run_goes_on_without_the_other(first, settings,
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": 1}, "other settings"),
-        ({"protocol": {"head": "keep"}}, "other settings"),
+        ({"seed": 1}, "other settings than this run has .seed is 0 there, 1 here., and they may differ in pattern"),
+        ({"protocol": {"head": "keep"}}, "protocol.head is 'rewind' there, 'keep' here"),
         ({"protocol": {"prune_first": True}}, "other settings"),
     ],
 )

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import tomllib
 from dataclasses import replace
 
 import pytest
@@ -106,6 +107,20 @@ def test_all_cells_of_a_column_are_trained_as_the_ticket_of_that_task_was(cli, s
     result = json.loads((out / "matrix.json").read_text())
     settings = {(out / row["text"]["folder"] / "transfer.toml").read_text() for row in result["cells"].values()}
     assert len(settings) == 2 and all('round_length = "2it"' in text for text in settings)  # the recipe says 3ep
+
+
+def test_a_column_whose_only_ticket_is_a_control_is_trained_as_that_was_found(cli, sources, tmp_path):
+    control = sources[0].parent.parent / "controls" / "column.ticket"
+    assert cli("control", sources[0], "--kind", "random-mask", "--out", control)[0] == 0
+    out = tmp_path / "matrix"
+    assert cli("matrix", control, sources[1], "--task", "text", "--seeds", 1, "--out", out)[0] == 0
+    result = json.loads((out / "matrix.json").read_text())
+    assert result["targets"]["text"]["same_task"] is None
+    written = [
+        tomllib.loads((out / row["text"]["folder"] / "transfer.toml").read_text()) for row in result["cells"].values()
+    ]
+    assert written[0]["training"] == written[1]["training"] and written[0]["training"]["round_length"] == "2it"
+    assert written[0]["data"] == written[1]["data"] != ""
 
 
 def test_pre_trained_weights_in_a_file_are_where_tickets_and_dense_begin(cli, tmp_path, monkeypatch):

@@ -1,6 +1,12 @@
 """Recipes: what is packaged loads and says what the papers say; what a user writes is checked."""
 
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +15,8 @@ from sparseticket.models import resolve
 from sparseticket.models.vision import prunable_names
 from sparseticket.recipes import FOLDER, Recipe, check_names, load, load_any, names, task_defaults
 from sparseticket.tasks import entries
+
+ROOT = Path(__file__).parents[2]
 
 # protocol.md of the papers: lr, batch, length, most tokens, target
 BERT = {
@@ -314,3 +322,45 @@ def test_check_and_run_find_what_is_wrong_in_a_recipe(cli, tmp_path, old, new, s
         assert code == 2, text
         assert all(word in text for word in ([says] if isinstance(says, str) else says)), text
     assert not (tmp_path / "out").exists()
+
+
+def test_seeds_without_a_transfer_are_refused_and_not_ignored(cli, tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(MINE.partition("[transfer]")[0])
+    code, text = cli("run", mine, "--seeds", 5, "--out", tmp_path / "out")
+    assert code == 2 and "transfers nothing, so --seeds would change nothing" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_recipe_says_of_files_is_kept_as_whole_paths(cli, tiny_bert, tmp_path, monkeypatch):
+    rows = "\n".join(f"the film {n} is {('good', 'bad')[n % 2]},{n % 2}" for n in range(40))
+    (tmp_path / "text.csv").write_text(f"text,label\n{rows}\n")
+    shutil.copytree(tiny_bert, tmp_path / "bert")
+    (tmp_path / "mine.toml").write_text(
+        'title = "t"\nsource = "s"\n[find]\nmodel = "./bert"\ntask = "text"\ndata = "text.csv"\n'
+        '[protocol]\nsparsity = 0.5\nschedule = "one-round"\n'
+        '[training]\nround_length = "1it"\nbatch_size = 8\nmax_length = 16\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    code, text = cli("run", "mine.toml", "--out", "run")
+    assert code == 0, text
+    written = tomllib.loads((tmp_path / "run" / "run.toml").read_text())
+    assert (written["model"], written["data"]) == (str(tmp_path / "bert"), str(tmp_path / "text.csv"))
+
+
+def test_two_processes_run_a_recipe_to_its_end(tmp_path):
+    mine = tmp_path / "mine.toml"
+    short = MINE.replace("4ep", "1it").replace("0.488", "0.2").replace("seeds = 3", "seeds = 1")
+    mine.write_text(short)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "sparseticket"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, "run", str(mine), "--out", str(tmp_path / "run")],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Verdict:") == 1

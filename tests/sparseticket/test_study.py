@@ -407,6 +407,13 @@ def test_a_dense_round_of_a_step_that_is_no_find_before_it_is_refused(cli, tmp_p
     assert code == 2 and "the finds before it are ['imp']" in text
 
 
+def test_a_dense_round_that_is_trained_otherwise_is_refused_before_anything_is_trained(cli, tmp_path):
+    other = CURVE.replace('dense_round = "imp"', 'dense_round = "imp"\ntraining = { lr = 0.5 }', 1)
+    (tmp_path / "curve.toml").write_text(other)
+    code, text = cli("recipes", "check", tmp_path / "curve.toml")
+    assert code == 2 and "the dense round of step 'imp'" in text and "0.5 here" in text, text
+
+
 def test_the_curve_of_a_cifar_resnet_has_every_way_of_finding_at_the_same_five_sparsities():
     study = load_any("cifar/curve")
     rounds = study.found["imp"].protocol.sparsities()

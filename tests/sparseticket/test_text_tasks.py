@@ -283,6 +283,23 @@ def test_one_file_holds_out_a_tenth_whatever_the_order_of_its_rows(spec, tmp_pat
     assert held_out[0] == held_out[1] and len(held_out[0]) == 4 and not set(held_out[0]) & set(trained)
 
 
+def test_texts_to_evaluate_on_that_are_trained_on_are_counted_and_all_of_them_are_refused(spec, tmp_path):
+    write_rows(tmp_path, ".csv", ROWS[:30], name="train")
+    write_rows(tmp_path, ".csv", ROWS[28:], name="eval")
+    assert make_task("text", spec, options(tmp_path)).notes == (
+        "2 of the 12 different texts to evaluate on are trained on, too.",
+    )
+    write_rows(tmp_path, ".csv", ROWS[10:20], name="eval")
+    with pytest.raises(UserError, match=r"every text to evaluate on in .* is one to train on, too"):
+        make_task("text", spec, options(tmp_path))
+
+
+def test_texts_that_end_at_the_greatest_length_are_counted(spec, file):
+    assert make_task("text", spec, options(file)).notes == ()
+    (note,) = make_task("text", spec, options(file, max_length=8)).notes
+    assert note == "30 of 40 texts have 8 tokens (--max-length) or more, and end there."
+
+
 @pytest.mark.parametrize("name", ["eval", "dev", "valid", "test"])
 def test_a_folder_has_its_own_evaluation_file(spec, tmp_path, name):
     write_rows(tmp_path, ".csv", ROWS[:30], name="train")
