@@ -73,6 +73,8 @@ class Study:
 
     def instead(self, *, model: str | None = None, seeds: int | None = None, precision: str | None = None) -> Study:
         """The same study of another model, over another number of seeds, or trained in another precision."""
+        if seeds and not any("seeds" in USES[step.verb] for step in self.steps):
+            raise UserError(f"recipe {self.name} has no step of several runs for --seeds to change: leave it out.")
         found = {name: changed(one, model=model, precision=precision) for name, one in self.found.items()}
         other = {"precision": precision} if precision else {}
         steps = [replace(one, training=one.training | other) for one in self.steps]

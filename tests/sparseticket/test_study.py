@@ -407,6 +407,12 @@ def test_a_dense_round_of_a_step_that_is_no_find_before_it_is_refused(cli, tmp_p
     assert code == 2 and "the finds before it are ['imp']" in text
 
 
+def test_seeds_for_steps_that_have_none_are_refused_and_not_ignored(cli, tmp_path):
+    (tmp_path / "mine.toml").write_text('title = "t"\nsource = "s"\n[[step]]\nname = "a"\nfind = "demo/digits"\n')
+    code, text = cli("run", tmp_path / "mine.toml", "--seeds", 5, "--out", tmp_path / "out")
+    assert code == 2 and "has no step of several runs for --seeds to change" in text
+
+
 def test_a_dense_round_that_is_trained_otherwise_is_refused_before_anything_is_trained(cli, tmp_path):
     other = CURVE.replace('dense_round = "imp"', 'dense_round = "imp"\ntraining = { lr = 0.5 }', 1)
     (tmp_path / "curve.toml").write_text(other)
