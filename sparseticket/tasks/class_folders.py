@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -35,16 +35,23 @@ def open_class_folders(path: Path) -> DataFiles:
     root = images.around("train")
     if root is None:
         raise UserError(f"--data {path}: no images in a folder named train there. Expected {LAYOUT}.")
-    found = files.below(root)
-    held = {name.rpartition("/")[0]: name for name in found.sizes if name.startswith("train/")}
-    filled = {name.split("/")[1] for name in found.sizes if name.startswith("train/") and is_image(name)}
-    for folder, name in sorted(held.items()):
-        if folder.count("/") == 1 and folder.split("/")[1] not in filled:
-            raise UserError(
-                f"--data {path}: the class folder {folder} holds {PurePosixPath(name).name} and no image of a known "
-                f"kind ({', '.join(sorted(IMAGE_SUFFIXES))}). Convert its images, or take the folder out."
-            )
+    _check_classes(files.below(root))
     return images.below(root)
+
+
+def _check_classes(files: DataFiles) -> None:
+    """Every class to train on has an image: one of files that nobody can read would vanish without a word."""
+    by_class: dict[str, list[str]] = {}
+    for name in files.sizes:
+        split, *below = name.split("/")
+        if split == "train" and len(below) > 1:
+            by_class.setdefault(below[0], []).append(below[-1])
+    for kind, names in sorted(by_class.items()):
+        if not any(is_image(name) for name in names):
+            raise UserError(
+                f"--data {files.source}: the class folder train/{kind} holds {names[0]} and no image of a known kind "
+                f"({', '.join(sorted(IMAGE_SUFFIXES))}). Convert its images, or take the folder out."
+            )
 
 
 def identify(files: DataFiles, train: LabelledFiles, evaluation: LabelledFiles) -> tuple[str, tuple[str, ...]]:
