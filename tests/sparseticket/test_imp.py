@@ -26,6 +26,7 @@ from sparseticket.theta import file_hash
 from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
 from sparseticket.transfer_plan import plan
+from sparseticket.verdict import Arm, judge
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("good", "fine", "very good"), ("bad", "dull", "not good")
@@ -375,7 +376,8 @@ def test_a_transfer_trains_every_arm_with_shared_seeds_and_gives_a_verdict(run, 
     assert result == json.loads((beside / "transfer.json").read_text())
     assert set(result["arms"]) == {"dense", "ticket", "random-mask"}
     assert all(arm["n"] == 3 and len(arm["values"]) == 3 for arm in result["arms"].values())
-    assert isinstance(result["matching"], bool) and isinstance(result["strict"], bool) and result["reason"] is None
+    said = judge(*(Arm(result["arms"][arm]["values"]) for arm in ("ticket", "dense")), at_theta_p=True)
+    assert {key: result[key] for key in said.table()} == said.table()
     # the dense arm of seed 0 is round 0 of the run: same head, same order, same dropout
     assert result["arms"]["dense"]["values"][0] == json.loads((run / "summary.json").read_text())["dense"]
     weights = load_file(beside / "ticket-seed0" / "model" / "model.safetensors")
