@@ -10,8 +10,8 @@ import torch
 from miniatures import write_class_folders
 
 from sparseticket.errors import RunFailure, UserError
-from sparseticket.export import on_task, to_onnx
-from sparseticket.export.decisions import same_decisions
+from sparseticket.export import decisions, on_task, to_onnx
+from sparseticket.export.decisions import same_decisions, same_values
 from sparseticket.export.exporter import export_model
 from sparseticket.export.loaded_model import load
 from sparseticket.export.onnx_module import OnnxModule
@@ -151,11 +151,8 @@ def test_an_onnx_file_is_called_as_the_model_is(berts, tmp_path):
 def test_decisions():
     logits = torch.tensor([[1.0, 2.0], [2.0, 1.0]]).numpy()
     assert same_decisions("logits", logits, logits[:, ::-1], None).tolist() == [False, False]
-    values = torch.tensor([[1.0], [5.0]]).numpy()
-    assert same_decisions("logits", values, values + torch.tensor([[0.4], [0.6]]).numpy(), None).tolist() == [
-        True,
-        False,
-    ]
+    values = torch.tensor([[101.0], [105.0]]).numpy()  # a tenth of their span is 0.4, whatever lies below them
+    assert same_values(values, values + torch.tensor([[0.3], [0.5]]).numpy()).tolist() == [True, False]
     vectors = torch.tensor([[[3.0, 4.0], [1.0, 0.0], [1.0, 0.0]]]).numpy()
     other = torch.tensor([[[6.0, 8.0], [0.0, 1.0], [0.0, 1.0]]]).numpy()
     real = torch.tensor([[True, True, False]]).numpy()
@@ -207,3 +204,12 @@ def test_what_a_task_refuses_while_it_calibrates_is_said_in_its_own_words(small_
     monkeypatch.setattr(ImageTask, "batches", refuse)
     with pytest.raises(UserError, match=r"^the images ran out$"):
         export_model(small_resnet, tmp_path / "out", quantize="static", task="digits")
+
+
+def test_a_regression_is_compared_over_all_rows_and_not_batch_by_batch(berts, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(decisions, "same_values", lambda *both: seen.append(both) or same_values(*both))
+    report = export_model(berts["regression"], tmp_path / "out", quantize="dynamic", agreement=0.0)
+    ((expected, got),) = seen
+    assert expected.shape == got.shape == (decisions.RANDOM_ROWS, 1)
+    assert report["agreement"]["logits"] == pytest.approx(same_values(expected, got).mean())
