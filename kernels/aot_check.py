@@ -122,15 +122,15 @@ def _defaults() -> Found:
                 for which, of_pass in passes.items():
                     yield from _everywhere(*_product(which, (side, side), of_pass, dtype), True)
         for side in SIDES:
-            name = f"{side}x{side} float16"
-            for splits in range(1, bsr.MOST_SPLITS + 1):
-                found = partial(compile_wgrad_sum, (side, side), splits, dtype=DTYPE)
-                yield from _everywhere(f"bsr sum of {splits} {name}", found, True)
-            zeros = partial(compile_zero_dead_blocks, (side, side), dtype=DTYPE)
-            yield from _everywhere(f"bsr zeros {name}", zeros, True)
             tiles = conv2d.default_tiles((side, side), m, 1024, DTYPE)
             for kernel in (1, 3):
                 yield from _everywhere(*_convolution((side, side), tiles, kernel), True)
+    for side in SIDES:
+        for splits in range(1, bsr.MOST_SPLITS + 1):
+            found = partial(compile_wgrad_sum, (side, side), splits, dtype=DTYPE)
+            yield from _everywhere(f"bsr sum of {splits} {side}x{side} float16", found, True)
+        zeros = partial(compile_zero_dead_blocks, (side, side), dtype=DTYPE)
+        yield from _everywhere(f"bsr zeros {side}x{side} float16", zeros, True)
     for rows in (16, bitmap.MOST_ROWS):
         yield from _everywhere(*_bitmap(rows, bitmap.default_launch(*SHAPE)), True)
     for name, tiles in DEFAULTS.items():

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparseticket.data_places import recorded
 from sparseticket.errors import UserError
 from sparseticket.models import resolve
 from sparseticket.pattern import NOfM, parse
 from sparseticket.recipes import task_defaults
-from sparseticket.settings import RunSettings, weights_setting, whole_model
+from sparseticket.settings import RunSettings
 from sparseticket.tasks import check_options, entries, entry
 
 
@@ -44,15 +43,15 @@ def find_settings(
     if isinstance(pattern := parse(fields.get("pattern", recipe.protocol.pattern)), NOfM):
         fields = one_step_a_round(pattern, recipe.protocol.schedule) | fields
     return RunSettings(
-        model=whole_model(model),
+        model=model,
         task=task,
-        data=recorded(data) if data else "",
-        weights=weights_setting(weights),
+        data=str(data or ""),
+        weights=str(weights or ""),
         seed=seed,
         dense=dense,
         protocol=replace(recipe.protocol, **fields),
         training=replace(recipe.training, **given(training or {})),
-    )
+    ).whole()
 
 
 def given(fields: dict[str, Any]) -> dict[str, Any]:

@@ -260,25 +260,13 @@ class RunSettings(_Checked):
     training: Training = field(default_factory=Training)
 
     def whole(self) -> RunSettings:
-        """The same with whole paths: what a recipe says of files is relative to where it is run."""
+        """The same with whole paths, so that it can be run again from elsewhere; names that are none stay."""
         return replace(
             self,
-            model=whole_model(self.model),
+            model=str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model,
             data=recorded(Path(self.data)) if self.data else "",
-            weights=weights_setting(Path(self.weights) if self.weights else None),
+            weights=self.weights if self.weights in ("", RANDOM) else str(Path(self.weights).resolve()),
         )
-
-
-def whole_model(model: str) -> str:
-    """A model's folder by its whole path, so that a run can be run again from elsewhere; any other name as it is."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
-
-
-def weights_setting(weights: Path | None) -> str:
-    """What a user said of the weights as :attr:`RunSettings.weights`: a whole path, ``random``, or "" for nothing."""
-    if weights is None or str(weights) == RANDOM:
-        return "" if weights is None else RANDOM
-    return str(weights.resolve())
 
 
 def from_table(kind: type, table: dict[str, Any], *, where: str) -> Any:

@@ -38,11 +38,13 @@ def read_tensors(path: Path, what: str = "--weights") -> dict[str, Tensor]:
             "when loaded.\nPickled code is never run: save the dictionary of tensors alone, with torch.save or as "
             "safetensors."
         ) from error
-    inside = [key for key in WRAPPERS if isinstance(stored, Mapping) and isinstance(stored.get(key), Mapping)]
-    if len(filled := [key for key in inside if stored[key]]) > 1:
-        raise UserError(f"{what} {path} holds both {' and '.join(filled)}: save the one that is meant alone.")
-    if inside:
-        stored = stored[(filled or inside)[0]]
+    for _ in WRAPPERS:  # one may lie in the other
+        inside = [key for key in WRAPPERS if isinstance(stored, Mapping) and isinstance(stored.get(key), Mapping)]
+        filled = [key for key in inside if any(isinstance(value, Tensor) for value in stored[key].values())]
+        if len(filled) > 1:
+            raise UserError(f"{what} {path} holds both {' and '.join(filled)}: save the one that is meant alone.")
+        if inside:
+            stored = stored[(filled or inside)[0]]
     if (
         not isinstance(stored, Mapping)
         or not stored

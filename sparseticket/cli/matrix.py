@@ -44,16 +44,18 @@ def matrix(
 
     team = team_of(side_by_side)
     root, by_task = places(data or ())
-    training = {
-        "round_length": round_length,
-        "batch_size": batch_size,
-        "lr": lr,
-        "max_length": max_length,
-        "precision": precision,
-        "kernels": kernels,
-    }
+    training = given(
+        {
+            "round_length": round_length,
+            "batch_size": batch_size,
+            "lr": lr,
+            "max_length": max_length,
+            "precision": precision,
+            "kernels": kernels,
+        }
+    )
     for column in task:
-        check_options(column, given(training))
-    asked = Asked(name_rows(tickets), task, seeds, tuple(control or ()), root, by_task, weights, given(training))
+        check_options(column, training)
+    asked = Asked(name_rows(tickets), task, seeds, tuple(control or ()), root, by_task, weights, training)
     screen = Screen(quiet=not team.main)
     show_matrix(screen, train_cells(asked, out, screen=screen, checkpoint_every=checkpoint_every, team=team), out)

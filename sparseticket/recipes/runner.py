@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparseticket.data_places import recorded
 from sparseticket.errors import UserError
 from sparseticket.imp import find
 from sparseticket.progress import Screen
@@ -15,7 +14,6 @@ from sparseticket.recipes import Recipe
 from sparseticket.recipes.study import Study
 from sparseticket.recipes.study_runner import run_study
 from sparseticket.runs import TICKET, RunFolder
-from sparseticket.settings import weights_setting
 from sparseticket.show import show_beside_paper, show_find, show_transfer
 from sparseticket.team import ALONE, Team
 from sparseticket.transfer import transfer
@@ -44,8 +42,8 @@ def run_recipe(
         raise UserError(f"recipe {recipe.name} has one network: give its weights as --weights FILE, without a name.")
     settings = replace(
         recipe.settings,
-        data=recorded(data) if data else recipe.settings.data,
-        weights=weights_setting(weights) or recipe.settings.weights,
+        data=str(data or recipe.settings.data),
+        weights=str(weights or recipe.settings.weights),
     ).whole()
     screen.say(f"{recipe.title} ({recipe.name})")
     team.once("find", lambda: find(settings, folder, screen=screen))

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparseticket.compare import compare
 from sparseticket.control_ticket import make_control
-from sparseticket.data_places import data_of, recorded
+from sparseticket.data_places import data_of
 from sparseticket.errors import UserError
 from sparseticket.files import write_json, write_whole
 from sparseticket.imp import find
@@ -19,7 +19,7 @@ from sparseticket.progress import Screen
 from sparseticket.recipes.study import USES, Step, Study
 from sparseticket.recipes.study_report import markdown
 from sparseticket.runs import TICKET, RunFolder, read_json
-from sparseticket.settings import RANDOM, weights_setting
+from sparseticket.settings import RANDOM
 from sparseticket.show import show_beside_paper, show_compared, show_find, show_matrix, show_sweep, show_transfer
 from sparseticket.tasks import entry
 from sparseticket.team import ALONE, Team
@@ -107,14 +107,11 @@ class _Running:
 
     def find(self, step: Step) -> dict[str, Any]:
         settings = self.study.found[step.name]
-        data = self._data(settings.task)
+        weights = self.by_name.get(step.weights, step.weights) if step.weights else self.weights
         settings = replace(
             settings,
-            data=recorded(data) if data else settings.data,
-            weights=weights_setting(
-                self.by_name.get(step.weights, Path(step.weights)) if step.weights else self.weights
-            )
-            or settings.weights,
+            data=str(self._data(settings.task) or settings.data),
+            weights=str(weights or settings.weights),
         ).whole()
         dense_from = self.out / step.dense_round if step.dense_round else None
         return find(settings, self.out / step.name, screen=self.screen, dense_from=dense_from)

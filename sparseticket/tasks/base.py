@@ -57,7 +57,6 @@ class Task(Protocol):
     metric: str  # the key of evaluate()'s result that verdicts use
     head: Head
     data_id: str  # SHA-256 that tells two data sets apart (by their content; images of many GB by names and sizes)
-
     notes: Sequence[str]  # what its user has to know of the data
 
     def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]: ...

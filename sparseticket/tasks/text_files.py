@@ -36,10 +36,10 @@ def make(spec: TextModel, options: TaskOptions) -> TextClassification:
         raise UserError(f"the task text needs your data. {LAYOUT}")
     if options.data.is_dir():
         train, evaluation = (read_rows(path) for path in _train_and_eval(options.data))
+        if {row[:2] for row in evaluation} <= {row[:2] for row in train}:
+            raise UserError(f"every text to evaluate on in {options.data} is one to train on, too: evaluate on others.")
     else:
         train, evaluation = hold_out(read_rows(options.data), options.data)
-    if {row[:2] for row in evaluation} <= {row[:2] for row in train}:
-        raise UserError(f"every text to evaluate on in {options.data} is one to train on, too: evaluate on others.")
     if len({second is None for _, second, _ in train + evaluation}) == 2:
         raise UserError(f"some rows of {options.data} have a text_b and others do not: give it in all of them or none.")
     labels = _in_order({label for _, _, label in train + evaluation})

@@ -147,6 +147,21 @@ def test_counters_that_the_file_lacks_are_not_pretrained(tmp_path):
     assert "bn1.running_mean" in network.pretrained
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: {"state_dict": {"model": t}},
+        lambda t: {"model": {"state_dict": t}},
+        lambda t: {"state_dict": t, "model": {"name": "resnet20", "depth": 20}},  # settings beside the weights
+    ],
+)
+def test_tensors_are_found_in_a_training_s_wrappers(tmp_path, wrap):
+    tensors = stored_resnet20()
+    torch.save(wrap(tensors), tmp_path / "w.pt")
+    network = resnet20().build(TEN, seed=0, weights=tmp_path / "w.pt")
+    assert torch.equal(network.backbone()["conv1.weight"], tensors["conv1.weight"])
+
+
 def test_a_file_whose_counters_were_halved_with_the_rest_is_read_as_it_was(tmp_path):
     tensors = stored_resnet20()
     torch.save(
