@@ -24,12 +24,14 @@ from sparseticket.kernels.activation import activate, activate_reference, check_
 from sparseticket.kernels.launch import (
     FLOATS,
     as_autocast_would,
+    ceil_div,
     fp32_precision,
-    launchable,
     runs_kernel,
     without_autocast,
+    wrap_triton,
 )
 from sparseticket.kernels.operands import check_linear
+from sparseticket.kernels.operators import operator
 from sparseticket.kernels.words import pack_words, popcount, unpack_words
 
 MOST_ROWS = 64  # of x
@@ -266,18 +268,18 @@ class BitmapLaunch(NamedTuple):
 
 def default_launch(n: int, k: int) -> BitmapLaunch:
     """Enough programs to fill a GPU, of four tiles of K or more each; at most 64 KB of shared memory."""
-    blocks, tiles = triton.cdiv(n, SIDE.value), triton.cdiv(k, SIDE.value)
-    return BitmapLaunch(max(1, min(triton.cdiv(PROGRAMS, blocks), tiles // 4)), 8, 3)
+    blocks, tiles = ceil_div(n, SIDE.value), ceil_div(k, SIDE.value)
+    return BitmapLaunch(max(1, min(ceil_div(PROGRAMS, blocks), tiles // 4)), 8, 3)
 
 
 def candidate_launches(n: int, k: int) -> list[BitmapLaunch]:
     """What is worth measuring for a weight of ``[N, K]``, whatever M."""
-    most = triton.cdiv(k, SIDE.value)
+    most = ceil_div(k, SIDE.value)
     splits = sorted({min(most, max(1, default_launch(n, k).splits * by // 2)) for by in (1, 2, 3, 4, 6)} | {1})
     return [BitmapLaunch(s, warps, stages) for s in splits for warps in (4, 8) for stages in (2, 3)]
 
 
-@torch.library.triton_op("sparseticket::bitmap_linear", mutates_args=())
+@operator("bitmap_linear")
 def _forward(
     x: Tensor,
     values: Tensor,
@@ -297,18 +299,18 @@ def _forward(
         return y
     splits, warps, stages = launch
     blocks, tiles = starts.shape
-    tiles_of_split = triton.cdiv(tiles, splits)
-    splits = triton.cdiv(tiles, tiles_of_split)
+    tiles_of_split = ceil_div(tiles, splits)
+    splits = ceil_div(tiles, tiles_of_split)
     partial = splits > 1
     into = x.new_empty(splits, m, n, dtype=torch.float32) if partial else y
     given = bias.contiguous() if bias is not None else y
-    launchable(bitmap_matmul_kernel)[(blocks, splits)](
+    wrap_triton(bitmap_matmul_kernel)[(blocks, splits)](
         x, values, bitmap, offsets, starts, into, given, m, n, k, tiles, tiles_of_split, x.stride(0), x.stride(1),
         TILE_M=16 if m <= 16 else 64, EVEN=k % SIDE.value == 0, HAS_BIAS=bias is not None,
         PARTIAL=partial, ACTIVATION=activation, PRECISION=fp32_precision(), num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if partial:
-        launchable(bitmap_sum_kernel)[(triton.cdiv(m * n, 512),)](
+        wrap_triton(bitmap_sum_kernel)[(ceil_div(m * n, 512),)](
             into, y, given, m * n, n,
             SPLITS=splits, TILE_N=512, HAS_BIAS=bias is not None, ACTIVATION=activation, num_warps=4,
         )  # fmt: skip
@@ -351,7 +353,7 @@ def bitmap_linear(
             "them, F.linear(x, weight.to_dense())"
         )
     with without_autocast(x.device):
-        y = torch.ops.sparseticket.bitmap_linear(
+        y = _forward(
             rows, *(getattr(weight, name) for name in ARRAYS), bias, n, activation, list(launch or default_launch(n, k))
         )
     return y.reshape(*x.shape[:-1], n)

@@ -28,8 +28,9 @@ from sparseticket.kernels.activation import (
 )
 from sparseticket.kernels.blocks import ARRAYS, BlockLayout, expand_blocks
 from sparseticket.kernels.bsr_resident import launch_resident, launch_tma_wgrad, tma_reads
-from sparseticket.kernels.launch import as_autocast_would, fp32_precision, launchable, runs_kernel
+from sparseticket.kernels.launch import as_autocast_would, ceil_div, fp32_precision, runs_kernel, wrap_triton
 from sparseticket.kernels.operands import check_linear
+from sparseticket.kernels.operators import operator
 
 MOST_SPLITS = 8
 WGRAD_PROGRAMS = 264  # two for each multiprocessor of an H100: with fewer live tiles than that, M is split
@@ -343,7 +344,7 @@ def launch_product(
         return c, pre
     check_tiles(tiles, (out, block[0]), (reduce, block[1]))
     bias = None if bias is None else bias.contiguous()
-    launchable(bsr_matmul_kernel)[(triton.cdiv(m, rows), triton.cdiv(o, out))](
+    wrap_triton(bsr_matmul_kernel)[(ceil_div(m, rows), ceil_div(o, out))](
         a, b, c, bias if bias is not None else c, pre, start, index,
         m, o, r, a.stride(0), a.stride(1), b_o, b_r,
         BLOCK_O=block[0], BLOCK_R=block[1], TILE_M=rows, TILE_O=out, TILE_R=reduce,
@@ -373,22 +374,22 @@ def _launch_wgrad(
     if m == 0 or nnzb == 0:
         return dy.new_zeros(n, k)
     programs = nnzb * (block_n // tile_n) * (block_k // tile_k)
-    splits = min(triton.cdiv(WGRAD_PROGRAMS, programs), MOST_SPLITS)  # not of M, or each M would compile anew
-    rows_of_split = triton.cdiv(triton.cdiv(m, splits), tile_m) * tile_m
+    splits = min(ceil_div(WGRAD_PROGRAMS, programs), MOST_SPLITS)  # not of M, or each M would compile anew
+    rows_of_split = ceil_div(ceil_div(m, splits), tile_m) * tile_m
     partial = splits > 1 or with_tma
     grad = dy.new_empty(n, k) if partial else dy.new_zeros(n, k)
     into = dy.new_empty(splits, nnzb, block_n, block_k, dtype=torch.float32) if partial else grad
     if with_tma:
         launch_tma_wgrad(dy, x, into, row, col, rows_of_split, tiles)
     else:
-        launchable(bsr_wgrad_kernel)[(programs, splits)](
+        wrap_triton(bsr_wgrad_kernel)[(programs, splits)](
             dy, x, into, row, col, m, n, k, rows_of_split, nnzb,
             dy.stride(0), dy.stride(1), x.stride(0), x.stride(1),
             BLOCK_N=block_n, BLOCK_K=block_k, TILE_N=tile_n, TILE_K=tile_k, TILE_M=tile_m,
             PARTIAL=partial, PRECISION=fp32_precision(), num_warps=warps, num_stages=stages,
         )  # fmt: skip
     if partial:
-        launchable(bsr_wgrad_sum_kernel)[(triton.cdiv(n, SLICE), triton.cdiv(k, block_k))](
+        wrap_triton(bsr_wgrad_sum_kernel)[(ceil_div(n, SLICE), ceil_div(k, block_k))](
             into, grad, crow, col, n, k, nnzb,
             SPLITS=splits, BLOCK_N=block_n, BLOCK_K=block_k, TILE_N=SLICE, num_warps=4,
         )  # fmt: skip
@@ -399,7 +400,7 @@ def _dense_wgrad(dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, block: list[i
     """The same from a dense product, whose dead blocks are then written over: their mask is never expanded."""
     grad = dy.T @ x
     n, k = grad.shape
-    launchable(zero_dead_blocks_kernel)[(triton.cdiv(n, SLICE), triton.cdiv(k, block[1]))](
+    wrap_triton(zero_dead_blocks_kernel)[(ceil_div(n, SLICE), ceil_div(k, block[1]))](
         grad, crow, col, n, k, grad.stride(0), grad.stride(1),
         BLOCK_N=block[0], BLOCK_K=block[1], TILE_N=SLICE, num_warps=4,
     )  # fmt: skip
@@ -419,8 +420,8 @@ def reference_bsr_linear(
     return activate_reference(F.linear(x, weight.masked_fill(~mask, 0), bias), activation)
 
 
-@torch.library.triton_op("sparseticket::bsr_linear", mutates_args=())
-def _forward(
+@operator("bsr_linear")
+def bsr_linear_forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -449,8 +450,8 @@ def _forward(
     )  # fmt: skip
 
 
-@torch.library.triton_op("sparseticket::bsr_linear_dgrad", mutates_args=())
-def _dgrad(
+@operator("bsr_linear_dgrad")
+def bsr_linear_dgrad(
     dy: Tensor, weight: Tensor, row: Tensor, col: Tensor, ccol: Tensor, row_t: Tensor, schedule_t: Tensor,
     block: list[int], tiles: list[int],
 ) -> Tensor:  # fmt: skip
@@ -463,8 +464,8 @@ def _dgrad(
     return launch_product(dy, weight, None, ccol, row_t, (k, n), turned_block, tiles, schedule_t, turned=True)[0]
 
 
-@torch.library.triton_op("sparseticket::bsr_linear_wgrad", mutates_args=())
-def _wgrad(
+@operator("bsr_linear_wgrad")
+def bsr_linear_wgrad(
     dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, row: Tensor, shape: list[int], block: list[int],
     tiles: list[int],
 ) -> Tensor:  # fmt: skip
@@ -487,16 +488,15 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, _: Tensor | None) -> tuple:
     x, weight, pre, crow, col, row, ccol, row_t, _, schedule_t = ctx.saved_tensors
-    ops = torch.ops.sparseticket
     gradients = linear_gradients(
         dy, pre, ctx.activation, ctx.needs_input_grad[:3],
-        lambda dy: ops.bsr_linear_dgrad(dy, weight, row, col, ccol, row_t, schedule_t, ctx.block, ctx.dgrad_tiles),
-        lambda dy: ops.bsr_linear_wgrad(dy, x, crow, col, row, ctx.shape, ctx.block, ctx.wgrad_tiles),
+        lambda dy: bsr_linear_dgrad(dy, weight, row, col, ccol, row_t, schedule_t, ctx.block, ctx.dgrad_tiles),
+        lambda dy: bsr_linear_wgrad(dy, x, crow, col, row, ctx.shape, ctx.block, ctx.wgrad_tiles),
     )  # fmt: skip
     return *gradients, *[None] * 13
 
 
-torch.library.register_autograd("sparseticket::bsr_linear", _backward, setup_context=_setup_context)
+bsr_linear_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
 def bsr_linear(
@@ -539,7 +539,7 @@ def bsr_linear(
     rows = x.reshape(-1, x.shape[-1])
     forward, dgrad, wgrad = tiles or ([], [], [])  # chosen inside the operator: no guard on M where this is traced
     keep_pre = activation != "none" and torch.is_grad_enabled()
-    y, _ = torch.ops.sparseticket.bsr_linear(
+    y, _ = bsr_linear_forward(
         rows, weight, bias, *(getattr(layout, name) for name in ARRAYS), list(layout.block),
         activation, keep_pre, forward, dgrad, wgrad,
     )  # fmt: skip

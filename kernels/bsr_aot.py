@@ -33,10 +33,14 @@ def compile_product(
     packed: bool = False,
     precision: str = "tf32",
     activation: str = "none",
+    on_device: bool = False,
 ) -> Compiled:
-    """The ``forward`` or ``dgrad`` product of aligned, contiguous tensors, with a bias."""
+    """The ``forward`` or ``dgrad`` product of aligned, contiguous tensors, with a bias.
+
+    ``on_device``: with TMA, descriptors are made by the programs, as in compiled code.
+    """
     if tiles.residents:
-        return _compile_resident(which, block, tiles, arch, dtype, packed, precision, activation)
+        return _compile_resident(which, block, tiles, arch, dtype, packed, precision, activation, on_device)
     wide, one = STRIDES[which]
     block_o, block_r = block if which == "forward" else block[::-1]
     pointers = dict.fromkeys(["A", "B", "C", "BIAS", "PRE"], TYPES[dtype]) | {"START": "*i32", "INDEX": "*i32"}
@@ -63,10 +67,12 @@ def compile_dense(which: str, tiles: Tiles, arch: int, dtype: torch.dtype = torc
     )  # fmt: skip
 
 
-def compile_wgrad(block: tuple[int, int], tiles: Tiles, arch: int, dtype: torch.dtype = torch.float16) -> Compiled:
+def compile_wgrad(
+    block: tuple[int, int], tiles: Tiles, arch: int, dtype: torch.dtype = torch.float16, *, on_device: bool = False
+) -> Compiled:
     """The weight gradient, written straight into the dense gradient; with TMA, its partial sums."""
     if tiles.residents:
-        return _compile_tma_wgrad(block, tiles, arch, dtype)
+        return _compile_tma_wgrad(block, tiles, arch, dtype, on_device)
     ints = ("m_size", "n_size", "k_size", "rows_of_split", "nnzb", "stride_dm", "stride_xm")
     pointers = dict.fromkeys(["DY", "X", "OUT"], TYPES[dtype]) | {"ROW": "*i32", "COL": "*i32"}
     return compile_ahead(
@@ -114,31 +120,38 @@ def _compile_resident(
     packed: bool,
     precision: str,
     activation: str,
+    on_device: bool,
 ) -> Compiled:
     block_o, block_r = block if which == "forward" else block[::-1]
     turned = which == "dgrad"
     of_b = (tiles.reduce, block_o) if turned else (block_o, tiles.reduce)
-    of_c = _descriptor(dtype, tiles.rows, block_o)
+    tiles_of = {"A": (tiles.rows, tiles.reduce), "B": of_b, "C": (tiles.rows, block_o), "PRE": (tiles.rows, block_o)}
+    given = {name: TYPES[dtype] if on_device else _descriptor(dtype, *tile) for name, tile in tiles_of.items()}
+    lists = ("start_at", "row_at", "col_at", "place_at")
+    sizes = ("o_size", "m_size", "r_size", "stride_a", "rows_of_b", "columns_of_b", "stride_b")
     return compile_ahead(
         bsr_resident_kernel,
-        {"A": _descriptor(dtype, tiles.rows, tiles.reduce), "B": _descriptor(dtype, *of_b), "C": of_c, "PRE": of_c}
-        | dict.fromkeys(("START", "ROW", "COL", "PLACE"), "*i32") | {"BIAS": TYPES[dtype], "o_size": "i32"},
+        given | dict.fromkeys((*lists, *sizes), "i32") | {"SCHEDULE": "*i32", "BIAS": TYPES[dtype]},
         dict(
             BLOCK_O=block_o, BLOCK_R=block_r, TILE_M=tiles.rows, TILE_R=tiles.reduce, PACKED=packed, TURNED=turned,
-            HAS_BIAS=True, KEEP_PRE=False, ACTIVATION=activation, PRECISION=precision,
+            ON_DEVICE=on_device, HAS_BIAS=True, KEEP_PRE=False, ACTIVATION=activation, PRECISION=precision,
         ),
         arch=arch, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
-def _compile_tma_wgrad(block: tuple[int, int], tiles: Tiles, arch: int, dtype: torch.dtype) -> Compiled:
-    pointers = {"DY": _descriptor(dtype, tiles.reduce, tiles.rows), "X": _descriptor(dtype, tiles.reduce, tiles.out)}
+def _compile_tma_wgrad(
+    block: tuple[int, int], tiles: Tiles, arch: int, dtype: torch.dtype, on_device: bool
+) -> Compiled:
+    tiles_of = {"DY": (tiles.reduce, tiles.rows), "X": (tiles.reduce, tiles.out)}
+    given = {name: TYPES[dtype] if on_device else _descriptor(dtype, *tile) for name, tile in tiles_of.items()}
+    sizes = ("m_size", "rows_of_split", "nnzb", "n_size", "k_size", "stride_dy", "stride_x")
     return compile_ahead(
         bsr_tma_wgrad_kernel,
-        pointers | {"OUT": "*fp32", "ROW": "*i32", "COL": "*i32"}
-        | dict.fromkeys(("m_size", "rows_of_split", "nnzb"), "i32"),
+        given | {"OUT": "*fp32", "ROW": "*i32", "COL": "*i32"} | dict.fromkeys(sizes, "i32"),
         dict(
             BLOCK_N=block[0], BLOCK_K=block[1], TILE_N=tiles.rows, TILE_K=tiles.out, TILE_M=tiles.reduce,
+            ON_DEVICE=on_device,
             PRECISION="tf32",
         ),
         arch=arch, num_warps=tiles.warps, num_stages=tiles.stages,

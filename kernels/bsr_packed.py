@@ -13,6 +13,7 @@ from sparseticket.kernels.blocks import ARRAYS, BlockLayout
 from sparseticket.kernels.bsr import launch_product
 from sparseticket.kernels.launch import as_autocast_would, runs_kernel, without_autocast
 from sparseticket.kernels.operands import check_linear
+from sparseticket.kernels.operators import operator
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def reference_bsr_linear_packed(x: Tensor, weight: PackedBlocks, bias: Tensor | 
     return activate_reference(F.linear(x, weight.to_dense(), bias), activation)
 
 
-@torch.library.triton_op("sparseticket::bsr_linear_packed", mutates_args=())
+@operator("bsr_linear_packed")
 def _forward(
     x: Tensor,
     values: Tensor,
@@ -120,7 +121,7 @@ def bsr_linear_packed(
     rows = x.reshape(-1, k)
     layout = weight.layout
     with without_autocast(x.device):
-        y = torch.ops.sparseticket.bsr_linear_packed(
+        y = _forward(
             rows, weight.values, bias, layout.crow, layout.col, layout.row, layout.schedule, [n, k], activation,
             tiles or [],
         )  # fmt: skip

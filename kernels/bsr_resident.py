@@ -2,22 +2,26 @@
 
 The same sums as by ``bsr.py``'s kernels; prototypes were 1.05 to 1.33 times as fast as those on an H200 (M = 4096,
 blocks of 128², bf16). TMA takes a tile with one instruction, where the other kernels' threads compute an address for
-every 16 bytes; it also reads zeros beyond a tensor's edges, and writes nothing there. A triton_op, as ours are,
-cannot be traced with its descriptors (torch 2.11): what is compiled or exported runs the other kernels.
+every 16 bytes; it also reads zeros beyond a tensor's edges, and writes nothing there.
+
+TMA reads a descriptor of each tensor. From Python the CPU makes it. A traced operator cannot be given one (torch 2.11),
+so in compiled code each program makes its own (``ON_DEVICE``), and the CPU has only a kernel to launch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 
 from sparseticket.kernels.activation import activate
-from sparseticket.kernels.launch import INTERPRETED, fp32_precision
+from sparseticket.kernels.launch import INTERPRETED, ceil_div, fp32_precision, is_plain, wrap_triton
 from sparseticket.kernels.schedule import groups_for, groups_of
 
 try:
@@ -27,26 +31,36 @@ except ImportError:  # before triton 3.4
 
 ALIGNMENT = 16  # bytes, of a tensor's begin and of its rows
 WITH_TMA = 9  # compute capability
+GROUPS_FOR_ANY_M = 4  # where M is a symbol: its value would have to be guarded, and compiled for anew
+_made_on_device = False
 
 
 @triton.jit
 def bsr_resident_kernel(
+    SCHEDULE,
     A,  # descriptor of [M, R]
     B,  # of the weight, [O, R] or [R, O], or of its packed blocks, [nnzb BLOCK_O, BLOCK_R]
     C,  # of [M, O]
     PRE,  # of what went into the activation, [M, O], where a gradient will need it
     BIAS,
-    START,
-    ROW,
-    COL,
-    PLACE,
+    start_at,  # where lists begin in SCHEDULE
+    row_at,
+    col_at,
+    place_at,
     o_size,
+    m_size,  # this and what follows is for ON_DEVICE, where A to PRE are pointers
+    r_size,
+    stride_a,
+    rows_of_b,
+    columns_of_b,
+    stride_b,
     BLOCK_O: tl.constexpr,
     BLOCK_R: tl.constexpr,
     TILE_M: tl.constexpr,
     TILE_R: tl.constexpr,
     PACKED: tl.constexpr,
     TURNED: tl.constexpr,
+    ON_DEVICE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     KEEP_PRE: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -56,10 +70,22 @@ def bsr_resident_kernel(
 
     A row without blocks has an entry at column -1, before the tensors' begin, where TMA reads zeros.
     """
+    if ON_DEVICE:
+        A = tl.make_tensor_descriptor(A, [m_size, r_size], [stride_a, 1], [TILE_M, TILE_R])
+        B = tl.make_tensor_descriptor(
+            B,
+            [rows_of_b, columns_of_b],
+            [stride_b, 1],
+            [TILE_R if TURNED else BLOCK_O, BLOCK_O if TURNED else TILE_R],
+        )
+        C = tl.make_tensor_descriptor(C, [m_size, o_size], [o_size, 1], [TILE_M, BLOCK_O])
+        if KEEP_PRE:
+            PRE = tl.make_tensor_descriptor(PRE, [m_size, o_size], [o_size, 1], [TILE_M, BLOCK_O])
+    ROW, COL, PLACE = SCHEDULE + row_at, SCHEDULE + col_at, SCHEDULE + place_at
     group = tl.program_id(1)
     steps: tl.constexpr = BLOCK_R // TILE_R  # of one block
-    start = tl.load(START + group)
-    end = tl.load(START + group + 1)
+    start = tl.load(SCHEDULE + start_at + group)
+    end = tl.load(SCHEDULE + start_at + group + 1)
     m = tl.program_id(0) * TILE_M
     acc = tl.zeros((TILE_M, BLOCK_O), dtype=tl.float32)
     row = tl.load(ROW + start)
@@ -95,22 +121,30 @@ def bsr_resident_kernel(
 
 @triton.jit
 def bsr_tma_wgrad_kernel(
+    ROW,
+    COL,
     DY,  # descriptor of [M, N]
     X,  # of [M, K]
     OUT,  # partial sums [splits, nnzb, BN, BK] in fp32
-    ROW,
-    COL,
     m_size,
     rows_of_split,
     nnzb,
+    n_size,  # this and what follows is for ON_DEVICE, where DY and X are pointers
+    k_size,
+    stride_dy,
+    stride_x,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TILE_N: tl.constexpr,
     TILE_K: tl.constexpr,
     TILE_M: tl.constexpr,
+    ON_DEVICE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """``dW = dYᵀ X`` for one tile of one live block, over one split of M, which is of whole tiles."""
+    if ON_DEVICE:
+        DY = tl.make_tensor_descriptor(DY, [m_size, n_size], [stride_dy, 1], [TILE_M, TILE_N])
+        X = tl.make_tensor_descriptor(X, [m_size, k_size], [stride_x, 1], [TILE_M, TILE_K])
     tiles_n: tl.constexpr = BLOCK_N // TILE_N
     tiles_k: tl.constexpr = BLOCK_K // TILE_K
     block = tl.program_id(0) // (tiles_n * tiles_k)
@@ -130,20 +164,46 @@ def bsr_tma_wgrad_kernel(
 
 
 def tma_reads(*tensors: Tensor, columns: int = 0) -> bool:
-    """True where this device's TMA can fetch tiles of these matrices, and nothing is being traced.
+    """True where this device's TMA can fetch tiles of these matrices.
 
     ``columns`` are those of a result of their dtype that it has to write.
     """
-    if any(is_fake(tensor) for tensor in tensors) or not has_tma(tensors[0].device):
+    if not has_tma(tensors[0].device):
         return False
     return columns * tensors[0].element_size() % ALIGNMENT == 0 and all(
-        0 not in tensor.shape
+        tensor.shape[0] > 0
+        and tensor.shape[-1] > 0
         and tensor.stride(-1) == 1
         and tensor.stride(0) >= tensor.shape[-1]  # not expanded over rows
         and tensor.stride(0) * tensor.element_size() % ALIGNMENT == 0
-        and tensor.data_ptr() % ALIGNMENT == 0
+        and _begins_aligned(tensor)
         for tensor in tensors
     )
+
+
+def _begins_aligned(tensor: Tensor) -> bool:
+    """What is traced has no address yet; Inductor allocates aligned, and copies an input that is so no more."""
+    if is_plain(tensor):
+        return tensor.data_ptr() % ALIGNMENT == 0
+    return tensor.storage_offset() * tensor.element_size() % ALIGNMENT == 0
+
+
+@contextmanager
+def as_compiled() -> Iterator[None]:
+    """Inside, what is called from Python runs as in compiled code: programs make their descriptors."""
+    global _made_on_device
+    if not INTERPRETED:
+        triton.set_allocator(lambda size, align, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
+    _made_on_device = True
+    try:
+        yield
+    finally:
+        _made_on_device = False
+
+
+def _given(on_device: bool, tensor: Tensor, tile: list[int]) -> Any:
+    """A tensor as a kernel takes it."""
+    return tensor if on_device else TensorDescriptor.from_tensor(tensor, tile)
 
 
 def launch_resident(
@@ -167,24 +227,26 @@ def launch_resident(
             f"resident tiles have to hold a block's {block[0]} columns of results and divide its {block[1]} terms, and "
             f"{tiles} do not"
         )
-    (m, _), o = a.shape, size[0]
-    row_tiles = triton.cdiv(m, rows)
-    groups = groups_for(row_tiles, residents * _multiprocessors(a.device))
-    lists = groups_of(schedule, groups)
+    (m, r), o = a.shape, size[0]
+    row_tiles = ceil_div(m, rows)
+    programs = residents * _multiprocessors(a.device)
+    groups = groups_for(row_tiles, programs) if isinstance(m, int) else GROUPS_FOR_ANY_M
     c = a.new_empty(m, o)
     pre = torch.empty_like(c) if keep_pre else a.new_empty(0)
-    of_c = TensorDescriptor.from_tensor(c, [rows, out])
-    of_b = b.reshape(-1, block[1]) if packed else b
-    with torch.cuda.device_of(a):
-        bsr_resident_kernel[(row_tiles, groups)](
-            TensorDescriptor.from_tensor(a, [rows, reduce]),
-            TensorDescriptor.from_tensor(of_b, [reduce, out] if turned else [out, reduce]),
-            of_c, TensorDescriptor.from_tensor(pre, [rows, out]) if keep_pre else of_c,
-            c if bias is None else bias.contiguous(), *lists, o,
-            BLOCK_O=block[0], BLOCK_R=block[1], TILE_M=rows, TILE_R=reduce, PACKED=packed, TURNED=turned,
-            HAS_BIAS=bias is not None, KEEP_PRE=keep_pre, ACTIVATION=activation, PRECISION=fp32_precision(),
-            num_warps=warps, num_stages=stages,
-        )  # fmt: skip
+    if packed:
+        b = b.view(-1, block[1])
+    on_device = _made_on_device or not is_plain(a)
+    of_c = _given(on_device, c, [rows, out])
+    sizes = (m, r, a.stride(0), *b.shape, b.stride(0)) if on_device else (0,) * 6
+    wrap_triton(bsr_resident_kernel)[(row_tiles, groups)](
+        schedule,
+        _given(on_device, a, [rows, reduce]), _given(on_device, b, [reduce, out] if turned else [out, reduce]),
+        of_c, _given(on_device, pre, [rows, out]) if keep_pre else of_c, c if bias is None else bias.contiguous(),
+        *groups_of(schedule, groups), o, *sizes,
+        BLOCK_O=block[0], BLOCK_R=block[1], TILE_M=rows, TILE_R=reduce, PACKED=packed, TURNED=turned,
+        ON_DEVICE=on_device, HAS_BIAS=bias is not None, KEEP_PRE=keep_pre, ACTIVATION=activation,
+        PRECISION=fp32_precision(), num_warps=warps, num_stages=stages,
+    )  # fmt: skip
     return c, pre
 
 
@@ -194,14 +256,14 @@ def launch_tma_wgrad(
     """Partial sums of the weight gradient ``[splits, nnzb, BN, BK]``, for tensors that :func:`tma_reads`."""
     tile_n, tile_k, tile_m, warps, stages = tiles[:5]
     splits, nnzb, block_n, block_k = into.shape
-    programs = nnzb * (block_n // tile_n) * (block_k // tile_k)
-    with torch.cuda.device_of(dy):
-        bsr_tma_wgrad_kernel[(programs, splits)](
-            TensorDescriptor.from_tensor(dy, [tile_m, tile_n]), TensorDescriptor.from_tensor(x, [tile_m, tile_k]),
-            into, row, col, dy.shape[0], rows_of_split, nnzb,
-            BLOCK_N=block_n, BLOCK_K=block_k, TILE_N=tile_n, TILE_K=tile_k, TILE_M=tile_m,
-            PRECISION=fp32_precision(), num_warps=warps, num_stages=stages,
-        )  # fmt: skip
+    on_device = _made_on_device or not is_plain(dy)
+    sizes = (dy.shape[1], x.shape[1], dy.stride(0), x.stride(0)) if on_device else (0,) * 4
+    wrap_triton(bsr_tma_wgrad_kernel)[(nnzb * (block_n // tile_n) * (block_k // tile_k), splits)](
+        row, col, _given(on_device, dy, [tile_m, tile_n]), _given(on_device, x, [tile_m, tile_k]), into,
+        dy.shape[0], rows_of_split, nnzb, *sizes,
+        BLOCK_N=block_n, BLOCK_K=block_k, TILE_N=tile_n, TILE_K=tile_k, TILE_M=tile_m, ON_DEVICE=on_device,
+        PRECISION=fp32_precision(), num_warps=warps, num_stages=stages,
+    )  # fmt: skip
 
 
 @cache

@@ -25,11 +25,13 @@ from sparseticket.kernels.bsr import candidate_tiles as linear_tiles
 from sparseticket.kernels.launch import (
     FLOATS,
     as_autocast_would,
+    ceil_div,
     fp32_precision,
-    launchable,
     runs_kernel,
     without_autocast,
+    wrap_triton,
 )
+from sparseticket.kernels.operators import operator
 
 KERNEL_SIZES = ((1, 1), (3, 3))
 TAP_SHIFT = 16  # an entry of `place` is tap << 16 | input block
@@ -196,7 +198,7 @@ def default_tiles(block: tuple[int, int], pixels: int, out_channels: int, dtype:
     wide = 2 if dtype == torch.float32 else 1  # twice the bytes: half the tile
     out, reduce = min(block[0], 128 // wide), min(block[1], 64 // wide)
     rows = 128 // wide
-    while rows > 64 and triton.cdiv(pixels, rows) * triton.cdiv(out_channels, out) < PROGRAMS:
+    while rows > 64 and ceil_div(pixels, rows) * ceil_div(out_channels, out) < PROGRAMS:
         rows //= 2  # not under 64, which is the least that wgmma takes
     rows = 16 if pixels <= 16 else 32 if pixels <= 32 else rows
     return Tiles(rows, out, reduce, 8 if rows * out >= 128 * 128 else 4, 3)
@@ -231,7 +233,7 @@ def reference_bsr_conv2d(
     return activate_reference(y, activation).contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.triton_op("sparseticket::bsr_conv2d", mutates_args=())
+@operator("bsr_conv2d")
 def _forward(
     x: Tensor,
     values: Tensor,
@@ -268,7 +270,7 @@ def _forward(
     bias = None if bias is None else bias.contiguous()
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
-    launchable(bsr_conv2d_kernel)[(triton.cdiv(pixels, rows) * triton.cdiv(o, out),)](
+    wrap_triton(bsr_conv2d_kernel)[(ceil_div(pixels, rows) * ceil_div(o, out),)](
         x, values, y, y if bias is None else bias, y if residual is None else residual, crow, place,
         images, height, width, i, out_height, out_width, o, padding[0], padding[1],
         BLOCK_O=block_o, BLOCK_C=block_c, TILE_M=rows, TILE_O=out, TILE_C=reduce,
@@ -316,7 +318,7 @@ def bsr_conv2d(
     x, bias, residual = as_autocast_would(x, bias, residual, packed=weight.values)
     _check(x, weight, bias, residual, stride, padding)
     with without_autocast(x.device):
-        return torch.ops.sparseticket.bsr_conv2d(
+        return _forward(
             x, weight.values, bias, residual, weight.crow, weight.place, weight.row, list(weight.shape),
             list(stride), list(padding), activation, tiles or [],
         )  # fmt: skip

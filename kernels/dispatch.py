@@ -38,7 +38,7 @@ class Case:
         dtype: ``float16``, ``bfloat16`` or ``float32``.
         epilogue: ``none``, ``bias``, ``bias+relu`` or ``bias+gelu``.
         launched: ``eager``, from Python, where a kernel has to make up for its own launch; ``compiled``, by what
-            ``torch.compile`` made, which has no kernels with TMA; or ``graph``, in a CUDA graph.
+            ``torch.compile`` made, whose kernels make their descriptors of TMA; or ``graph``, in a CUDA graph.
     """
 
     which: str

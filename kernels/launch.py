@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import wrap_triton
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)  # what kernels read
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -25,7 +25,7 @@ def runs_kernel(tensor: Tensor) -> bool:
     return tensor.is_cuda or INTERPRETED
 
 
-class _OnDeviceOfFirst:
+class _Launchable:
     """A kernel that is launched on the device of its first tensor: Triton's own choice is the current one."""
 
     def __init__(self, kernel: Any) -> None:
@@ -33,18 +33,40 @@ class _OnDeviceOfFirst:
 
     def __getitem__(self, grid: tuple[Any, ...]) -> Callable[..., Any]:
         def launch(first: Tensor, *arguments: Any, **constants: Any) -> None:
-            with torch.cuda.device_of(first):
-                self._kernel[grid](first, *arguments, **constants)
+            kernel = self._kernel if is_plain(first) or INTERPRETED else torch.library.wrap_triton(self._kernel)
+            with on_device_of(first):
+                kernel[grid](first, *arguments, **constants)
 
         return launch
 
 
-def launchable(kernel: Any) -> Any:
-    """``kernel`` as a ``triton_op`` has to launch it: traceable by Inductor; as it is in the interpreter."""
-    if INTERPRETED:
-        return kernel
-    traceable = wrap_triton(kernel)
-    return _OnDeviceOfFirst(traceable) if torch.cuda.device_count() > 1 else traceable
+def wrap_triton(kernel: Any) -> _Launchable:
+    """``kernel`` as an operator launches it: traceable by Inductor, and as it is for plain tensors.
+
+    So named because torch looks for ``wrap_triton(a_kernel)`` in an operator's source: kernels that it finds are
+    part of the key under which compiled code is cached, so that code of an older version is not taken for ours.
+    """
+    return _Launchable(kernel)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """True for a tensor that holds its values itself, and is not a tracer's or another subclass."""
+    return type(tensor) in (Tensor, torch.nn.Parameter)
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """That device as the current one, where there are several."""
+    return torch.cuda.device_of(tensor) if _several_gpus() else nullcontext()
+
+
+@cache
+def _several_gpus() -> bool:
+    return torch.cuda.device_count() > 1
+
+
+def ceil_div(number: int, by: int) -> int:
+    """As ``triton.cdiv``, which takes 5 µs where Python calls it."""
+    return -(-number // by)
 
 
 def fp32_precision(*, convolution: bool = False) -> str:

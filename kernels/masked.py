@@ -26,8 +26,9 @@ from sparseticket.kernels.activation import (
     linear_gradients,
 )
 from sparseticket.kernels.bsr import Tiles
-from sparseticket.kernels.launch import as_autocast_would, fp32_precision, launchable, runs_kernel
+from sparseticket.kernels.launch import as_autocast_would, ceil_div, fp32_precision, runs_kernel, wrap_triton
 from sparseticket.kernels.operands import check_linear
+from sparseticket.kernels.operators import operator
 from sparseticket.kernels.words import BITS, pack_words, unpack_words
 
 
@@ -169,7 +170,7 @@ def _launch_product(
     if c.numel() == 0:
         return c, pre
     bias = None if bias is None else bias.contiguous()
-    launchable(masked_matmul_kernel)[(triton.cdiv(m, rows), triton.cdiv(o, out))](
+    wrap_triton(masked_matmul_kernel)[(ceil_div(m, rows), ceil_div(o, out))](
         a, weight, words, c, bias if bias is not None else c, pre,
         m, o, r, words.shape[1], a.stride(0), a.stride(1), stride_o, stride_r,
         TILE_M=rows, TILE_O=out, TILE_R=reduce, K_IS_SUMMED=not transposed, EVEN=o % out == 0 and r % reduce == 0,
@@ -190,7 +191,7 @@ def _live(weight: Tensor, words: Tensor) -> Tensor:
     return weight.masked_fill(~unpack_words(words, weight.shape[1]), 0)
 
 
-@torch.library.triton_op("sparseticket::masked_linear", mutates_args=())
+@operator("masked_linear")
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -206,21 +207,21 @@ def _forward(
     return activate_and_keep(F.linear(x, _live(weight, words), bias), activation, keep_pre)
 
 
-@torch.library.triton_op("sparseticket::masked_linear_dgrad", mutates_args=())
+@operator("masked_linear_dgrad")
 def _dgrad(dy: Tensor, weight: Tensor, words: Tensor, tiles: list[int]) -> Tensor:
     if runs_kernel(dy):
         return _launch_product(dy, weight, words, None, tiles, transposed=True)[0]
     return dy @ _live(weight, words)
 
 
-@torch.library.triton_op("sparseticket::masked_linear_wgrad", mutates_args=())
+@operator("masked_linear_wgrad")
 def _wgrad(dy: Tensor, x: Tensor, words: Tensor) -> Tensor:
     grad = dy.T @ x
     if not runs_kernel(dy):
         return _live(grad, words)
     n, k = grad.shape
     if grad.numel():
-        launchable(zero_dead_kernel)[(triton.cdiv(n, 16), triton.cdiv(k, 128))](
+        wrap_triton(zero_dead_kernel)[(ceil_div(n, 16), ceil_div(k, 128))](
             grad, words, n, k, words.shape[1], TILE_N=16, TILE_K=128, num_warps=4
         )
     return grad
@@ -236,16 +237,15 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, _: Tensor | None) -> tuple:
     x, weight, words, pre = ctx.saved_tensors
-    ops = torch.ops.sparseticket
     gradients = linear_gradients(
         dy, pre, ctx.activation, ctx.needs_input_grad[:3],
-        lambda dy: ops.masked_linear_dgrad(dy, weight, words, ctx.tiles),
-        lambda dy: dy.T @ x if ctx.dense_grad else ops.masked_linear_wgrad(dy, x, words),
+        lambda dy: _dgrad(dy, weight, words, ctx.tiles),
+        lambda dy: dy.T @ x if ctx.dense_grad else _wgrad(dy, x, words),
     )  # fmt: skip
     return *gradients, *[None] * 5
 
 
-torch.library.register_autograd("sparseticket::masked_linear", _backward, setup_context=_setup_context)
+_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
 def masked_linear(
@@ -283,7 +283,7 @@ def masked_linear(
     _check(x, weight, words, bias)
     rows = x.reshape(-1, x.shape[-1])
     keep_pre = activation != "none" and torch.is_grad_enabled()
-    y, _ = torch.ops.sparseticket.masked_linear(
+    y, _ = _forward(
         rows, weight, bias, words.contiguous(), activation, keep_pre, dense_grad,
         tiles or default_tiles(rows.shape[0], x.dtype).as_ints(),
     )  # fmt: skip

@@ -15,23 +15,23 @@ from torch import Tensor
 
 GROUPS = (1, 2, 4, 8, 16)  # for each of these numbers of groups there is a list
 RESULT = 0.7  # what storing a row's results costs, in products of a 128 x 128 block: 0.2 µs of 0.3 on an H200
-ALIGNED = 4  # int32 entries in 16 bytes
+ALIGNED = 16  # entries: every list begins at a multiple, so that Triton compiles one kernel for all
 
 
 class Groups(NamedTuple):
-    """The lists of one number of groups, int32.
+    """Where the lists of one number of groups begin in a schedule. They are int32.
 
     Attributes:
-        start: ``[groups + 1]``, where each group's entries begin.
+        start: ``[groups + 1]``, where each group's entries begin in the other three.
         row: block row of each entry, and -1 behind the last. A row's entries follow each other.
         col: block column of each entry; -1 in a row without blocks, which has one entry all the same.
         place: where the block lies among the packed ones.
     """
 
-    start: Tensor
-    row: Tensor
-    col: Tensor
-    place: Tensor
+    start: int
+    row: int
+    col: int
+    place: int
 
 
 def make_schedule(start: Tensor, index: Tensor) -> Tensor:
@@ -56,12 +56,13 @@ def make_schedule(start: Tensor, index: Tensor) -> Tensor:
 
 
 def groups_of(schedule: Tensor, groups: int) -> Groups:
-    """The lists of so many groups, as views that begin at 16 bytes."""
+    """Where the lists of so many groups begin: numbers, for views would take the CPU longer than the launch."""
     heads = [_padded(number + 1) for number in GROUPS]
-    length = (len(schedule) - sum(heads)) // (3 * len(GROUPS))
+    length = (schedule.shape[0] - sum(heads)) // (3 * len(GROUPS))
     at = GROUPS.index(groups)
-    begin = sum(heads[:at]) + 3 * at * length
-    return Groups(*schedule[begin : begin + heads[at] + 3 * length].split([heads[at], *[length] * 3]))
+    start = sum(heads[:at]) + 3 * at * length
+    row = start + heads[at]
+    return Groups(start, row, row + length, row + 2 * length)
 
 
 def groups_for(row_tiles: int, programs: int) -> int:

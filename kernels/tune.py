@@ -13,8 +13,15 @@ from torch import Tensor
 
 from sparseticket.kernels.activation import activate_reference
 from sparseticket.kernels.blocks import ARRAYS, BlockLayout
-from sparseticket.kernels.bsr import Tiles, candidate_tiles, default_tiles
-from sparseticket.kernels.bsr_resident import has_tma
+from sparseticket.kernels.bsr import (
+    Tiles,
+    bsr_linear_dgrad,
+    bsr_linear_forward,
+    bsr_linear_wgrad,
+    candidate_tiles,
+    default_tiles,
+)
+from sparseticket.kernels.bsr_resident import as_compiled, has_tma
 from sparseticket.kernels.clock import Clock, GraphClock, LaunchClock
 from sparseticket.kernels.dispatch import Case, Choice, Measured
 from sparseticket.kernels.packing import Packing, packing_for
@@ -50,8 +57,6 @@ def measure(
     dense, expected = problem.dense, problem.dense().float()
     times: list[tuple[float, Choice, Callable[[], Tensor]]] = []
     for choice, call in problem.candidates(thorough):
-        if case.launched == "compiled" and Tiles.are_resident(choice.tiles):
-            continue
         try:
             result = call().float()
         except Exception as error:  # too much shared memory for this GPU, say: the candidate drops out
@@ -147,27 +152,31 @@ class Problem:
                 log.info("%s: %s", self._packing().kernel, error)
                 return
             for choice in choices:
-                yield choice, partial(packed.linear, self.x, self.bias, self.activation, choice.tiles)
+                yield choice, self._launched(partial(packed.linear, self.x, self.bias, self.activation, choice.tiles))
         else:
             layout = BlockLayout.from_mask(self.mask, block_of(self.case.pattern))
             for choice in choices:
-                yield choice, partial(self._one_pass, self.case.which, layout, list(choice.tiles))
+                yield choice, self._launched(partial(self._one_pass, self.case.which, layout, list(choice.tiles)))
+
+    def _launched(self, call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """The call with the kernels that the case will have."""
+        return as_compiled()(call) if self.case.launched == "compiled" else call
 
     def _packing(self) -> Packing:
         shape = (self.case.n, self.case.k)
         return packing_for(self.case.pattern, shape, self.dtype, activation=self.activation)
 
     def _one_pass(self, which: str, layout: BlockLayout, tiles: list[int]) -> Tensor:
-        ops, block = torch.ops.sparseticket, list(layout.block)
+        block = list(layout.block)
         by_column = (layout.ccol, layout.row_t, layout.schedule_t)
         if which == "dgrad":
-            return ops.bsr_linear_dgrad(self.dy, self.weight, layout.row, layout.col, *by_column, block, tiles)
+            return bsr_linear_dgrad(self.dy, self.weight, layout.row, layout.col, *by_column, block, tiles)
         if which == "wgrad":
-            return ops.bsr_linear_wgrad(
+            return bsr_linear_wgrad(
                 self.dy, self.x, layout.crow, layout.col, layout.row, list(layout.shape), block, tiles
             )
         indices = (getattr(layout, name) for name in ARRAYS)
-        return ops.bsr_linear(
+        return bsr_linear_forward(
             self.x, self.weight, self.bias, *indices, block, self.activation, False, tiles, tiles, tiles
         )[0]
 

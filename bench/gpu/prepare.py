@@ -63,7 +63,7 @@ def kernels_of(cases: list[tuple[Case, int, float]]) -> dict[str, Task]:
     tasks: dict[str, Task] = {}
     for case, m, density in cases:
         for part in range(PARTS):
-            name = f"{case.which} {case.pattern} {case.dtype} {case.epilogue} {part}"
+            name = f"{case.which} {case.pattern} {case.dtype} {case.epilogue} {case.launched == 'compiled'} {part}"
             tasks.setdefault(name, Candidates(case, m, density, part))
     return tasks
 

@@ -1,20 +1,22 @@
 """Products by TMA, with programs that stay for several block rows, against float64."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparseticket.kernels import bsr_resident
 from sparseticket.kernels.blocks import BlockLayout
 from sparseticket.kernels.bsr import Tiles, bsr_linear
 from sparseticket.kernels.bsr_packed import PackedBlocks, bsr_linear_packed
 
+PYTHON, COMPILED = nullcontext, bsr_resident.as_compiled  # who makes descriptors: the CPU, or each program
 SHAPES = [  # M, N, K, block; TMA wants rows of whole 16 bytes; no block or tile divides all of these
-    (40, 64, 96, (32, 32)),
-    (50, 104, 72, (16, 32)),
-    (70, 136, 200, (64, 32)),
-    (33, 256, 128, (128, 64)),
+    (40, 64, 96, (32, 32), PYTHON),
+    (50, 104, 72, (16, 32), COMPILED),
+    (70, 136, 200, (64, 32), COMPILED),
+    (33, 256, 128, (128, 64), PYTHON),
 ]
 
 
@@ -53,12 +55,15 @@ def only_tma(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("activation", ["none", "gelu"])
-@pytest.mark.parametrize("m,n,k,block", SHAPES)
-def test_result_and_gradients_agree_with_float64(m, n, k, block, activation, dtype, device, close, only_tma):
+@pytest.mark.parametrize("m,n,k,block,called_from", SHAPES)
+def test_result_and_gradients_agree_with_float64(
+    m, n, k, block, called_from, activation, dtype, device, close, only_tma
+):
     x, weight, bias, dy, layout, mask = problem(m, n, k, block, 0.5, dtype, device)
     ours = [tensor.requires_grad_() for tensor in (x, weight, bias)]
-    y = bsr_linear(*ours[:2], layout, bias, activation=activation, tiles=resident_tiles(block))
-    gradients = torch.autograd.grad(y, ours, dy)
+    with called_from():
+        y = bsr_linear(*ours[:2], layout, bias, activation=activation, tiles=resident_tiles(block))
+        gradients = torch.autograd.grad(y, ours, dy)
     exact = [tensor.detach().double().cpu().requires_grad_() for tensor in ours]
     expected = F.linear(exact[0], exact[1] * mask, exact[2])
     expected = F.gelu(expected) if activation == "gelu" else expected
@@ -66,12 +71,13 @@ def test_result_and_gradients_agree_with_float64(m, n, k, block, activation, dty
     assert not gradients[1][~mask].any(), "a dead block has a gradient"
 
 
-@pytest.mark.parametrize("residents", [1, 4])
+@pytest.mark.parametrize("residents,called_from", [(1, COMPILED), (4, PYTHON)])
 @pytest.mark.parametrize("activation", ["none", "gelu"])
-def test_packed_blocks_agree_with_float64(activation, residents, device, close, only_tma):
+def test_packed_blocks_agree_with_float64(activation, residents, called_from, device, close, only_tma):
     x, weight, bias, _, layout, mask = problem(70, 136, 200, (64, 32), 0.5, torch.float16, device)
     packed = PackedBlocks.from_dense(weight, layout)
-    y = bsr_linear_packed(x, packed, bias, activation=activation, tiles=resident_tiles((64, 32), residents)[0])
+    with called_from():
+        y = bsr_linear_packed(x, packed, bias, activation=activation, tiles=resident_tiles((64, 32), residents)[0])
     exact = F.linear(x.double().cpu(), weight.double().cpu() * mask, bias.double().cpu())
     close(y, F.gelu(exact) if activation == "gelu" else exact)
 
@@ -115,13 +121,6 @@ def test_what_tma_cannot_read_runs_on_the_other_kernels(why, device, close):
     close(y, F.linear(x.double().cpu(), weight.double().cpu() * mask, bias.double().cpu()))
 
 
-def test_what_is_traced_runs_the_other_kernels(device):
-    x = torch.randn(40, 96, device=device, dtype=torch.float16)
-    assert bsr_resident.tma_reads(x)
-    with FakeTensorMode() as mode:
-        assert not bsr_resident.tma_reads(mode.from_tensor(x))
-
-
 def test_results_whose_rows_are_not_of_16_bytes_are_written_by_the_other_kernels(device, close):
     x, weight, bias, _, layout, mask = problem(40, 61, 96, (32, 32), 0.5, torch.float16, device)
     exact = F.linear(x.double().cpu(), weight.double().cpu() * mask, bias.double().cpu())
@@ -148,13 +147,31 @@ def test_tiles_that_hold_part_of_a_block_are_refused(device):
 
 
 @pytest.mark.gpu
-def test_a_cuda_graph_of_it_gives_the_same():
+@pytest.mark.parametrize("called_from", [PYTHON, COMPILED])
+def test_a_cuda_graph_of_it_gives_the_same(called_from):
     x, weight, bias, _, layout, _ = problem(70, 136, 200, (64, 32), 0.5, torch.float16, "cuda")
     call = lambda: bsr_linear(x, weight, layout, bias, tiles=resident_tiles((64, 32)))  # noqa: E731
-    expected = call()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = call()
+    with called_from():
+        expected = call()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = call()
     y.zero_()
     graph.replay()
     assert torch.equal(y, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gradients", [False, True])
+def test_compiled_by_torch_it_runs_by_tma_and_gives_the_same(gradients):
+    x, weight, bias, dy, layout, _ = problem(70, 136, 200, (64, 32), 0.5, torch.float16, "cuda")
+    ours = [tensor.requires_grad_(gradients) for tensor in (x, weight, bias)]
+
+    def step(x, weight, bias):
+        y = bsr_linear(x, weight, layout, bias, activation="gelu", tiles=resident_tiles((64, 32)))
+        return y, *(torch.autograd.grad(y, (x, weight, bias), dy) if gradients else ())
+
+    expected = step(*ours)
+    compiled, sources = torch._inductor.utils.run_and_get_code(torch.compile(step), *ours)
+    assert any("bsr_resident_kernel" in source for source in sources)
+    assert all(torch.equal(one, other) for one, other in zip(compiled, expected, strict=True))

@@ -2,7 +2,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import triton
 
+from sparseticket.kernels import bsr_resident
 from sparseticket.kernels.bsr import Tiles
 from sparseticket.kernels.clock import Speedup
 from sparseticket.kernels.dispatch import Case, Choice
@@ -39,17 +41,20 @@ HALVES = Case("dgrad", 64, 64, "block:32x32", "float16", "none")
 
 
 @pytest.mark.parametrize("launched", ["compiled", "graph"])
-def test_tiles_by_tma_are_timed_but_for_what_torch_compile_launches(launched, monkeypatch):
+def test_what_torch_compile_launches_is_timed_with_the_descriptors_that_it_will_have(launched, monkeypatch):
     monkeypatch.setattr("sparseticket.kernels.tune.has_tma", lambda device: True)
-    case, timed = replace(HALVES, launched=launched), []
+    monkeypatch.setattr(triton, "set_allocator", lambda allocator: None)
+    made_on_device, one_pass = set(), Problem._one_pass
 
-    class Recording(SteadyClock):
-        def median(self, call):
-            timed.append(list(call.args[-1]))
-            return 1.0 if Tiles.are_resident(timed[-1]) else 2.0
+    def recorded(self, which, layout, tiles):
+        if Tiles.are_resident(tiles):
+            made_on_device.add(bsr_resident._made_on_device)
+        return one_pass(self, which, layout, tiles)
 
-    best = measure(case, 40, 0.5, "cpu", thorough=True, clock=Recording([]), launched=SteadyClock([])).best
-    assert any(map(Tiles.are_resident, timed)) == Tiles.are_resident(best.tiles) == (launched == "graph")
+    monkeypatch.setattr(Problem, "_one_pass", recorded)
+    case = replace(HALVES, launched=launched)
+    measure(case, 40, 0.5, "cpu", thorough=True, clock=SteadyClock([1.0] * 99), launched=SteadyClock([]))
+    assert made_on_device == {launched == "compiled"} and not bsr_resident._made_on_device
 
 
 def test_where_there_is_no_tma_no_tiles_of_it_are_tried():
