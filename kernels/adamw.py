@@ -19,7 +19,8 @@ from torch import Tensor
 
 from sparseticket.kernels.launch import runs_kernel
 from sparseticket.kernels.live_words import check_dense, flat, mask_of
-from sparseticket.kernels.masked_optimizer import MaskedOptimizer, Params, split_lr
+from sparseticket.kernels.masked_optimizer import MaskedOptimizer, Params, Part, split_lr
+from sparseticket.kernels.operators import opaque_operator
 from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, live_entries, step_scaling
 
 TILES = Tiles(512, 4)  # 565 µs for BERT-base's encoder at 70 %, fp32, on an H200; with 1024 and 4 warps, 585
@@ -130,8 +131,7 @@ def masked_adamw_reference(
             flat(old).copy_(value.masked_fill_(dead, 0))
 
 
-# Not a triton_op: addresses of tensors cannot be traced. To Inductor this is one opaque operator.
-@torch.library.custom_op("sparseticket::masked_adamw", mutates_args={"weights", "exp_avgs", "exp_avg_sqs"})
+@opaque_operator("masked_adamw", mutates=("weights", "exp_avgs", "exp_avg_sqs"))
 def _masked_adamw(
     weights: list[Tensor],
     gradients: list[Tensor],
@@ -253,16 +253,15 @@ class AdamWOptimizer(MaskedOptimizer):
         check_adamw_settings(lr, betas, eps, weight_decay)
         super().__init__(params, masks, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def _update(self, group: dict, parameters: list[Tensor], **scaling: Tensor | None) -> None:
-        state = [self.state[parameter] for parameter in parameters]
+    def _update(self, part: Part, states: list[dict[str, Tensor]], **scaling: Tensor | None) -> None:
         tensors = (
-            parameters,
-            [self._gradient(parameter) for parameter in parameters],
-            *([entry[key] for entry in state] for key in self._states),
-            *zip(*(self._masks[parameter] for parameter in parameters), strict=True),
+            part.parameters,
+            part.gradients,
+            *([state[key] for state in states] for key in self._states),
+            *zip(*part.masks, strict=True),
         )
-        settings = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
-        step_adamw(self._operator, tensors, [entry["step"] for entry in state], **settings, **scaling)
+        settings = {key: part.group[key] for key in ("lr", "betas", "eps", "weight_decay")}
+        step_adamw(self._operator, tensors, [state["step"] for state in states], **settings, **scaling)
 
 
 class MaskedAdamW(AdamWOptimizer):

@@ -30,6 +30,7 @@ from sparseticket.kernels.adamw import (
 )
 from sparseticket.kernels.launch import runs_kernel
 from sparseticket.kernels.live_words import check_dense, flat, mask_of
+from sparseticket.kernels.operators import opaque_operator
 from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, step_scaling
 from sparseticket.kernels.words import popcount
 
@@ -140,8 +141,7 @@ def live_adamw_reference(
         flat(weight).zero_().masked_scatter_(alive, value.to(weight.dtype))
 
 
-# Not a triton_op: addresses of tensors cannot be traced. To Inductor this is one opaque operator.
-@torch.library.custom_op("sparseticket::live_adamw", mutates_args={"weights", "exp_avgs", "exp_avg_sqs", "masters"})
+@opaque_operator("live_adamw", mutates=("weights", "exp_avgs", "exp_avg_sqs", "masters"))
 def _live_adamw(
     weights: list[Tensor],
     gradients: list[Tensor],

@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparseticket.kernels.launch import INTERPRETED, runs_kernel
+from sparseticket.kernels.launch import INTERPRETED, on_device_of, runs_kernel
 from sparseticket.kernels.live_words import check_dense, flat, mask_of, mask_words
+from sparseticket.kernels.operators import opaque_operator
 from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, live_entries
 
 NO_WORDS = torch.empty(0, dtype=torch.int32)
@@ -52,12 +53,11 @@ def masked_norm_reference(gradients: Sequence[Tensor], words: Sequence[Tensor]) 
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
-# Not a triton_op: addresses of tensors cannot be traced. To Inductor this is one opaque operator.
-@torch.library.custom_op("sparseticket::masked_norm", mutates_args=())
+@opaque_operator("masked_norm")
 def masked_norm_unchecked(gradients: list[Tensor], words: list[Tensor]) -> Tensor:
     if not runs_kernel(gradients[0]):
         return masked_norm_reference(gradients, words)
-    todo = list(launches((gradients, words), TILES.chunk))
+    todo = launches((gradients, words), TILES.chunk)
     device = gradients[0].device
     partial = torch.empty(sum(launch.programs for launch in todo), dtype=torch.float32, device=device)
     norm = torch.zeros((), dtype=torch.float32, device=device)
@@ -65,7 +65,7 @@ def masked_norm_unchecked(gradients: list[Tensor], words: list[Tensor]) -> Tenso
     for launch in todo:
         launch.run(squares_kernel, partial[begin:], launch.dtypes[0], tiles=TILES)
         begin += launch.programs
-    with torch.cuda.device_of(partial):
+    with on_device_of(partial):
         total_kernel[(1,)](partial, norm, begin, 64 if INTERPRETED else 4096, num_warps=8)
     return norm
 

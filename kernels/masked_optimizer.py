@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +15,43 @@ from sparseticket.kernels.masked_clip import clip_divisor, masked_norm_unchecked
 from sparseticket.kernels.versions import version_of
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+@dataclass
+class Held:
+    """What an optimizer holds of a parameter beside its state.
+
+    One object for all of it, because a step looks at 200 of them, and to look one up costs more than to read it.
+    """
+
+    parameter: Tensor
+    mask: tuple[Tensor, ...]  # as a step reads it: words, and what follows from them
+    strides: tuple[int, ...]
+    version: int | None = None  # of the parameter after its last step
+
+
+@dataclass
+class Part:
+    """Parameters of one group, on one device, that have a gradient, which is laid out as its parameter."""
+
+    group: dict[str, Any]
+    held: list[Held] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """In the order of the gradients."""
+        return [each.parameter for each in self.held]
+
+    @property
+    def masks(self) -> list[tuple[Tensor, ...]]:
+        """As a step reads them."""
+        return [each.mask for each in self.held]
+
+    @property
+    def words(self) -> list[Tensor]:
+        """The masks' words."""
+        return [each.mask[0] for each in self.held]
 
 
 class MaskedOptimizer(torch.optim.Optimizer):
@@ -29,16 +67,14 @@ class MaskedOptimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True  # GradScaler then sets grad_scale and found_inf, and never waits for the device
 
     def __init__(self, params: Params, masks: Mapping[Tensor, Tensor], defaults: dict[str, Any]) -> None:
-        self._masks: dict[Tensor, tuple[Tensor, ...]] = {}  # as a step reads them: words, and what follows from them
-        self._versions: dict[Tensor, int] = {}  # of parameters after their last step
-        self._strides: dict[Tensor, tuple[int, ...]] = {}
-        self._clip: Tensor | None = None
+        self._held: dict[Tensor, Held] = {}
+        self._divisors: list[Tensor] = []  # that of a clipping which waits for its step
         super().__init__(params, defaults)
         self.set_masks(masks)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_masks": self._masks, "_versions": {}, "_strides": self._strides, "_clip": self._clip}
-        return super().__getstate__() | own
+        held = {parameter: replace(each, version=None) for parameter, each in self._held.items()}
+        return super().__getstate__() | {"_held": held, "_divisors": self._divisors}
 
     @torch.no_grad()
     def set_masks(self, masks: Mapping[Tensor, Tensor]) -> None:
@@ -69,8 +105,10 @@ class MaskedOptimizer(torch.optim.Optimizer):
             raise ValueError(f"the parameter of {tuple(parameter.shape)} is {parameter.dtype}, not fp16, bf16 or fp32")
         if parameter in self.state:
             self._mask_state(parameter, words)
-        self._masks[parameter] = self._mask_columns(words)
-        self._strides[parameter] = parameter.stride()
+        held = Held(parameter, self._mask_columns(words), parameter.stride())
+        if before := self._held.get(parameter):
+            held.version = before.version
+        self._held[parameter] = held
         if len(words):
             flat(parameter).masked_fill_(~mask_of(words, parameter), 0)
 
@@ -79,7 +117,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         return (words,)
 
     def _words(self, parameter: Tensor) -> Tensor:
-        return self._masks[parameter][0]
+        return self._held[parameter].mask[0]
 
     @torch.no_grad()
     def _take_over(self, parameter: Tensor) -> None:
@@ -88,7 +126,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
             flat(parameter).masked_fill_(~mask_of(words, parameter), 0)
 
     def _mask_state(self, parameter: Tensor, words: Tensor) -> None:
-        """Zero the state of what ``words`` prune; ``self._masks`` still holds the old ones."""
+        """Zero the state of what ``words`` prune; ``self._held`` still has the old ones."""
         dead = ~mask_of(words, parameter)
         for value in self.state[parameter].values():
             if value.shape == parameter.shape:
@@ -111,14 +149,11 @@ class MaskedOptimizer(torch.optim.Optimizer):
         """
         if not max_norm > 0:
             raise ValueError(f"max_norm must be above 0, not {max_norm}")
-        norms = []
-        for _, parameters in self._with_gradients():
-            gradients = [self._gradient(parameter) for parameter in parameters]
-            norms.append(masked_norm_unchecked(gradients, [self._words(parameter) for parameter in parameters]))
+        norms = [masked_norm_unchecked(part.gradients, part.words) for part in self._with_gradients()]
         if not norms:
             return torch.zeros(())
         norm = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
-        self._clip = clip_divisor(norm, max_norm)
+        self._divisors[:] = [clip_divisor(norm, max_norm)]
         return norm
 
     @torch.no_grad()
@@ -128,55 +163,59 @@ class MaskedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        divisor, self._clip = self._clip, None
+        divisor = self._divisors.pop() if self._divisors else None
         found_inf = getattr(self, "found_inf", None)
         if (scale := getattr(self, "grad_scale", None)) is not None:
             divisor = scale if divisor is None else scale * divisor
-        for group, parameters in self._with_gradients():
-            device = parameters[0].device
-            for parameter in parameters:
-                if self._versions.get(parameter) != version_of(parameter):
-                    self._take_over(parameter)
-                if parameter not in self.state:
-                    self.state[parameter] = self._new_state(parameter)
+        for part in self._with_gradients():
+            states = [self._state_before_step(each) for each in part.held]
+            device = part.held[0].parameter.device
             self._update(
-                group,
-                parameters,
+                part,
+                states,
                 grad_scale=None if divisor is None else divisor.to(device, non_blocking=True),
                 found_inf=None if found_inf is None else found_inf.to(device, non_blocking=True),
             )
-            self._versions |= {parameter: version_of(parameter) for parameter in parameters}
+            for each in part.held:
+                each.version = version_of(each.parameter)
         return loss
+
+    def _state_before_step(self, held: Held) -> dict[str, Tensor]:
+        """The state of a parameter whose values, if others wrote them, were taken over."""
+        parameter = held.parameter
+        if held.version != version_of(parameter):
+            self._take_over(parameter)
+        state = self.state[parameter]  # empty at first, as torch's own
+        if not state:
+            state |= self._new_state(parameter)
+        return state
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch. Clipping that waited for a step is forgotten with its gradients."""
-        self._clip = None
+        self._divisors.clear()
         super().zero_grad(set_to_none)
 
-    def _with_gradients(self) -> list[tuple[dict[str, Any], list[Tensor]]]:
-        """Parameters that have a gradient, by group and device; their words are where they are now."""
-        found: dict[tuple[int, torch.device], list[Tensor]] = {}
+    def _with_gradients(self) -> list[Part]:
+        """Parameters that have a gradient, by group and device; their masks are where they are now."""
+        found: dict[tuple[int, torch.device], Part] = {}
         for number, group in enumerate(self.param_groups):
             for parameter in group["params"]:
-                if parameter.grad is None:
+                gradient = parameter.grad
+                if gradient is None:
                     continue
-                if parameter.stride() != self._strides[parameter]:
+                held, strides, device = self._held[parameter], parameter.stride(), parameter.device
+                if strides != held.strides:
                     raise ValueError("a parameter's memory format changed: make the optimizer after changing it")
-                if self._words(parameter).device != parameter.device:
-                    self._masks[parameter] = tuple(each.to(parameter.device) for each in self._masks[parameter])
-                found.setdefault((number, parameter.device), []).append(parameter)
-        return [(self.param_groups[number], parameters) for (number, _), parameters in found.items()]
-
-    def _gradient(self, parameter: Tensor) -> Tensor:
-        """The gradient laid out as its parameter."""
-        gradient = parameter.grad
-        if gradient.layout != torch.strided:
-            raise ValueError(
-                f"the gradient of the parameter of {tuple(parameter.shape)} is sparse, which is unsupported"
-            )
-        if gradient.stride() == parameter.stride():
-            return gradient
-        return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
+                if held.mask[0].device != device:
+                    held.mask = tuple(each.to(device) for each in held.mask)
+                if gradient.layout != torch.strided or gradient.stride() != strides:
+                    gradient = _laid_out_as(parameter, gradient)
+                if (number, device) not in found:
+                    found[number, device] = Part(group)
+                part = found[number, device]
+                part.held.append(held)
+                part.gradients.append(gradient)
+        return list(found.values())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave under the same masks; dtypes of states stay as they were saved.
@@ -200,7 +239,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
         for index, parameter in pairs:  # torch casts states to the parameter's dtype, which ours need not have
             if saved := state_dict["state"].get(index):
                 self.state[parameter] = self._loaded(parameter, saved)
-                self._versions.pop(parameter, None)  # what was loaded may be of other weights than these
+                self._held[parameter].version = None  # what was loaded may be of other weights than these
 
     def _loaded(self, parameter: Tensor, saved: dict[str, Tensor]) -> dict[str, Tensor]:
         state = self._new_state(parameter)
@@ -212,7 +251,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
     def _new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def _update(self, group: dict[str, Any], parameters: list[Tensor], **scaling: Tensor | None) -> None:
+    def _update(self, part: Part, states: list[dict[str, Tensor]], **scaling: Tensor | None) -> None:
         raise NotImplementedError
 
 
@@ -223,3 +262,9 @@ def split_lr(lr: float | Tensor, device: torch.device) -> tuple[float, Tensor | 
 
 def _no_words(parameter: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.int32, device=parameter.device)
+
+
+def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    if gradient.layout != torch.strided:
+        raise ValueError(f"the gradient of the parameter of {tuple(parameter.shape)} is sparse, which is unsupported")
+    return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)

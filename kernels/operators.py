@@ -6,7 +6,8 @@ tensors does not, and it costs as much as several launches: ``python -m sparseti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -31,9 +32,10 @@ class Operator:
 
     def __call__(self, *inputs: Any) -> Any:
         """Its result, through the library only where that is needed."""
-        if not _called_plainly(inputs):
+        tensors = [each for each in inputs if isinstance(each, Tensor)]
+        if not _called_plainly(tensors):
             return self._overload(*inputs)
-        if not torch.is_grad_enabled() or not any(isinstance(each, Tensor) and each.requires_grad for each in inputs):
+        if not torch.is_grad_enabled() or not any(each.requires_grad for each in tensors):
             return self._body(*inputs)
         if self._function is None:
             return self._overload(*inputs)  # which says that it has no gradient
@@ -65,12 +67,38 @@ def operator(name: str) -> Callable[[Body], Operator]:
     return lambda body: Operator(name, body)
 
 
-def _called_plainly(inputs: tuple[Any, ...]) -> bool:
+class OpaqueOperator:
+    """The same of lists of tensors, some of which it writes in place; no tracer looks into it, and it has no gradient.
+
+    It looks at addresses of tensors, which cannot be traced. Its first list says whether it is called plainly.
+    """
+
+    def __init__(self, name: str, body: Body, mutates: Sequence[str]) -> None:
+        self._body = body
+        self._library = torch.library.custom_op(f"sparseticket::{name}", body, mutates_args=mutates)
+        self._written = [place for place, given in enumerate(signature(body).parameters) if given in mutates]
+        self.register_fake = self._library.register_fake
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Its result, through the library only where that is needed."""
+        if torch.is_grad_enabled() or not _called_plainly(inputs[0]):
+            return self._library(*inputs)
+        result = self._body(*inputs)
+        torch.autograd.graph.increment_version([tensor for place in self._written for tensor in inputs[place]])
+        return result
+
+
+def opaque_operator(name: str, *, mutates: Sequence[str] = ()) -> Callable[[Body], OpaqueOperator]:
+    """Make the decorated function an :class:`OpaqueOperator`, which writes the lists of these names."""
+    return lambda body: OpaqueOperator(name, body, mutates)
+
+
+def _called_plainly(tensors: Sequence[Tensor]) -> bool:
     return (
         not torch.compiler.is_compiling()
-        and runs_kernel(inputs[0])
+        and runs_kernel(tensors[0])
         and _get_current_dispatch_mode() is None
         and not torch._C._are_functorch_transforms_active()
         and not torch.jit.is_tracing()
-        and all(is_plain(each) for each in inputs if isinstance(each, Tensor))
+        and all(map(is_plain, tensors))
     )

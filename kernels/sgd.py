@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sparseticket.kernels.launch import runs_kernel
 from sparseticket.kernels.live_words import check_dense, flat, mask_of
-from sparseticket.kernels.masked_optimizer import MaskedOptimizer, Params, split_lr
+from sparseticket.kernels.masked_optimizer import MaskedOptimizer, Params, Part, split_lr
+from sparseticket.kernels.operators import opaque_operator
 from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, live_entries, step_scaling
 
 
@@ -79,8 +80,7 @@ def masked_sgd_reference(
         flat(weight).copy_((flat(weight).float() - lr * update).masked_fill_(dead, 0))
 
 
-# Not a triton_op: addresses of tensors cannot be traced. To Inductor this is one opaque operator.
-@torch.library.custom_op("sparseticket::masked_sgd", mutates_args={"weights", "buffers"})
+@opaque_operator("masked_sgd", mutates=("weights", "buffers"))
 def _masked_sgd(
     weights: list[Tensor],
     gradients: list[Tensor],
@@ -183,12 +183,12 @@ class MaskedSGD(MaskedOptimizer):
     def _new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         return {"momentum_buffer": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
 
-    def _update(self, group: dict, parameters: list[Tensor], **scaling: Tensor | None) -> None:
+    def _update(self, part: Part, states: list[dict[str, Tensor]], **scaling: Tensor | None) -> None:
         _step(
-            parameters,
-            [self._gradient(parameter) for parameter in parameters],
-            [self.state[parameter]["momentum_buffer"] for parameter in parameters] if group["momentum"] else [],
-            [self._words(parameter) for parameter in parameters],
-            *(group[key] for key in ("lr", "momentum", "weight_decay", "nesterov")),
+            part.parameters,
+            part.gradients,
+            [state["momentum_buffer"] for state in states] if part.group["momentum"] else [],
+            part.words,
+            *(part.group[key] for key in ("lr", "momentum", "weight_decay", "nesterov")),
             *(scaling[key] for key in ("grad_scale", "found_inf")),
         )

@@ -9,7 +9,7 @@ anew only where an address changed (gradients, after ``zero_grad``), from pinned
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparseticket.kernels.launch import on_device_of
 from sparseticket.kernels.words import BITS
 
 ALIGNMENT = 16  # bytes of the widest load
@@ -71,56 +72,66 @@ class Launch:
 
     def run(self, kernel: Any, *arguments: object, tiles: Tiles) -> None:
         """Launch: the table, ``arguments``, and the constants that end every such kernel's list, CHUNK and EVEN."""
-        with torch.cuda.device_of(self.table.rows):
+        with on_device_of(self.table.rows):
             kernel[(self.programs,)](
                 self.table.rows, self.table.owners, *arguments, tiles.chunk, self.even, num_warps=tiles.num_warps
             )
 
 
-def launches(columns: Sequence[Sequence[Tensor]], chunk: int) -> Iterator[Launch]:
+_kept: OrderedDict[tuple, list[Launch]] = OrderedDict()
+_captured: list[list[Launch]] = []  # a CUDA graph reads their tables for as long as it lives
+
+
+def launches(columns: Sequence[Sequence[Tensor]], chunk: int) -> list[Launch]:
     """The launches over ``columns``, lists of equally many tensors on one device; one without entries stands for none.
 
     The first column says how many entries each has; those without any are left out.
     """
-    sizes = [tensor.numel() for tensor in columns[0]]
-    addresses = torch.tensor([[tensor.data_ptr() for tensor in column] for column in columns])  # 0 for no entries
+    device = columns[0][0].device
+    sizes = tuple(tensor.numel() for tensor in columns[0])
+    addresses = tuple(tensor.data_ptr() for column in columns for tensor in column)  # 0 for no entries
+    dtypes = tuple(tensor.dtype for column in columns for tensor in column)
+    key = (chunk, device, sizes, addresses, dtypes)
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if key in _kept:  # what is in a table follows from its key, so that a graph may read it too
+        _kept.move_to_end(key)
+        found = _kept[key]
+    else:
+        found = _launches(sizes, torch.tensor(addresses).reshape(len(columns), -1), dtypes, chunk, device)
+    if capturing:
+        _captured.append(found)
+    elif key not in _kept:
+        _kept[key] = found
+        if len(_kept) > TABLES_KEPT:
+            _kept.popitem(last=False)
+    return found
+
+
+def _launches(
+    sizes: tuple[int, ...], addresses: Tensor, dtypes: tuple[torch.dtype, ...], chunk: int, device: torch.device
+) -> list[Launch]:
+    """``addresses`` are int64 ``[columns, tensors]``, and ``dtypes`` theirs in that order."""
     odd = (addresses % ALIGNMENT != 0).any(0).tolist()
     together: dict[tuple, list[int]] = {}
-    for place, dtypes in enumerate(zip(*([tensor.dtype for tensor in column] for column in columns), strict=True)):
-        if size := sizes[place]:
-            together.setdefault((not odd[place] and size % BITS == 0, dtypes), []).append(place)
-    device = columns[0][0].device
-    for (even, dtypes), members in together.items():
-        names = tuple(getattr(tl, str(dtype).removeprefix("torch.")) for dtype in dtypes)
+    for place, size in enumerate(sizes):
+        if size:
+            kind = (not odd[place] and size % BITS == 0, dtypes[place :: len(sizes)])
+            together.setdefault(kind, []).append(place)
+    made = []
+    for (even, kinds), members in together.items():
+        names = tuple(getattr(tl, str(dtype).removeprefix("torch.")) for dtype in kinds)
         table = _table(tuple(sizes[place] for place in members), addresses[:, members].T, chunk, device)
-        yield Launch(table, names, even)
-
-
-_tables: OrderedDict[tuple, Table] = OrderedDict()
-_captured: list[Table] = []  # a CUDA graph reads these for as long as it lives
+        made.append(Launch(table, names, even))
+    return made
 
 
 def _table(sizes: tuple[int, ...], addresses: Tensor, chunk: int, device: torch.device) -> Table:
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    key = (sizes, addresses.numpy().tobytes(), chunk, device)
-    if key in _tables:  # what is in it follows from its key, so that a graph may read it too
-        _tables.move_to_end(key)
-        if capturing:
-            _captured.append(_tables[key])
-        return _tables[key]
     counts = torch.tensor([-(-size // chunk) for size in sizes])
     starts = counts.cumsum(0) - counts
     host = torch.cat([torch.tensor(sizes)[:, None], starts[:, None], addresses], 1)
     if device.type == "cuda":
         host = host.pin_memory()
-    table = Table(host.to(device, non_blocking=True), _owners(sizes, chunk, device), host)
-    if capturing:
-        _captured.append(table)
-    else:
-        _tables[key] = table
-        if len(_tables) > TABLES_KEPT:
-            _tables.popitem(last=False)
-    return table
+    return Table(host.to(device, non_blocking=True), _owners(sizes, chunk, device), host)
 
 
 @lru_cache(64)

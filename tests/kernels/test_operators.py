@@ -6,7 +6,9 @@ from torch._library.triton import get_triton_kernels_for_op
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparseticket.bench.stand_in_gpu import stand_in_gpu
 from sparseticket.kernels import bitmap, bsr, bsr_resident, conv2d, masked
+from sparseticket.kernels.adamw import MaskedAdamW
 from sparseticket.kernels.blocks import BlockLayout
 from sparseticket.kernels.bsr import bsr_linear
 from sparseticket.kernels.bsr_packed import bsr_linear_packed  # noqa: F401  (registers its operator)
@@ -122,3 +124,18 @@ def test_torch_knows_every_kernel_of_an_operator_for_the_key_of_its_cache():
     for name in ("masked_linear", "masked_linear_dgrad"):
         assert found[name] >= {masked.masked_matmul_kernel.__name__}
     assert found["masked_linear_wgrad"] >= {masked.zero_dead_kernel.__name__}
+
+
+def test_a_step_without_the_library_launches_three_kernels_and_counts_as_a_write():
+    parameters = [torch.nn.Parameter(torch.ones(64, 64)), torch.nn.Parameter(torch.ones(64))]
+    mask = torch.ones(64, 64, dtype=torch.bool)
+    with stand_in_gpu() as gpu:
+        optimizer = MaskedAdamW(parameters, {parameters[0]: mask})
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.clip_grad_norm(1.0)
+        optimizer.step()
+        before, gpu.launched[:] = [parameter._version for parameter in parameters], []
+        assert not library_calls(lambda: (optimizer.clip_grad_norm(1.0), optimizer.step()))
+    assert gpu.launched == ["squares_kernel", "total_kernel", "masked_adamw_kernel"]
+    assert [parameter._version for parameter in parameters] == [version + 1 for version in before]
