@@ -8,7 +8,7 @@ export SPARSETICKET_DATA ?= $(if $(SHARED_DATA),$(abspath $(SHARED_DATA)))
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/.dependencies
 
-.PHONY: venv native demo test lint proof fuzz-native masking-cost trainer-cost shrunk-speed sparse-cpu benchmarks aot
+.PHONY: venv native demo test lint proof fuzz-native masking-cost trainer-cost shrunk-speed sparse-cpu launch-cost benchmarks aot
 
 # Dependencies are reused while pyproject.toml and the constraints are unchanged; the project itself is always installed
 # anew, as a copy built from this checkout, so that the right code is tested whichever checkout made the environment.
@@ -79,6 +79,10 @@ sparse-cpu: venv
 # sm_120, without a GPU: about two seconds each on one core.
 aot: venv
 	$(BIN)/python -m sparseticket.kernels.aot_check
+
+# What the CPU does for a call of a kernel before a GPU has it, on a stand-in for one: half a minute.
+launch-cost: venv
+	$(BIN)/python -m sparseticket.bench.launch_cost
 
 # pytest-benchmark suites, one thread: each run is kept in .benchmarks/ and compared with the one before it.
 benchmarks: venv

@@ -86,15 +86,18 @@ def _everywhere(name: str, compiler: Callable[..., Compiled], required: bool, *,
         yield arch, name, compiler, required
 
 
-def _product(which: str, block: tuple[int, int], tiles: bsr.Tiles, dtype: torch.dtype) -> tuple[str, Callable]:
+def _product(
+    which: str, block: tuple[int, int], tiles: bsr.Tiles, dtype: torch.dtype, *, on_device: bool = False
+) -> tuple[str, Callable]:
     """``forward``, ``dgrad``, ``wgrad``, ``packed`` or ``packed+gelu``."""
-    name = f"bsr {which} {block[0]}x{block[1]} {_of(tiles)} {str(dtype)[6:]}"
+    made = " on device" if on_device else ""
+    name = f"bsr {which} {block[0]}x{block[1]} {_of(tiles)} {str(dtype)[6:]}{made}"
+    how = {"dtype": dtype, "on_device": on_device}
     if which == "wgrad":
-        return name, partial(compile_wgrad, block, tiles, dtype=dtype)
+        return name, partial(compile_wgrad, block, tiles, **how)
     if which.startswith("packed"):
-        activation = which.partition("+")[2] or "none"
-        return name, partial(compile_product, "forward", block, tiles, dtype=dtype, packed=True, activation=activation)
-    return name, partial(compile_product, which, block, tiles, dtype=dtype)
+        which, how = "forward", how | {"packed": True, "activation": which.partition("+")[2] or "none"}
+    return name, partial(compile_product, which, block, tiles, **how)
 
 
 def _convolution(block: tuple[int, int], tiles: bsr.Tiles, kernel: int) -> tuple[str, Callable]:
@@ -142,10 +145,10 @@ def _candidates() -> Found:
         block = (side, side)
         for which in ("forward", "dgrad", "wgrad"):
             for tiles in bsr.candidate_tiles(block, which, DTYPE):
-                yield from _everywhere(*_product(which, block, tiles, DTYPE), False, tma=tiles.residents > 0)
+                yield from _candidate_product(which, block, tiles)
         for activation, which in (("none", "packed"), ("gelu", "packed+gelu")):
             for tiles in bsr.candidate_tiles(block, "forward", DTYPE, activation=activation):
-                yield from _everywhere(*_product(which, block, tiles, DTYPE), False, tma=tiles.residents > 0)
+                yield from _candidate_product(which, block, tiles)
         for tiles in conv2d.candidate_tiles(block, DTYPE):
             yield from _everywhere(*_convolution(block, tiles, 3), False)
     for tiles in masked.candidate_tiles(DTYPE):
@@ -157,6 +160,12 @@ def _candidates() -> Found:
     for name in KERNELS:
         for tiles in tensor_table.candidates():
             yield from _everywhere(*_optimizer(name, tiles), False)
+
+
+def _candidate_product(which: str, block: tuple[int, int], tiles: bsr.Tiles) -> Found:
+    tma = tiles.residents > 0
+    for on_device in (False, True) if tma else (False,):
+        yield from _everywhere(*_product(which, block, tiles, DTYPE, on_device=on_device), False, tma=tma)
 
 
 def _optimizer(name: str, tiles: tensor_table.Tiles) -> tuple[str, Callable]:
@@ -182,7 +191,9 @@ def _of_cell(cell: Measured) -> Iterator[tuple[str, Callable]]:
     elif kernel in ("bsr_packed", "bsr_linear"):
         gelu = "+gelu" if cell.case.epilogue.endswith("gelu") else ""
         which = f"packed{gelu}" if kernel == "bsr_packed" else cell.case.which
-        yield _product(which, block, bsr.Tiles(*cell.best.tiles), dtype)
+        tiles = bsr.Tiles(*cell.best.tiles)
+        on_device = tiles.residents > 0 and cell.case.launched == "compiled"
+        yield _product(which, block, tiles, dtype, on_device=on_device)
 
 
 def _of(tiles: bsr.Tiles) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -262,9 +263,13 @@ def default_tiles(block: tuple[int, int], m: int, dtype: torch.dtype) -> tuple[T
 
     What the dispatcher measured on a GPU is better; this is for a layer called alone.
     """
-    block_n, block_k = block
     wide = 2 if dtype == torch.float32 else 1  # twice the bytes: half the tile
-    rows = 16 if m <= 16 else 32 if m <= 32 else 64 if m <= 512 else 128 // wide
+    return _default_tiles(block, 16 if m <= 16 else 32 if m <= 32 else 64 if m <= 512 else 128 // wide, wide)
+
+
+@cache
+def _default_tiles(block: tuple[int, int], rows: int, wide: int) -> tuple[Tiles, Tiles, Tiles]:
+    block_n, block_k = block
 
     def product(out: int, reduce: int) -> Tiles:
         out, reduce = min(out, 128 // wide), min(reduce, 64 // wide)

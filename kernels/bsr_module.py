@@ -32,7 +32,7 @@ class BsrLinear(nn.Linear):
         choices = self._plan.at(rows_of(x))
         if not torch.is_grad_enabled() and choices[0].kernel == DENSE:
             return F.linear(x, self.weight, self.bias)  # with a gradient not, whose dead blocks it would not zero
-        arrays = {name: getattr(self, name) for name in ARRAYS}
+        arrays = {name: self._buffers[name] for name in ARRAYS}
         layout = BlockLayout((self.out_features, self.in_features), self._block, whole=True, **arrays)
         tiles = tuple(DENSE_PASS if choice.kernel == DENSE else list(choice.tiles) for choice in choices)
         return bsr_linear(x, self.weight, layout, self.bias, tiles=tiles)

@@ -31,10 +31,12 @@ def check_linear(x: Tensor, size: tuple[int, int], bias: Tensor | None, *, index
         raise ValueError(f"the bias has to be of {(n,)} for a weight of {(n, k)}, and is {tuple(bias.shape)}")
     if x.dtype not in FLOATS:
         raise ValueError(f"x is {x.dtype}; this runs fp16, bf16 and fp32")
-    operands = {name.replace("_", " "): tensor for name, tensor in weights.items()} | {"bias": bias}
-    for name, other in operands.items():
-        if other is not None and other.dtype != x.dtype:
+    others = [*weights.items(), *([("bias", bias)] if bias is not None else [])]
+    for name, other in others:
+        if other.dtype != x.dtype:
+            name = name.replace("_", " ")
             raise ValueError(f"x is {x.dtype} and {name} {other.dtype}: cast one of them, or use autocast")
-    for name, other in (operands | {"the mask": index}).items():
-        if other is not None and other.device != x.device:
+    for name, other in (*others, ("the mask", index)):
+        if other.device != x.device:
+            name = name.replace("_", " ")
             raise ValueError(f"x is on {x.device} and {name} on {other.device}: move one of them with .to()")

@@ -79,14 +79,14 @@ class PackedLinear(Frozen, nn.Linear):
         if choice.kernel != DENSE:
             packed = self._weight()
             y = packed.linear(x.to(packed.dtype), self.packed_bias, self._activation, choice.tiles)
-            return y.split(self._sizes, -1)
+            return y.split(self._sizes, -1) if len(self._sizes) > 1 else (y,)
         weights = (m.weight if m.weight is not None else m.rebuild_weight() for m in self._members)
         pairs = zip(weights, self._members, strict=True)
         plain = ((weight.detach(), None if m.bias is None else m.bias.detach()) for weight, m in pairs)
         return tuple(activate_reference(F.linear(x, weight, bias), self._activation) for weight, bias in plain)
 
     def _weight(self) -> PackedWeight:
-        return self._form.with_tensors({name: getattr(self, f"packed_{name}") for name in self._names})
+        return self._form.with_tensors({name: self._buffers[f"packed_{name}"] for name in self._names})
 
 
 def _joined_bias(members: list[PackedLinear]) -> Tensor | None:

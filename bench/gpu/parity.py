@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from sparseticket.kernels.adamw import MaskedAdamW
 from sparseticket.kernels.adamw_live import LiveAdamW
 from sparseticket.kernels.bitmap import BitmapWeight, bitmap_linear
 from sparseticket.kernels.blocks import BlockLayout
-from sparseticket.kernels.bsr import bsr_linear
+from sparseticket.kernels.bsr import Tiles, bsr_linear
 from sparseticket.kernels.bsr_packed import PackedBlocks, bsr_linear_packed
+from sparseticket.kernels.bsr_resident import as_compiled
 from sparseticket.kernels.conv2d import PackedConv2d, bsr_conv2d
 from sparseticket.kernels.masked import masked_linear
 from sparseticket.kernels.semi_structured import SemiStructuredWeight, semi_structured_linear
@@ -72,18 +74,26 @@ def _mask(shape: tuple[int, int], block: tuple[int, int], density: float = 0.5) 
     return alive.repeat_interleave(block[0], 0)[: shape[0]].repeat_interleave(block[1], 1)[:, : shape[1]]
 
 
-def _bsr_linear(lab: Lab, dtype: torch.dtype) -> list[Pair]:
+def _bsr_linear(lab: Lab, dtype: torch.dtype, *, tma: bool = False) -> list[Pair]:
     pairs = []
     for block in BLOCKS:
+        tiles = _staying_tiles(block) if tma else None
         mask = _mask((N, K), block)
         (x, x64), (w, w64), (b, b64), (dy, dy64) = _values(lab, dtype, (M, K), (N, K), (N,), (M, N))
         ours = [tensor.requires_grad_() for tensor in (x, w, b)]
         exact = [tensor.requires_grad_() for tensor in (x64, w64, b64)]
-        y = bsr_linear(x, w, BlockLayout.from_mask(mask.to(lab.device), block), b, activation="gelu")
+        layout = BlockLayout.from_mask(mask.to(lab.device), block)
+        y = bsr_linear(x, w, layout, b, activation="gelu", tiles=tiles)
         y64 = F.gelu(F.linear(x64, w64 * mask, b64))
         gradients = torch.autograd.grad(y, ours, dy), torch.autograd.grad(y64, exact, dy64)
         pairs += [(y, y64), *zip(*gradients, strict=True)]
     return pairs
+
+
+def _staying_tiles(block: tuple[int, int]) -> tuple[list[int], list[int], list[int]]:
+    n, k = block
+    tiles = Tiles(64, n, min(k, 32), 4, 2, 2), Tiles(64, k, min(n, 32), 4, 2, 2), Tiles(min(n, 64), k, 32, 4, 2, 1)
+    return tuple(each.as_ints() for each in tiles)
 
 
 def _bsr_linear_packed(lab: Lab, dtype: torch.dtype) -> list[Pair]:
@@ -155,6 +165,8 @@ def _optimizer(kind: type[torch.optim.Optimizer], **settings: float) -> Callable
 
 CHECKS: dict[str, Callable[[Lab, torch.dtype], list[Pair]]] = {
     "bsr_linear": _bsr_linear,
+    "bsr_linear by TMA": partial(_bsr_linear, tma=True),
+    "bsr_linear by TMA, as compiled": as_compiled()(partial(_bsr_linear, tma=True)),
     "bsr_linear_packed": torch.no_grad()(_bsr_linear_packed),
     "bsr_conv2d": torch.no_grad()(_bsr_conv2d),
     "bitmap_linear": torch.no_grad()(_bitmap_linear),
