@@ -1,7 +1,7 @@
 """What the CPU does for one call of a kernel before a GPU has it: from Python, and through ``torch.library``.
 
 Run as ``python -m sparseticket.bench.launch_cost``, without a GPU: Triton launches on a stand-in, so that the driver's
-own call (some 3 µs) is missing and everything before it is there. Below 4096² a kernel takes less time than this, so
+own call is missing and everything before it is there. Below 4096² a kernel takes less time than this, so
 that from Python it decides whether sparse pays.
 """
 

@@ -1,4 +1,4 @@
-"""A stand-in for a GPU: Triton compiles for it, and launches nothing. What a CPU does for a launch happens as ever."""
+"""A stand-in for a GPU, on which nothing is compiled or runs; what a CPU does for a launch happens as ever."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from triton.backends.compiler import GPUTarget
 from sparseticket.kernels import bsr_resident
 
 MULTIPROCESSORS = 132
-SHARED = 227 * 1024  # bytes a program
 
 
 class Driver:
@@ -25,15 +24,6 @@ class Driver:
 
     def __init__(self) -> None:
         self.launched: list[str] = []  # names of kernels
-        self.utils = SimpleNamespace(
-            load_binary=lambda *_: (1, 1, 32, 0, 1024),  # module, function, registers, spills, threads
-            get_device_properties=lambda _: {"max_shared_mem": SHARED, "multiprocessor_count": MULTIPROCESSORS},
-        )
-
-    def launcher_cls(self, source: Any, _: object) -> Any:
-        """Makes a launcher, once a compiled kernel."""
-        name = source.fn.__name__
-        return lambda *_: self.launched.append(name)
 
     def get_current_device(self) -> int:
         """The only one."""
@@ -50,6 +40,22 @@ class Driver:
     def map_python_to_cpp_type(self, name: str) -> str:
         """Nothing is made of it."""
         return name
+
+
+class Uncompiled:
+    """What Triton keeps in the place of a compiled kernel, and runs."""
+
+    function = packed_metadata = None
+
+    def __init__(self, source: Any, **_: object) -> None:
+        self._name = source.fn.__name__
+
+    def launch_metadata(self, *_: object) -> None:
+        """None, as without hooks."""
+
+    def run(self, *_: object) -> None:
+        """Say so to the driver."""
+        triton.runtime.driver.active.launched.append(self._name)
 
 
 @contextmanager
@@ -77,6 +83,7 @@ def stand_in_gpu() -> Iterator[Driver]:
         }.items():
             undo.enter_context(patch.object(torch.cuda, name, lambda *_, value=value: value))
         undo.enter_context(patch.object(triton.runtime.driver, "_active", driver))
+        undo.enter_context(patch.object(triton.compiler, "compile", Uncompiled))
         yield driver
 
 
