@@ -160,8 +160,9 @@ def _masked_adamw(
 
 def scalars(lr: float, beta1: float, beta2: float, eps: float, decay: float) -> tuple[float, ...]:
     """A kernel's numbers; 1 − beta and log(beta) are taken in fp64, where they lose nothing."""
+    beta1, beta2 = float(beta1), float(beta2)
     logs = (math.log(beta) if beta else -math.inf for beta in (beta1, beta2))
-    return (float(lr), beta1, 1 - beta1, beta2, 1 - beta2, *logs, eps, float(decay))
+    return (float(lr), beta1, 1 - beta1, beta2, 1 - beta2, *logs, float(eps), float(decay))
 
 
 def masked_adamw(

@@ -264,7 +264,7 @@ def default_tiles(block: tuple[int, int], m: int, dtype: torch.dtype) -> tuple[T
     What the dispatcher measured on a GPU is better; this is for a layer called alone.
     """
     wide = 2 if dtype == torch.float32 else 1  # twice the bytes: half the tile
-    return _default_tiles(block, 16 if m <= 16 else 32 if m <= 32 else 64 if m <= 512 else 128 // wide, wide)
+    return _default_tiles(tuple(block), 16 if m <= 16 else 32 if m <= 32 else 64 if m <= 512 else 128 // wide, wide)
 
 
 @cache
@@ -542,7 +542,9 @@ def bsr_linear(
         raise ValueError(f"the layout is of a weight of {layout.shape}, and this weight is {tuple(weight.shape)}")
     check_linear(x, layout.shape, bias, index=layout.col, weight=weight)
     rows = x.reshape(-1, x.shape[-1])
-    forward, dgrad, wgrad = tiles or ([], [], [])  # chosen inside the operator: no guard on M where this is traced
+    forward, dgrad, wgrad = map(
+        list, tiles or ([], [], [])
+    )  # chosen inside the operator: no guard on M where this is traced
     keep_pre = activation != "none" and torch.is_grad_enabled()
     y, _ = bsr_linear_forward(
         rows, weight, bias, *(getattr(layout, name) for name in ARRAYS), list(layout.block),

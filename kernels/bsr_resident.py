@@ -5,7 +5,8 @@ blocks of 128², bf16). TMA takes a tile with one instruction, where the other k
 every 16 bytes; it also reads zeros beyond a tensor's edges, and writes nothing there.
 
 TMA reads a descriptor of each tensor. From Python the CPU makes it. A traced operator cannot be given one (torch 2.11),
-so in compiled code each program makes its own (``ON_DEVICE``), and the CPU has only a kernel to launch.
+so in compiled code each program makes its own (``ON_DEVICE``), and the CPU has only a kernel to launch. Triton asks for
+memory for these: Inductor gives it; a backend of torch.compile that does not needs ``triton.set_allocator``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparseticket.kernels.activation import activate
-from sparseticket.kernels.launch import INTERPRETED, ceil_div, fp32_precision, is_plain, wrap_triton
+from sparseticket.kernels.launch import INTERPRETED, ceil_div, fp32_precision, is_traced, wrap_triton
 from sparseticket.kernels.schedule import groups_for, groups_of
 
 try:
@@ -183,22 +184,28 @@ def tma_reads(*tensors: Tensor, columns: int = 0) -> bool:
 
 def _begins_aligned(tensor: Tensor) -> bool:
     """What is traced has no address yet; Inductor allocates aligned, and copies an input that is so no more."""
-    if is_plain(tensor):
-        return tensor.data_ptr() % ALIGNMENT == 0
-    return tensor.storage_offset() * tensor.element_size() % ALIGNMENT == 0
+    begin = tensor.storage_offset() * tensor.element_size() if is_traced(tensor) else tensor.data_ptr()
+    return begin % ALIGNMENT == 0
 
 
 @contextmanager
 def as_compiled() -> Iterator[None]:
     """Inside, what is called from Python runs as in compiled code: programs make their descriptors."""
     global _made_on_device
-    if not INTERPRETED:
-        triton.set_allocator(lambda size, align, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
-    _made_on_device = True
+    before, _made_on_device = _made_on_device, True
     try:
         yield
     finally:
-        _made_on_device = False
+        _made_on_device = before
+
+
+def _makes_on_device(*tensors: Tensor) -> bool:
+    """Whether the programs of this launch make their descriptors."""
+    if any(map(is_traced, tensors)):
+        return True
+    if _made_on_device and not INTERPRETED:  # each launch, for autograd's threads do not see what others set
+        triton.set_allocator(lambda size, align, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
+    return _made_on_device
 
 
 def _given(on_device: bool, tensor: Tensor, tile: list[int]) -> Any:
@@ -234,8 +241,8 @@ def launch_resident(
     c = a.new_empty(m, o)
     pre = torch.empty_like(c) if keep_pre else a.new_empty(0)
     if packed:
-        b = b.view(-1, block[1])
-    on_device = _made_on_device or not is_plain(a)
+        b = b.reshape(-1, block[1])
+    on_device = _makes_on_device(a, b, schedule)
     of_c = _given(on_device, c, [rows, out])
     sizes = (m, r, a.stride(0), *b.shape, b.stride(0)) if on_device else (0,) * 6
     wrap_triton(bsr_resident_kernel)[(row_tiles, groups)](
@@ -256,7 +263,7 @@ def launch_tma_wgrad(
     """Partial sums of the weight gradient ``[splits, nnzb, BN, BK]``, for tensors that :func:`tma_reads`."""
     tile_n, tile_k, tile_m, warps, stages = tiles[:5]
     splits, nnzb, block_n, block_k = into.shape
-    on_device = _made_on_device or not is_plain(dy)
+    on_device = _makes_on_device(dy, x, row)
     sizes = (dy.shape[1], x.shape[1], dy.stride(0), x.stride(0)) if on_device else (0,) * 4
     wrap_triton(bsr_tma_wgrad_kernel)[(nnzb * (block_n // tile_n) * (block_k // tile_k), splits)](
         row, col, _given(on_device, dy, [tile_m, tile_n]), _given(on_device, x, [tile_m, tile_k]), into,

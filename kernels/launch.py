@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)  # what kernels read
+OWN = (Tensor, torch.nn.Parameter)  # torch's own types of tensors with values
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 AUTOCASTS = ("cpu", "cuda")  # not asked of torch: torch.amp.is_autocast_available breaks a graph of torch 2.11's dynamo
 
@@ -33,7 +35,8 @@ class _Launchable:
 
     def __getitem__(self, grid: tuple[Any, ...]) -> Callable[..., Any]:
         def launch(first: Tensor, *arguments: Any, **constants: Any) -> None:
-            kernel = self._kernel if is_plain(first) or INTERPRETED else torch.library.wrap_triton(self._kernel)
+            traceable = any(isinstance(each, Tensor) and type(each) not in OWN for each in (first, *arguments))
+            kernel = torch.library.wrap_triton(self._kernel) if traceable and not INTERPRETED else self._kernel
             with on_device_of(first):
                 kernel[grid](first, *arguments, **constants)
 
@@ -50,8 +53,16 @@ def wrap_triton(kernel: Any) -> _Launchable:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """True for a tensor that holds its values itself, and is not a tracer's or another subclass."""
-    return type(tensor) in (Tensor, torch.nn.Parameter)
+    """True for a tensor whose memory holds its values, and that is not a tracer's or of another subclass.
+
+    It does not where they are negated when they are read (an imaginary part of a conjugate), or known to be 0.
+    """
+    return type(tensor) in OWN and not tensor.is_neg() and not tensor._is_zerotensor()
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """True for what a tracer holds in the place of a tensor: it has no values, and no address."""
+    return type(tensor) not in OWN and is_fake(tensor)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -65,7 +76,7 @@ def _several_gpus() -> bool:
 
 
 def ceil_div(number: int, by: int) -> int:
-    """As ``triton.cdiv``, which takes 5 µs where Python calls it."""
+    """As ``triton.cdiv``, which takes over a microsecond where Python calls it."""
     return -(-number // by)
 
 

@@ -44,8 +44,12 @@ class Operator:
     def register_autograd(
         self, backward: Callable[..., Any], *, setup_context: Callable[[FunctionCtx, tuple, Any], None]
     ) -> None:
-        """As :func:`torch.library.register_autograd`, for both ways of calling it."""
+        """As :func:`torch.library.register_autograd`, for both ways of calling it.
+
+        A gradient of the gradient is an error; but through the library that of a bias, which is a plain sum, has one.
+        """
         torch.library.register_autograd(self._name, backward, setup_context=setup_context)
+        name = self._name.replace("::", "_")
         body, backward_once = self._body, once_differentiable(backward)
 
         class Function(torch.autograd.Function):
@@ -59,6 +63,7 @@ class Operator:
             def backward(ctx: FunctionCtx, *gradients: Tensor | None) -> tuple:
                 return backward_once(ctx, *gradients)
 
+        Function.__name__ = Function.__qualname__ = name  # of the node in graphs, profiles and anomalies
         self._function = Function
 
 
@@ -70,7 +75,8 @@ def operator(name: str) -> Callable[[Body], Operator]:
 class OpaqueOperator:
     """The same of lists of tensors, some of which it writes in place; no tracer looks into it, and it has no gradient.
 
-    It looks at addresses of tensors, which cannot be traced. Its first list says whether it is called plainly.
+    It looks at addresses of tensors, which cannot be traced. Its first two lists (weights and gradients, all that users
+    make) say whether it is called plainly.
     """
 
     def __init__(self, name: str, body: Body, mutates: Sequence[str]) -> None:
@@ -81,7 +87,7 @@ class OpaqueOperator:
 
     def __call__(self, *inputs: Any) -> Any:
         """Its result, through the library only where that is needed."""
-        if torch.is_grad_enabled() or not _called_plainly(inputs[0]):
+        if torch.is_grad_enabled() or not _called_plainly([*inputs[0], *inputs[1]]):
             return self._library(*inputs)
         result = self._body(*inputs)
         torch.autograd.graph.increment_version([tensor for place in self._written for tensor in inputs[place]])

@@ -99,7 +99,7 @@ def _masked_sgd(
         settings = (lr if lr_tensor is None else lr_tensor.item(), momentum, weight_decay, nesterov)
         masked_sgd_reference(*columns, settings, grad_scale, found_inf)
         return
-    tiles, numbers = Tiles(), (lr, momentum, weight_decay, lr_tensor, grad_scale, found_inf)
+    tiles, numbers = Tiles(), (lr, float(momentum), float(weight_decay), lr_tensor, grad_scale, found_inf)
     for launch in launches(columns, tiles.chunk):
         launch.run(masked_sgd_kernel, *numbers, *launch.dtypes[:3], momentum != 0, nesterov, tiles=tiles)
 

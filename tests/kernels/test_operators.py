@@ -139,3 +139,25 @@ def test_a_step_without_the_library_launches_three_kernels_and_counts_as_a_write
         assert not library_calls(lambda: (optimizer.clip_grad_norm(1.0), optimizer.step()))
     assert gpu.launched == ["squares_kernel", "total_kernel", "masked_adamw_kernel"]
     assert [parameter._version for parameter in parameters] == [version + 1 for version in before]
+
+
+class Tagged(torch.Tensor):
+    """A subclass that only goes by another name."""
+
+
+def test_what_does_not_hold_its_values_or_is_of_another_type_goes_through_the_library():
+    layout = BlockLayout.from_mask(torch.ones(48, 64, dtype=torch.bool), BLOCK)
+    x, weight = torch.ones(40, 64), torch.ones(48, 64)
+    negated = torch.complex(x, x).conj().imag
+    with stand_in_gpu() as gpu:
+        assert not library_calls(lambda: bsr_linear(x, weight, layout))
+        for odd in (negated, torch._efficientzerotensor((40, 64)), x.as_subclass(Tagged)):
+            assert library_calls(lambda odd=odd: bsr_linear(odd, weight, layout))
+        assert gpu.launched == ["bsr_matmul_kernel"] * 4
+
+
+def test_a_negated_gradient_is_taken_as_what_it_is():
+    weight = torch.nn.Parameter(torch.ones(64))
+    weight.grad = torch._neg_view(torch.ones(64))
+    with stand_in_gpu():
+        assert library_calls(MaskedAdamW([weight], {}).step)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -25,10 +26,14 @@ def gpu():
 
 
 def kernels_in(function, *inputs):
-    """For each kernel in the traced function, which of its arguments it writes, and all of them."""
+    """For each kernel in the traced function, which of its arguments it writes, and whether it makes descriptors."""
     graph = make_fx(dispatch_functionalize(function))(*inputs).graph
     nodes = [node for node in graph.nodes if "triton_kernel_wrapper" in str(node.target)]
-    return [(node.kwargs["tensors_to_clone"], set(node.kwargs["kwargs"])) for node in nodes]
+    return [(node.kwargs["tensors_to_clone"], constants_of(node).get("ON_DEVICE", False)) for node in nodes]
+
+
+def constants_of(node):
+    return {**kernel_side_table.get_constant_args(node.kwargs["constant_args_idx"]), **node.kwargs["kwargs"]}
 
 
 def on_gpu(shape, dtype=torch.bfloat16):
@@ -62,22 +67,28 @@ def test_each_pass_is_kernels_that_write_nothing_but_their_results(tiles, gpu, l
         there = fakes_of(layout)
         traced = kernels_in(passes, on_gpu((512, 768)), on_gpu((512, 768)), on_gpu(512), on_gpu((512, 512)))
     assert [written for written, _ in traced] == [["C"], ["C"], ["OUT"], ["OUT"]]
-    assert all(("ON_DEVICE" in arguments) == bool(tiles) for _, arguments in traced[:3])
+    assert [on_device for _, on_device in traced[:3]] == [bool(tiles)] * 3
 
 
 def test_packed_blocks_are_one_kernel(gpu, layout):
     with FakeTensorMode(allow_non_fake_inputs=True):
         packed = PackedBlocks(on_gpu((layout.nnzb, *BLOCK)), fakes_of(layout))
         call = lambda x: bsr_linear_packed(x, packed, activation="gelu", tiles=STAYING[0])  # noqa: E731
-        assert [written for written, _ in kernels_in(call, on_gpu((512, 768)))] == [["C"]]
+        assert kernels_in(call, on_gpu((512, 768))) == [(["C"], True)]
+
+
+def test_a_layout_that_is_a_constant_of_the_graph_is_traced_too(gpu, layout):
+    packed = PackedBlocks(torch.zeros(layout.nnzb, *BLOCK, dtype=torch.bfloat16), layout)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        call = lambda x: bsr_linear_packed(x, packed, tiles=STAYING[0])  # noqa: E731
+        assert kernels_in(call, torch.empty(512, 768, dtype=torch.bfloat16)) == [(["C"], True)]
 
 
 def test_what_tma_cannot_read_is_traced_with_pointers(gpu, layout):
     with FakeTensorMode(allow_non_fake_inputs=True):
         there, weight = fakes_of(layout), on_gpu((512, 768))
         call = lambda x: bsr_linear(x[:, 4:772], weight, there, tiles=STAYING)  # noqa: E731  (begins at 8 bytes)
-        ((_, arguments),) = kernels_in(call, on_gpu((512, 784)))
-    assert "ON_DEVICE" not in arguments
+        assert [on_device for _, on_device in kernels_in(call, on_gpu((512, 784)))] == [False]
 
 
 def test_a_number_of_rows_that_varies_is_compiled_for_once(gpu, layout):
@@ -87,6 +98,6 @@ def test_a_number_of_rows_that_varies_is_compiled_for_once(gpu, layout):
     with mode:
         arrays, weight = [getattr(fakes_of(layout), name) for name in ARRAYS], on_gpu((512, 768))
         call = lambda x: bsr_linear_forward(x, weight, None, *arrays, list(BLOCK), "none", False, *STAYING)  # noqa: E731
-        ((written, arguments),) = kernels_in(call, on_gpu((rows, 768)))
-    assert isinstance(rows, torch.SymInt) and "C" in written and "ON_DEVICE" in arguments
+        ((written, on_device),) = kernels_in(call, on_gpu((rows, 768)))
+    assert isinstance(rows, torch.SymInt) and "C" in written and on_device
     assert not shapes.guards, "the rows' value was asked for"
