@@ -1,8 +1,8 @@
 """What the CPU does for one call of a kernel before a GPU has it: from Python, and through ``torch.library``.
 
 Run as ``python -m sparseticket.bench.launch_cost``, without a GPU: Triton launches on a stand-in, so that its launcher
-is missing (the driver's call, and encoding what TMA reads) and everything before it is there. Below 4096² a kernel takes
-less time than this, so that from Python it decides whether sparse pays.
+is missing (the driver's call, and encoding what TMA reads) and everything before it is there. Below 4096² a kernel
+takes less time than this, so that from Python it decides whether sparse pays.
 """
 
 from __future__ import annotations

@@ -266,7 +266,7 @@ class LiveAdamW(AdamWOptimizer):
     @torch.no_grad()
     def _take_over(self, parameter: Tensor) -> None:
         super()._take_over(parameter)
-        if parameter not in self.state or parameter.dtype == torch.float32:
+        if not self.state.get(parameter) or parameter.dtype == torch.float32:
             return
         master, weight = self.state[parameter]["master"], flat(parameter)
         alive = mask_of(self._words(parameter), parameter)

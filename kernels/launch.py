@@ -55,9 +55,12 @@ def wrap_triton(kernel: Any) -> _Launchable:
 def is_plain(tensor: Tensor) -> bool:
     """True for a tensor whose memory holds its values, and that is not a tracer's or of another subclass.
 
-    It does not where they are negated when they are read (an imaginary part of a conjugate), or known to be 0.
+    It does not where they are negated when they are read (an imaginary part of a conjugate), known to be 0, or of
+    several gradients at once (``is_grads_batched``).
     """
-    return type(tensor) in OWN and not tensor.is_neg() and not tensor._is_zerotensor()
+    return type(tensor) in OWN and not (
+        tensor.is_neg() or tensor._is_zerotensor() or torch._C._functorch.is_legacy_batchedtensor(tensor)
+    )
 
 
 def is_traced(tensor: Tensor) -> bool:

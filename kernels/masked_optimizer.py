@@ -74,7 +74,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         held = {parameter: replace(each, version=None) for parameter, each in self._held.items()}
-        return super().__getstate__() | {"_held": held, "_divisors": self._divisors}
+        return super().__getstate__() | {"_held": held, "_divisors": list(self._divisors)}
 
     @torch.no_grad()
     def set_masks(self, masks: Mapping[Tensor, Tensor]) -> None:
@@ -103,7 +103,7 @@ class MaskedOptimizer(torch.optim.Optimizer):
             raise ValueError(f"the parameter of {tuple(parameter.shape)} has gaps in its storage: make it contiguous")
         if parameter.dtype not in FLOATS:
             raise ValueError(f"the parameter of {tuple(parameter.shape)} is {parameter.dtype}, not fp16, bf16 or fp32")
-        if parameter in self.state:
+        if self.state.get(parameter):  # not empty, as it is where somebody looked before the first step
             self._mask_state(parameter, words)
         held = Held(parameter, self._mask_columns(words), parameter.stride())
         if before := self._held.get(parameter):

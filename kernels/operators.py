@@ -1,7 +1,8 @@
 """Operators of ``torch.library`` that run without the library where nothing needs it.
 
 Tracing, dispatch modes, transforms and subclasses of Tensor need an operator; what is called from Python on plain
-tensors does not, and it costs as much as several launches: ``python -m sparseticket.bench.launch_cost``.
+tensors does not, and it costs as much as several launches: ``python -m sparseticket.bench.launch_cost``. (A
+TorchFunctionMode does not see such a call.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
+from torch.autograd.function import FunctionCtx
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from sparseticket.kernels.launch import is_plain, runs_kernel
@@ -46,11 +48,12 @@ class Operator:
     ) -> None:
         """As :func:`torch.library.register_autograd`, for both ways of calling it.
 
-        A gradient of the gradient is an error; but through the library that of a bias, which is a plain sum, has one.
+        ``backward`` runs in grad mode where gradients are differentiated again (``create_graph``). What it calls then
+        goes through the library, whose operators without a gradient raise when they are asked for one.
         """
         torch.library.register_autograd(self._name, backward, setup_context=setup_context)
         name = self._name.replace("::", "_")
-        body, backward_once = self._body, once_differentiable(backward)
+        body = self._body
 
         class Function(torch.autograd.Function):
             @staticmethod
@@ -61,7 +64,7 @@ class Operator:
 
             @staticmethod
             def backward(ctx: FunctionCtx, *gradients: Tensor | None) -> tuple:
-                return backward_once(ctx, *gradients)
+                return backward(ctx, *gradients)
 
         Function.__name__ = Function.__qualname__ = name  # of the node in graphs, profiles and anomalies
         self._function = Function
@@ -104,6 +107,7 @@ def _called_plainly(tensors: Sequence[Tensor]) -> bool:
         not torch.compiler.is_compiling()
         and runs_kernel(tensors[0])
         and _get_current_dispatch_mode() is None
+        and _len_torch_dispatch_stack_pre_dispatch() == 0
         and not torch._C._are_functorch_transforms_active()
         and not torch.jit.is_tracing()
         and all(map(is_plain, tensors))

@@ -428,3 +428,25 @@ def test_a_deep_copy_goes_on_as_its_original(how):
     optimizer.step()
     twin.step()
     assert copied is not weight and torch.equal(copied, weight) and not copied[~mask].any()
+
+
+@every
+def test_clipping_of_a_shallow_copy_is_not_the_originals(how):
+    weight = torch.nn.Parameter(torch.zeros(64))
+    optimizer = MAKE[how]([weight], {})
+    weight.grad = torch.ones(64)
+    copy.copy(optimizer).clip_grad_norm(1e-9)
+    optimizer.step()
+    assert weight.abs().min() > 1e-3
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_state_may_be_looked_at_before_the_first_step(how, dtype):
+    weight = torch.nn.Parameter(torch.ones(64, dtype=dtype))
+    optimizer = MAKE[how]([weight], {})
+    assert not optimizer.state[weight]
+    optimizer.set_masks({weight: torch.arange(64) < 32})
+    weight.grad = torch.ones(64, dtype=dtype)
+    optimizer.step()
+    assert (weight[:32] < 1).all() and not weight[32:].any()

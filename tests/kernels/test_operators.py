@@ -1,5 +1,6 @@
 """An operator runs without torch.library where nothing needs the library, and through it where something does."""
 
+import numpy as np
 import pytest
 import torch
 from torch._library.triton import get_triton_kernels_for_op
@@ -9,9 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sparseticket.bench.stand_in_gpu import stand_in_gpu
 from sparseticket.kernels import bitmap, bsr, bsr_resident, conv2d, masked
 from sparseticket.kernels.adamw import MaskedAdamW
+from sparseticket.kernels.adamw_live import LiveAdamW
 from sparseticket.kernels.blocks import BlockLayout
 from sparseticket.kernels.bsr import bsr_linear
 from sparseticket.kernels.bsr_packed import bsr_linear_packed  # noqa: F401  (registers its operator)
+from sparseticket.kernels.sgd import MaskedSGD
 
 BLOCK = (16, 32)
 
@@ -88,9 +91,10 @@ def test_a_graph_of_it_holds_the_operator(problem):
 def test_what_has_no_gradient_says_so(problem):
     (x, weight, bias), dy, layout = problem
     y = bsr_linear(x, weight, layout, bias)
-    (dx,) = torch.autograd.grad(y, x, dy.requires_grad_(), create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dx.sum().backward()
+    for given in (dy, dy.requires_grad_()):
+        (dx,) = torch.autograd.grad(y, x, given, create_graph=True)
+        with pytest.raises(RuntimeError, match="bsr_linear_dgrad"):
+            (dx.sum() + y.sum()).backward(retain_graph=True)
     by_column = layout.row, layout.col, layout.ccol, layout.row_t, layout.schedule_t
     dx = bsr.bsr_linear_dgrad(dy, weight, *by_column, list(BLOCK), [])
     with pytest.raises(RuntimeError, match="bsr_linear_dgrad"):
@@ -154,10 +158,34 @@ def test_what_does_not_hold_its_values_or_is_of_another_type_goes_through_the_li
         for odd in (negated, torch._efficientzerotensor((40, 64)), x.as_subclass(Tagged)):
             assert library_calls(lambda odd=odd: bsr_linear(odd, weight, layout))
         assert gpu.launched == ["bsr_matmul_kernel"] * 4
+        assert "bsr_linear" in str(make_fx(lambda x: bsr_linear(x, weight, layout), pre_dispatch=True)(x).graph)
 
 
-def test_a_negated_gradient_is_taken_as_what_it_is():
-    weight = torch.nn.Parameter(torch.ones(64))
-    weight.grad = torch._neg_view(torch.ones(64))
+def test_several_gradients_at_once_go_through_the_library():
+    layout = BlockLayout.from_mask(torch.ones(48, 64, dtype=torch.bool), BLOCK)
+    x = torch.ones(40, 64, requires_grad=True)
     with stand_in_gpu():
-        assert library_calls(MaskedAdamW([weight], {}).step)
+        y = bsr_linear(x, torch.ones(48, 64), layout)
+        names = library_calls(lambda: torch.autograd.grad(y, x, torch.ones(3, 40, 48), is_grads_batched=True))
+    assert names == {"sparseticket::bsr_linear_dgrad"}
+
+
+@pytest.mark.parametrize("kind", [MaskedAdamW, MaskedSGD, LiveAdamW])
+def test_gradients_that_do_not_hold_their_values_go_through_the_library(kind):
+    weight = torch.nn.Parameter(torch.ones(64))
+    with stand_in_gpu():
+        for odd in (torch._neg_view(torch.ones(64)), torch.ones(64).as_subclass(Tagged)):
+            weight.grad = odd
+            assert library_calls(kind([weight], {}).step)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), torch.tensor(0.5)], ids=["numpy", "tensor"])
+def test_settings_are_numbers_of_any_kind(number):
+    weight = torch.nn.Parameter(torch.ones(64))
+    weight.grad = torch.ones(64)
+    with stand_in_gpu() as gpu:
+        MaskedSGD([weight], {}, momentum=number, weight_decay=number).step()
+        MaskedAdamW([weight], {}, betas=(number, number), eps=number, weight_decay=number).step()
+        layout = BlockLayout.from_mask(torch.ones(48, 64, dtype=torch.bool), BLOCK)
+        bsr_linear(torch.ones(40, 64), torch.ones(48, 64), layout, tiles=((0,), (0,), (0,)))
+    assert gpu.launched == ["masked_sgd_kernel", "masked_adamw_kernel"]
