@@ -11,6 +11,7 @@ from sparseticket.kernels import bitmap, bsr, live_adamw, masked, masked_adamw, 
 from sparseticket.kernels.adamw import masked_adamw_kernel, scalars
 from sparseticket.kernels.adamw_live import live_adamw_kernel, prefix_counts
 from sparseticket.kernels.blocks import BlockLayout
+from sparseticket.kernels.operands import MOST_SIDE
 from sparseticket.kernels.sgd import masked_sgd_kernel
 from sparseticket.kernels.words import pack_words
 
@@ -18,6 +19,13 @@ FAR = 2**31
 HALF = 4 * FAR + 2**20  # bytes: fp32 that far, on either side
 RESERVED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
 DOT = 2e-3  # of the largest value, in fp16
+
+
+@pytest.mark.parametrize("size", [(MOST_SIDE + 1, 16), (16, MOST_SIDE + 1)])
+def test_a_side_that_no_grid_holds_is_refused(size):
+    x, words = torch.zeros(1, size[1]), torch.zeros(size[0], -(-size[1] // 32), dtype=torch.int32)
+    with pytest.raises(ValueError, match="too large for a grid"):
+        masked.masked_linear(x, torch.zeros(1, 1).expand(size), words)
 
 
 @pytest.fixture
