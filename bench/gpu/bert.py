@@ -73,4 +73,6 @@ def compiled(lab: Lab, model: nn.Module, **options: Any) -> Callable[..., Any]:
         if hasattr(torch._dynamo.config, name):
             setattr(torch._dynamo.config, name, RECOMPILE_LIMIT)
             break
-    return torch.compile(model, backend="eager" if lab.rehearse else "inductor", **options)
+    if lab.rehearse:
+        return torch.compile(model, backend="eager", dynamic=options.get("dynamic"))
+    return torch.compile(model, **options)

@@ -63,10 +63,10 @@ def to_compile_first(lab: Lab, figures: Figures) -> dict[str, Task]:
     if all(figures.has(name) for name in (*first(lab), *networks(lab))):
         return {}
     tasks: dict[str, Task] = {
-        "train dense": partial(_warm_train, finetune.DENSE, 0.3, (1, 1)),
-        "train prune": partial(_warm_train, finetune.PRUNE, 0.3, (1, 1)),
         "inference dense": partial(_warm_inference, inference.DENSE),
     }
+    for mode, arm in product(finetune.LAUNCHES, (finetune.DENSE, finetune.PRUNE)):
+        tasks[f"train {arm}, {mode}"] = partial(_warm_train, arm, 0.3, (1, 1), mode)
     if not lab.rehearse:  # core's tuner compiles what it tries; what it finds here, beside others, is thrown away
         tasks["core"] = partial(_tune_core, "ffn-in")
     tasks |= kernels_of(tuning.of_bert_base(lab))  # the longest first
@@ -77,8 +77,8 @@ def to_compile_first(lab: Lab, figures: Figures) -> dict[str, Task]:
 
 def to_compile_then(lab: Lab) -> dict[str, Task]:
     """Networks on kernels that the table has picked."""
-    return {
-        "train ours": partial(_warm_train, finetune.OURS, 0.25, lab.block(128)),
+    ours = partial(_warm_train, finetune.OURS, 0.25, lab.block(128))
+    return {f"train ours, {mode}": partial(ours, mode) for mode in finetune.LAUNCHES} | {
         "inference ours": partial(_warm_inference, inference.OURS_COMPILED),
     }
 
@@ -87,8 +87,8 @@ def _forward(name: str, density: float, against_core: bool, lab: Lab, device: di
     return linears.forward(lab, device, LINEARS[name], density, against_core=against_core)
 
 
-def _warm_train(arm: str, density: float, block: tuple[int, int], lab: Lab) -> None:
-    finetune.warm_up(lab, arm, density, block)
+def _warm_train(arm: str, density: float, block: tuple[int, int], mode: str, lab: Lab) -> None:
+    finetune.warm_up(lab, arm, density, block, mode)
 
 
 def _warm_parity(name: str, dtype: torch.dtype, lab: Lab) -> None:

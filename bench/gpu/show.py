@@ -42,7 +42,7 @@ def _figure(name: str, figure: dict[str, Any]) -> list[str]:
     if "error" in figure:
         return [f"{name}: {figure['error']}"[:WIDTH]]
     ceiling = f" (ceiling {figure['roofline']['ceiling']:.2f})" if "roofline" in figure else ""
-    lines = [name + ceiling]
+    lines = [name + ceiling + (f", compiled with mode {figure['mode']}" if "mode" in figure else "")]
     if name == "parity":
         wrong = [check for check, one in figure["checks"].items() if not one["agrees"]]
         return [f"parity: {len(figure['checks'])} checks, " + (f"WRONG: {'; '.join(wrong)}" if wrong else "all agree")]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparseticket.bench.gpu import __main__ as command
-from sparseticket.bench.gpu import dispatcher, entries, show, tuning
+from sparseticket.bench.gpu import dispatcher, entries, finetune, show, tuning
 from sparseticket.bench.gpu.arms import Arm, least, median_of, ratio, ratio_or_reason, time_arms
 from sparseticket.bench.gpu.figures import Figures, describe
 from sparseticket.bench.gpu.lab import Lab
@@ -263,3 +263,21 @@ def test_without_a_gpu_it_says_what_can_be_done(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         command.main(["--out", "x"])
     assert ended.value.code == 2 and "--rehearse" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("graph_ms,counts", [(5.0, "reduce-overhead"), (9.0, "default"), (None, "default")])
+def test_a_training_step_is_judged_where_dense_takes_less_time(graph_ms, counts, monkeypatch, tmp_path):
+    def arms(ms, ratio):
+        return {"dense": {"queued": {"ms": ms, "ratio": 1.0}}, "sparseticket": {"queued": {"ms": ms, "ratio": ratio}}}
+
+    def timed(lab, density, block, names, batches, *, mode):
+        if mode == "reduce-overhead" and graph_ms is None:
+            raise RuntimeError("the baseline does not run: no graphs")
+        return arms(graph_ms, 1.2) if mode == "reduce-overhead" else arms(8.0, 1.1)
+
+    monkeypatch.setattr(finetune, "_time", timed)
+    figure = finetune.blocks(Lab(tmp_path, rehearse=True), {})
+    assert figure["mode"] == counts and figure["ratios"]["against dense"] == {"default": 1.1}.get(counts, 1.2)
+    assert figure["failed"] == (
+        {} if graph_ms else {"reduce-overhead": "RuntimeError: the baseline does not run: no graphs"}
+    )
