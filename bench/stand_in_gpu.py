@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from sparseticket import kernels
+import sparseticket.kernels
 from sparseticket.kernels import bsr_resident
 
 MULTIPROCESSORS = 132
@@ -71,7 +71,7 @@ def stand_in_gpu() -> Iterator[Driver]:
     """
     if torch.cuda.is_available() or not hasattr(bsr_resident.bsr_resident_kernel, "device_caches"):
         raise RuntimeError("a stand-in is for machines without a GPU, and processes without TRITON_INTERPRET=1")
-    for module in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}."):
+    for module in pkgutil.iter_modules(sparseticket.kernels.__path__, "sparseticket.kernels."):
         importlib.import_module(module.name)  # or one that is imported inside would keep what is patched
     properties = SimpleNamespace(multi_processor_count=MULTIPROCESSORS)
     driver = Driver()
