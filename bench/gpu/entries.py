@@ -45,9 +45,9 @@ def first(lab: Lab) -> dict[str, Entry]:
 def networks(lab: Lab) -> dict[str, Entry]:
     """Entries with a whole network, which run on what the table says by then."""
     return {
-        "finetune-70": finetune.unstructured,
         "inference": inference.bert_base,
         "finetune-blocks-75": finetune.blocks,
+        "finetune-70": finetune.unstructured,
         "finetune-lengths": finetune.real_lengths,
         "minilm": inference.minilm,
     }

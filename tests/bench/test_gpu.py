@@ -265,10 +265,17 @@ def test_without_a_gpu_it_says_what_can_be_done(monkeypatch, capsys):
     assert ended.value.code == 2 and "--rehearse" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("graph_ms,counts", [(5.0, "reduce-overhead"), (9.0, "default"), (None, "default")])
-def test_a_training_step_is_judged_where_dense_takes_less_time(graph_ms, counts, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "graph_ms,ours_fails,counts",
+    [(5.0, False, "reduce-overhead"), (9.0, False, "default"), (5.0, True, "default"), (None, False, "default")],
+)
+def test_a_training_step_is_judged_where_dense_takes_less_time(graph_ms, ours_fails, counts, monkeypatch, tmp_path):
     def arms(ms, ratio):
-        return {"dense": {"queued": {"ms": ms, "ratio": 1.0}}, "sparseticket": {"queued": {"ms": ms, "ratio": ratio}}}
+        ours = {"queued": {"ms": ms, "ratio": ratio}}
+        return {
+            "dense": {"queued": {"ms": ms, "ratio": 1.0}},
+            "sparseticket": {"error": "no graphs"} if ours_fails and ms == graph_ms else ours,
+        }
 
     def timed(lab, density, block, names, batches, *, mode):
         if mode == "reduce-overhead" and graph_ms is None:
