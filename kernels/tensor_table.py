@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from sparseticket.kernels.words import BITS
 
 ALIGNMENT = 16  # bytes of the widest load
 TABLES_KEPT = 16
+OWNERS_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Table:
 
     rows: Tensor
     owners: Tensor
-    host: Tensor  # what rows was copied from: a captured CUDA graph copies it again at every replay
+    hosts: tuple[Tensor, Tensor]  # what they were copied from: a captured CUDA graph copies it again at every replay
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Launch:
 
 
 _kept: OrderedDict[tuple, list[Launch]] = OrderedDict()
+_owners: OrderedDict[tuple, tuple[Tensor, Tensor]] = OrderedDict()  # by sizes alone, and by far the larger upload
 _captured: list[list[Launch]] = []  # a CUDA graph reads their tables for as long as it lives
 
 
@@ -97,7 +98,7 @@ def launches(columns: Sequence[Sequence[Tensor]], chunk: int) -> list[Launch]:
         _kept.move_to_end(key)
         found = _kept[key]
     else:
-        found = _launches(sizes, torch.tensor(addresses).reshape(len(columns), -1), dtypes, chunk, device)
+        found = _launches(sizes, torch.tensor(addresses).reshape(len(columns), -1), dtypes, chunk, device, capturing)
     if capturing:
         _captured.append(found)
     elif key not in _kept:
@@ -108,7 +109,12 @@ def launches(columns: Sequence[Sequence[Tensor]], chunk: int) -> list[Launch]:
 
 
 def _launches(
-    sizes: tuple[int, ...], addresses: Tensor, dtypes: tuple[torch.dtype, ...], chunk: int, device: torch.device
+    sizes: tuple[int, ...],
+    addresses: Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    chunk: int,
+    device: torch.device,
+    capturing: bool,
 ) -> list[Launch]:
     """``addresses`` are int64 ``[columns, tensors]``, and ``dtypes`` theirs in that order."""
     odd = (addresses % ALIGNMENT != 0).any(0).tolist()
@@ -120,25 +126,40 @@ def _launches(
     made = []
     for (even, kinds), members in together.items():
         names = tuple(getattr(tl, str(dtype).removeprefix("torch.")) for dtype in kinds)
-        table = _table(tuple(sizes[place] for place in members), addresses[:, members].T, chunk, device)
+        table = _table(
+            tuple(sizes[place] for place in members), addresses[:, members].T, chunk, device, capturing=capturing
+        )
         made.append(Launch(table, names, even))
     return made
 
 
-def _table(sizes: tuple[int, ...], addresses: Tensor, chunk: int, device: torch.device) -> Table:
+def _table(sizes: tuple[int, ...], addresses: Tensor, chunk: int, device: torch.device, *, capturing: bool) -> Table:
     counts = torch.tensor([-(-size // chunk) for size in sizes])
     starts = counts.cumsum(0) - counts
-    host = torch.cat([torch.tensor(sizes)[:, None], starts[:, None], addresses], 1)
+    rows, host = _uploaded(torch.cat([torch.tensor(sizes)[:, None], starts[:, None], addresses], 1), device)
+    key = (sizes, chunk, device)
+    if capturing and key not in _owners:
+        owners = _uploaded(_owners_of(counts), device)  # not kept: nothing is in it until the graph is replayed
+    else:
+        if key not in _owners:
+            _owners[key] = _uploaded(_owners_of(counts), device)
+        owners = _owners[key]
+        _owners.move_to_end(key)
+        if len(_owners) > OWNERS_KEPT:
+            _owners.popitem(last=False)
+    return Table(rows, owners[0], (host, owners[1]))
+
+
+def _owners_of(counts: Tensor) -> Tensor:
+    """The row of each program."""
+    return torch.arange(len(counts), dtype=torch.int32).repeat_interleave(counts)
+
+
+def _uploaded(host: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """On the device, and what it is copied from: pinned, so that the CPU need not wait and a CUDA graph can hold it."""
     if device.type == "cuda":
         host = host.pin_memory()
-    return Table(host.to(device, non_blocking=True), _owners(sizes, chunk, device), host)
-
-
-@lru_cache(64)
-def _owners(sizes: tuple[int, ...], chunk: int, device: torch.device) -> Tensor:
-    """The row of each program. It depends on sizes alone, and is by far the larger upload: kept."""
-    counts = torch.tensor([-(-size // chunk) for size in sizes])
-    return torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(counts).to(device)
+    return host.to(device, non_blocking=True), host
 
 
 @triton.jit

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ import torch
 from sparseticket.bench.gpu import dispatcher, entries, show, tuning
 from sparseticket.bench.gpu.arms import why
 from sparseticket.bench.gpu.entries import Entry
-from sparseticket.bench.gpu.figures import Figures, describe
+from sparseticket.bench.gpu.figures import LOST, Figures, describe
 from sparseticket.bench.gpu.lab import Lab
 from sparseticket.bench.gpu.marks import MARKS, judge
 from sparseticket.bench.gpu.prepare import pool
@@ -44,6 +46,7 @@ def run(lab: Lab) -> str:
             missing = tuning.tune(lab, processes, reserve=0 if lab.rehearse else FOR_THE_DISPATCHER)
             say(lab, f"{len(lab.table.cells)} cells in the table, {missing} still missing")
             measure(lab, figures, entries.last(lab), again=True)
+            measure(lab, figures, entries.rest(lab))
     finally:
         text = summarize(lab, figures)
     return text
@@ -60,17 +63,39 @@ def measure(lab: Lab, figures: Figures, todo: dict[str, Entry], *, again: bool =
             figure = entry(lab, figures.get("device"))
         except Exception as error:
             logging.getLogger(__name__).info("%s failed", name, exc_info=True)
-            figure = {"error": why(error)}
+            figure = {"error": why(error), LOST: _is_lost(lab)}
         figures.write(name, figure | {"seconds": round(time.monotonic() - begun, 1)})
         summarize(lab, figures)
+        if figure.get(LOST):
+            raise DeviceLost(name)
+        gc.collect()
         if lab.device == "cuda":
             torch.cuda.empty_cache()
 
 
+class DeviceLost(Exception):
+    """A kernel broke this process's context on the GPU: nothing runs in it any more, but in another it does."""
+
+
+def _is_lost(lab: Lab) -> bool:
+    if lab.device != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def go_on_elsewhere(arguments: Sequence[str], lab: Lab) -> None:
+    """Run the same command in the place of this process, with the time that is left; what broke it is left out."""
+    minutes = ["--minutes", str(max(lab.seconds_left / 60, 0.1))]  # the last one counts
+    os.execv(sys.executable, [sys.executable, "-m", "sparseticket.bench.gpu", *arguments, *minutes])
+
+
 def summarize(lab: Lab, figures: Figures) -> str:
     """Write all figures beside the marks into one file; return the tables."""
-    names = [*entries.first(lab), *entries.networks(lab), *entries.last(lab)]
-    found = {name: figures.get(name) for name in names}
+    found = {name: figures.get(name) for name in entries.everything(lab)}
     marks = [judge(mark, found, rehearsal=lab.rehearse) for mark in MARKS]
     write_json(lab.results_file, {"about": figures.about, "marks": marks, "figures": found})
     return show.tables(figures.about, marks, found, lab.table)
@@ -122,7 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.check_dispatcher:
             print(json.dumps(dispatcher.measure(lab)))
         else:
-            print(run(lab))
+            try:
+                print(run(lab))
+            except DeviceLost as lost:
+                print(f"{lost} broke the context on the GPU: going on in a new process", file=sys.stderr, flush=True)
+                go_on_elsewhere(sys.argv[1:] if arguments is None else arguments, lab)
             print(f"Written to {lab.results_file}")
     except SparseticketError as error:
         print(f"error: {error}", file=sys.stderr)

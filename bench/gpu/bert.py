@@ -27,6 +27,7 @@ def build(lab: Lab, seed: int = 0) -> nn.Module:
         num_hidden_layers=1 if lab.rehearse else lab.layers,  # every arm is traced: most of a rehearsal's time
         num_attention_heads=2 if lab.rehearse else 12,
         intermediate_size=4 * lab.side(768),
+        problem_type="single_label_classification",  # or the first forward sets it, and the second compiles anew
     )
     return BertForSequenceClassification(config).to(lab.device)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sparseticket.bench.gpu import dispatcher, few_rows, finetune, inference, linears, optimizers, parity, peers, tuning
+from sparseticket.bench.gpu import dispatcher, few_rows, finetune, inference, linears, optimizers, parity, tuning
 from sparseticket.bench.gpu.figures import Figures
 from sparseticket.bench.gpu.lab import Lab
 from sparseticket.bench.gpu.linears import LINEARS
@@ -26,8 +26,7 @@ def first(lab: Lab) -> dict[str, Entry]:
         "parity": lambda lab, _: parity.check(lab),
     }
     for name in ("ffn-in", "ffn-out", "qkv", "768-768"):
-        against_core = name == "ffn-in"  # its tuner takes minutes for another
-        entries[f"{name}-75"] = partial(_forward, name, 0.25, against_core)
+        entries[f"{name}-75"] = partial(_forward, name, 0.25, False)
     entries["optimizer-70"] = lambda lab, _: optimizers.clip_and_step(lab, 0.3)
     for name in ("ffn-in", "ffn-out"):
         entries[f"{name}-train"] = lambda lab, device, of=name: linears.train_step(lab, device, LINEARS[of], 0.25)
@@ -49,13 +48,22 @@ def networks(lab: Lab) -> dict[str, Entry]:
         "finetune-blocks-75": finetune.blocks,
         "finetune-70": finetune.unstructured,
         "finetune-lengths": finetune.real_lengths,
-        "minilm": inference.minilm,
     }
 
 
 def last(lab: Lab) -> dict[str, Entry]:
     """What is asked of the table when it was filled."""
     return {"dispatcher": lambda lab, _: dispatcher.check(lab)}
+
+
+def rest(lab: Lab) -> dict[str, Entry]:
+    """What takes long beside what it tells: core's kernel behind its tuner, and a network that has no mark."""
+    return {"ffn-in-core": partial(_forward, "ffn-in", 0.25, True), "minilm": inference.minilm}
+
+
+def everything(lab: Lab) -> list[str]:
+    """The names of all entries."""
+    return [name for part in (first, networks, last, rest) for name in part(lab)]
 
 
 def to_compile_first(lab: Lab, figures: Figures) -> dict[str, Task]:
@@ -67,8 +75,7 @@ def to_compile_first(lab: Lab, figures: Figures) -> dict[str, Task]:
     }
     for mode, arm in product(finetune.LAUNCHES, (finetune.DENSE, finetune.PRUNE)):
         tasks[f"train {arm}, {mode}"] = partial(_warm_train, arm, 0.3, (1, 1), mode)
-    if not lab.rehearse:  # core's tuner compiles what it tries; what it finds here, beside others, is thrown away
-        tasks["core"] = partial(_tune_core, "ffn-in")
+    tasks["train lengths"] = finetune.warm_up_lengths
     tasks |= kernels_of(tuning.of_bert_base(lab))  # the longest first
     for name, dtype in product(parity.CHECKS, parity.TOLERANCE):
         tasks[f"parity of {name}, {dtype}"] = partial(_warm_parity, name, dtype)
@@ -97,9 +104,3 @@ def _warm_parity(name: str, dtype: torch.dtype, lab: Lab) -> None:
 
 def _warm_inference(arm: str, lab: Lab) -> None:
     inference.warm_up(lab, arm)
-
-
-def _tune_core(name: str, lab: Lab) -> None:
-    linear = LINEARS[name]
-    problem = linears.draw(lab, linear, linear.case(lab, "forward", 128), "uniform", 0.25, 0)
-    peers.core_bsr_arm(problem, lab.block(128)).call()

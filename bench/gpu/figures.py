@@ -14,6 +14,8 @@ from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.provenance import versions
 
+LOST = "lost"  # key of a failed figure: the entry broke the context on the GPU
+
 
 class Figures:
     """The figures of one folder, all of one GPU and one set of versions."""
@@ -34,8 +36,9 @@ class Figures:
             write_json(file, about)
 
     def has(self, name: str) -> bool:
-        """A finished figure is there; one that failed is tried again."""
-        return "error" not in self.get(name)
+        """A finished figure is there; one that failed is tried again, unless it broke the context on the GPU."""
+        figure = self.get(name)
+        return "error" not in figure or figure.get(LOST, False)
 
     def get(self, name: str) -> dict[str, Any]:
         """The figure, or one that says that there is none."""

@@ -6,9 +6,10 @@ counts in which dense takes less time: where the CPU is what a step waits for, n
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Callable, Iterator
-from itertools import cycle
+from itertools import chain, cycle
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from sparseticket.kernels.apply import use_kernels
 PRUNE, MULTIPLIED, OURS = "nn.utils.prune", "zeros in place, masks multiplied", "sparseticket"
 STEP = "queued"
 LAUNCHES = ("default", "reduce-overhead")  # modes of torch.compile
+WARM_UP = 3  # steps: compile, record graphs, replay them
 STEPS = 4  # a call: the CPU runs ahead of the device from one to the next, or does not, and both count
 
 
@@ -74,6 +76,12 @@ def warm_up(lab: Lab, arm: str, density: float, block: tuple[int, int], mode: st
     _step(lab, arm, density, block, cycle([bert.batch(lab)]), mode=mode).call()
 
 
+def warm_up_lengths(lab: Lab) -> None:
+    """The same of a dense network for batches of any length."""
+    padded = [bert.batch(lab, lengths) for lengths in ([12, 7], [9, 5])]
+    _step(lab, DENSE, 0.3, (1, 1), cycle(padded), dynamic=True).call()
+
+
 def _both_launches(lab: Lab, density: float, block: tuple[int, int], arms: tuple[str, ...]) -> dict[str, Any]:
     """``arms`` in the mode in which dense takes less time (of those in which ours runs), and beside them both modes."""
     found: dict[str, Times] = {}
@@ -94,16 +102,19 @@ def _time(
     lab: Lab, density: float, block: tuple[int, int], arms: tuple[str, ...], batches: Any, **options: Any
 ) -> Times:
     torch._dynamo.reset()
+    gc.collect()  # networks of the mode before
     dynamic = options.get("dynamic", False)
 
+    each_length = list({batch["input_ids"].shape[1]: batch for batch in batches}.values()) if dynamic else []
+    warm_up = max(WARM_UP, len(each_length))  # what is compiled for a length is compiled by then
     made: dict[str, Arm] = {}
 
     def make(name: str) -> Callable[[], Arm]:
         def build() -> Arm:
             if name == AGAIN and not dynamic:  # to compile it once more takes long; but each has to meet every batch
                 return made[DENSE]
-            source = cycle(batches) if isinstance(batches, list) else batches
-            made[name] = _step(lab, name, density, block, source, **options)
+            source = chain(each_length, cycle(batches)) if dynamic else batches
+            made[name] = _step(lab, name, density, block, source, warm_up, **options)
             return made[name]
 
         return build
@@ -112,9 +123,15 @@ def _time(
 
 
 def _step(
-    lab: Lab, arm: str, density: float, block: tuple[int, int], batches: Iterator[dict[str, Tensor]], **options: Any
+    lab: Lab,
+    arm: str,
+    density: float,
+    block: tuple[int, int],
+    batches: Iterator[dict[str, Tensor]],
+    warm_up: int = WARM_UP,
+    **options: Any,
 ) -> Arm:
-    """One training step, with a network, an optimizer and masks of its own, after two steps to warm up."""
+    """One training step, with a network, an optimizer and masks of its own, after some to warm up."""
     before = torch.cuda.memory_allocated() if lab.device == "cuda" else 0
     model = bert.build(lab)
     model.train()
@@ -159,7 +176,7 @@ def _step(
         for _ in range(1 if lab.rehearse else STEPS):
             step()
 
-    for _ in range(3):  # compile, record graphs, replay them
+    for _ in range(warm_up):
         step()
     held = torch.cuda.memory_allocated() - before if lab.device == "cuda" else 0
     return Arm(_without_recompiling(steps) if options.get("dynamic") else steps, held)

@@ -25,7 +25,7 @@ MARKS = (
     Mark("bsr_linear forward FFN, 75 %: dense", 1.5, (("ffn-in-75", "forward"), ("ffn-out-75", "forward"))),
     Mark("bsr_linear forward fused QKV, 90 %: dense", 1.5, (("qkv-90", "forward"),)),
     Mark("bsr_linear forward FFN, 90 %: dense", 1.6, (("ffn-in-90", "forward"), ("ffn-out-90", "forward"))),
-    Mark("bsr_linear forward FFN, 75 %: core BSR, tuned", 1.2, (("ffn-in-75", "forward against core"),)),
+    Mark("bsr_linear forward FFN, 75 %: core BSR, tuned", 1.2, (("ffn-in-core", "forward against core"),)),
     Mark("forward + both gradients FFN, 75 %: dense", 1.4, (("ffn-in-train", "step"), ("ffn-out-train", "step"))),
     Mark(
         "BERT-large FFN and 4096² layers, 75 %: dense", 1.8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -37,13 +38,14 @@ def check(lab: Lab) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for dtype in TOLERANCE:
         for name, run in CHECKS.items():
-            label = f"{name}, {str(dtype).removeprefix('torch.')}"
+            label, begun = f"{name}, {str(dtype).removeprefix('torch.')}", time.monotonic()
             try:
                 error = max(_error(*pair) for pair in run(lab, dtype))
                 found[label] = {"error": error, "agrees": error <= TOLERANCE[dtype]}
             except Exception as error:
                 unable = name == "semi_structured_linear" and dtype == torch.float32  # it runs 16 bits only
                 found[label] = {"error": why(error), "agrees": unable}
+            found[label]["seconds"] = round(time.monotonic() - begun, 1)
     return {"checks": found, "ratios": {"agree": float(all(one["agrees"] for one in found.values()))}}
 
 

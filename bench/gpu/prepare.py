@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from sparseticket.bench.gpu.lab import Lab
 from sparseticket.kernels.dispatch import Case
@@ -76,10 +79,14 @@ class Candidates:
 
     def __call__(self, lab: Lab) -> None:
         """Launch them; one that does not run on this GPU is passed over."""
+        from sparseticket.kernels.bsr import Tiles
         from sparseticket.kernels.tune import Problem
 
         problem = Problem.draw(*self._cell, lab.device, 0)
-        for place, (_, call) in enumerate(problem.candidates(thorough=not lab.rehearse)):
+        compiled = self._cell[0].launched == "compiled"
+        for place, (choice, call) in enumerate(problem.candidates(thorough=not lab.rehearse)):
+            if compiled and not Tiles.are_resident(choice.tiles):
+                continue  # the same kernel as from Python
             if place % PARTS == self._part:
                 try:
                     call()
@@ -92,4 +99,9 @@ def _settings(lab: Lab) -> dict[str, object]:
 
 
 def _run(task: Task, settings: dict[str, Path]) -> None:
-    task(Lab(**settings))
+    try:
+        task(Lab(**settings))
+    finally:
+        gc.collect()  # compiled networks lie in cycles
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

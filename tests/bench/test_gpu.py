@@ -57,7 +57,7 @@ def test_a_rehearsal_runs_every_entry_and_none_fails(rehearsal):
     out, _ = rehearsal
     record = json.loads((out / "rehearsal.json").read_text())
     lab = Lab(out, rehearse=True)
-    assert set(record["figures"]) == {*entries.first(lab), *entries.networks(lab), *entries.last(lab)}
+    assert set(record["figures"]) == set(entries.everything(lab))
     failed = {name: figure["error"] for name, figure in record["figures"].items() if "error" in figure}
     assert set(failed) <= {"minilm", "dispatcher"}, failed  # no folder was given; a CPU may pick no kernel
     assert all(one["agrees"] for one in record["figures"]["parity"]["checks"].values())
@@ -67,9 +67,10 @@ def test_every_arm_has_times_memory_and_ratios_in_every_mode_and_the_masks_their
     figure = json.loads((rehearsal[0] / "figures" / "ffn-in-75.json").read_text())
     assert figure["about"]["versions"]["torch"] and figure["about"]["date"] and figure["about"]["rehearsal"]
     assert len(figure["realised"]["ranked"]) == 2 and figure["realised"]["uniform"] == [0.25, 0.25]
+    core = json.loads((rehearsal[0] / "figures" / "ffn-in-core.json").read_text())
     for kind in ("uniform", "ranked"):
+        assert "GPU" in core[kind]["core BSR, tuned"]["error"]
         arms = figure[kind]
-        assert "GPU" in arms.pop("core BSR, tuned")["error"]
         assert {"dense", "dense again", "zeros in place", "nn.utils.prune", "2:4 of cuSPARSELt", "bsr_linear"} < set(
             arms
         )
@@ -288,3 +289,22 @@ def test_a_training_step_is_judged_where_dense_takes_less_time(graph_ms, ours_fa
     assert figure["failed"] == (
         {} if graph_ms else {"reduce-overhead": "RuntimeError: the baseline does not run: no graphs"}
     )
+
+
+def test_an_entry_that_broke_the_gpu_is_left_out_and_the_rest_goes_on_in_a_new_process(monkeypatch, tmp_path):
+    lab, executed = Lab(tmp_path, rehearse=True, seconds=120), []
+    monkeypatch.setattr(command, "_is_lost", lambda lab: True)
+    monkeypatch.setattr(command, "summarize", lambda lab, figures: "")
+    monkeypatch.setattr(os, "execv", lambda program, arguments: executed.append(arguments))
+
+    def broken(lab, device):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    figures = Figures(tmp_path, describe("rehearsal", rehearsal=True))
+    with pytest.raises(command.DeviceLost, match="broken"):
+        command.measure(lab, figures, {"broken": broken})
+    command.go_on_elsewhere(["--out", "there", "--minutes", "8"], lab)
+    assert figures.has("broken") and "illegal" in figures.get("broken")["error"]
+    ((*_, out, there, minutes, eight, again, left),) = executed
+    assert (out, there, minutes, eight, again) == ("--out", "there", "--minutes", "8", "--minutes")
+    assert 1 < float(command.parse(["--out", "there", "--minutes", "8", again, left]).minutes) <= 2

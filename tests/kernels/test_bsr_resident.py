@@ -174,4 +174,6 @@ def test_compiled_by_torch_it_runs_by_tma_and_gives_the_same(gradients):
     expected = step(*ours)
     compiled, sources = torch._inductor.utils.run_and_get_code(torch.compile(step), *ours)
     assert any("bsr_resident_kernel" in source for source in sources)
-    assert all(torch.equal(one, other) for one, other in zip(compiled, expected, strict=True))
+    assert torch.equal(compiled[0], expected[0])
+    for one, other in zip(compiled[1:], expected[1:], strict=True):  # behind GELU's gradient, which Inductor fuses
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-2)
