@@ -511,7 +511,7 @@ def bsr_linear(
     bias: Tensor | None = None,
     *,
     activation: str = "none",
-    tiles: tuple[list[int], list[int], list[int]] | None = None,
+    tiles: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
     """``act(x Wᵀ + b)`` with only the live blocks of W; differentiable in ``x``, ``weight`` and ``bias``.
 
@@ -542,9 +542,8 @@ def bsr_linear(
         raise ValueError(f"the layout is of a weight of {layout.shape}, and this weight is {tuple(weight.shape)}")
     check_linear(x, layout.shape, bias, index=layout.col, weight=weight)
     rows = x.reshape(-1, x.shape[-1])
-    forward, dgrad, wgrad = map(
-        list, tiles or ([], [], [])
-    )  # chosen inside the operator: no guard on M where this is traced
+    # an empty list is chosen for inside the operator: no guard on M where this is traced
+    forward, dgrad, wgrad = map(list, tiles or ([], [], []))
     keep_pre = activation != "none" and torch.is_grad_enabled()
     y, _ = bsr_linear_forward(
         rows, weight, bias, *(getattr(layout, name) for name in ARRAYS), list(layout.block),

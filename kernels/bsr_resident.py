@@ -200,7 +200,7 @@ def as_compiled() -> Iterator[None]:
 
 
 def _makes_on_device(*tensors: Tensor) -> bool:
-    """Whether the programs of this launch make their descriptors."""
+    """Whether the programs of this launch make their descriptors, for which they then have memory."""
     if any(map(is_traced, tensors)):
         return True
     if _made_on_device and not INTERPRETED:  # each launch, for autograd's threads do not see what others set

@@ -138,12 +138,9 @@ def _table(sizes: tuple[int, ...], addresses: Tensor, chunk: int, device: torch.
     starts = counts.cumsum(0) - counts
     rows, host = _uploaded(torch.cat([torch.tensor(sizes)[:, None], starts[:, None], addresses], 1), device)
     key = (sizes, chunk, device)
-    if capturing and key not in _owners:
-        owners = _uploaded(_owners_of(counts), device)  # not kept: nothing is in it until the graph is replayed
-    else:
-        if key not in _owners:
-            _owners[key] = _uploaded(_owners_of(counts), device)
-        owners = _owners[key]
+    owners = _owners.get(key) or _uploaded(_owners_of(counts), device)
+    if not capturing:  # nothing is in what a capture uploads until its graph is replayed
+        _owners[key] = owners
         _owners.move_to_end(key)
         if len(_owners) > OWNERS_KEPT:
             _owners.popitem(last=False)

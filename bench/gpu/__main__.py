@@ -63,7 +63,9 @@ def measure(lab: Lab, figures: Figures, todo: dict[str, Entry], *, again: bool =
             figure = entry(lab, figures.get("device"))
         except Exception as error:
             logging.getLogger(__name__).info("%s failed", name, exc_info=True)
-            figure = {"error": why(error), LOST: _is_lost(lab)}
+            figure = {"error": why(error)}
+        if _is_lost(lab):  # also where the entry went on without the arm that did it
+            figure[LOST] = True
         figures.write(name, figure | {"seconds": round(time.monotonic() - begun, 1)})
         summarize(lab, figures)
         if figure.get(LOST):
