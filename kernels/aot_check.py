@@ -20,7 +20,7 @@ import torch
 
 from sparseticket.kernels import bitmap, bsr, conv2d, masked, tensor_table
 from sparseticket.kernels.aot import SHARED_LIMIT, Compiled
-from sparseticket.kernels.bitmap_aot import compile_bitmap
+from sparseticket.kernels.bitmap_aot import compile_bitmap, compile_bitmap_sum
 from sparseticket.kernels.blocks import SIDES
 from sparseticket.kernels.bsr_aot import compile_product, compile_wgrad, compile_wgrad_sum, compile_zero_dead_blocks
 from sparseticket.kernels.bsr_resident import WITH_TMA
@@ -110,8 +110,8 @@ def _masked(which: str, tiles: bsr.Tiles, dtype: torch.dtype) -> tuple[str, Call
 
 
 def _bitmap(rows: int, launch: bitmap.BitmapLaunch) -> tuple[str, Callable]:
-    few = launch._replace(splits=min(launch.splits, 2))  # whether K is split is all that the code depends on
-    return f"bitmap {rows} rows {'-'.join(map(str, few))}", partial(compile_bitmap, rows, few, dtype=DTYPE)
+    name = f"bitmap {rows} rows {launch.warps}-{launch.stages}"  # the code is the same whatever the splits
+    return name, partial(compile_bitmap, rows, launch, dtype=DTYPE)
 
 
 def _defaults() -> Found:
@@ -135,7 +135,10 @@ def _defaults() -> Found:
         zeros = partial(compile_zero_dead_blocks, (side, side), dtype=DTYPE)
         yield from _everywhere(f"bsr zeros {side}x{side} float16", zeros, True)
     for rows in (16, bitmap.MOST_ROWS):
-        yield from _everywhere(*_bitmap(rows, bitmap.default_launch(*SHAPE)), True)
+        yield from _everywhere(*_bitmap(rows, bitmap.default_launch(*SHAPE, DTYPE)), True)
+        for splits in sorted({one.splits for one in bitmap.candidate_launches(*SHAPE, DTYPE)}):
+            found = partial(compile_bitmap_sum, rows, splits, dtype=DTYPE)
+            yield from _everywhere(f"bitmap sum of {splits} {rows} rows", found, True)
     for name, tiles in DEFAULTS.items():
         yield from _everywhere(*_optimizer(name, tiles), True)
 
@@ -154,7 +157,7 @@ def _candidates() -> Found:
     for tiles in masked.candidate_tiles(DTYPE):
         for which in ("forward", "dgrad"):
             yield from _everywhere(*_masked(which, tiles, DTYPE), False)
-    for launch in bitmap.candidate_launches(*SHAPE):
+    for launch in bitmap.candidate_launches(*SHAPE, DTYPE):
         for rows in (16, bitmap.MOST_ROWS):
             yield from _everywhere(*_bitmap(rows, launch), False)
     for name in KERNELS:

@@ -19,7 +19,7 @@ from sparseticket.kernels.semi_structured import SemiStructuredWeight
 
 
 class PackedWeight(Protocol):
-    """A weight as a kernel reads it: blocks, a bitmap with values, or 2:4."""
+    """A weight as a kernel reads it: blocks, fours, or 2:4."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,5 +66,5 @@ def packing_for(pattern: str, shape: tuple[int, int], dtype: torch.dtype, *, act
         return Packing("bsr_packed", pack_blocks, [tuple(one.as_ints()) for one in tiles])
     if pattern == SEMI_STRUCTURED:
         return Packing("semi_structured", SemiStructuredWeight.from_dense, [])
-    launches = [tuple(launch) for launch in candidate_launches(*shape)]
+    launches = [tuple(launch) for launch in candidate_launches(*shape, dtype)]
     return Packing("bitmap", BitmapWeight.from_dense, launches, MOST_ROWS)

@@ -51,7 +51,7 @@ def forward(lab: Lab, device: dict[str, Any], n: int, k: int, density: float) ->
 
 def _best(lab: Lab, problem: Problem, packed: BitmapWeight) -> BitmapLaunch:
     clock, exact, times = lab.clock("cold graph"), problem.dense().float(), {}
-    for launch in candidate_launches(problem.case.n, problem.case.k):
+    for launch in candidate_launches(problem.case.n, problem.case.k, torch.bfloat16):
         call = partial(bitmap_linear, problem.x, packed, problem.bias, launch=launch)
         try:
             error = float((call().float() - exact).abs().max() / exact.abs().max())

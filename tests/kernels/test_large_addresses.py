@@ -112,12 +112,13 @@ def write_masked(x, weight, dy, mask, y):
 
 
 def write_few_rows(x, weight, dy, mask, y):
-    packed = bitmap.BitmapWeight.from_dense(weight[:, :32].contiguous(), mask[:, :32])
-    arrays = (packed.values, packed.bitmap, packed.offsets, packed.starts)
-    bitmap.bitmap_matmul_kernel[(1, 1)](
-        x, *arrays, y, NONE, 3, SIZE, 32, 1, 1, 48, 1, TILE_M=16, EVEN=False, PARTIAL=False, **PLAIN
-    )
-    return (x[:, :32] @ (weight * mask)[:, :32].T)[:, :32]
+    rows = torch.zeros(64, 16)  # of the product: a row for each of the weight's
+    rows[:32, :3] = (x[:, :32] @ (weight * mask)[:, :32].T)[:, :32].T
+    bitmap.bitmap_sum_kernel[(8,)](
+        rows, NONE, NONE, NONE.int(), torch.zeros(SIZE, dtype=torch.int64), y, NONE, 3, SIZE, 64, SPLITS=1, TILE_M=16,
+        TILE_N=4, TOGETHER=16, HAS_BIAS=False, ACTIVATION="none",
+    )  # fmt: skip
+    return rows[:32, :3].T
 
 
 def write_weight_gradient(x, weight, dy, mask, y):
