@@ -23,9 +23,9 @@ from sparseticket.kernels.aot import SHARED_LIMIT, Compiled
 from sparseticket.kernels.bitmap_aot import compile_bitmap, compile_bitmap_sum
 from sparseticket.kernels.blocks import SIDES
 from sparseticket.kernels.bsr_aot import compile_product, compile_wgrad, compile_wgrad_sum, compile_zero_dead_blocks
-from sparseticket.kernels.bsr_resident import WITH_TMA
 from sparseticket.kernels.conv2d_aot import compile_conv2d
 from sparseticket.kernels.dispatch import TABLES, Choice, Measured, Table
+from sparseticket.kernels.launch import HOPPER
 from sparseticket.kernels.masked_aot import compile_masked
 from sparseticket.kernels.optimizers_aot import DEFAULTS, KERNELS, compile_optimizer
 from sparseticket.kernels.pattern import block_of
@@ -82,7 +82,7 @@ Found = Iterator[tuple[int, str, Callable[..., Compiled], bool]]
 
 
 def _everywhere(name: str, compiler: Callable[..., Compiled], required: bool, *, tma: bool = False) -> Found:
-    for arch in (arch for arch in SHARED_LIMIT if arch >= 10 * WITH_TMA or not tma):
+    for arch in (arch for arch in SHARED_LIMIT if arch >= 10 * HOPPER or not tma):
         yield arch, name, compiler, required
 
 

@@ -24,6 +24,8 @@ from sparseticket.kernels.launch import (
     as_autocast_would,
     ceil_div,
     fp32_precision,
+    has_compiled_form,
+    is_hopper_or_later,
     runs_kernel,
     without_autocast,
     wrap_triton,
@@ -34,8 +36,8 @@ from sparseticket.kernels.operators import operator
 MOST_ROWS = 64  # of x
 PROGRAMS = 528  # four for each multiprocessor of an H100: with fewer blocks of rows than that, K is split
 MOST_SPLITS = 32  # the second kernel adds them unrolled
-SUMMED_ROWS = 4  # of W, by a program of the second kernel: one for each warp
-SUMMED_TOGETHER = 16  # of what is left over of a row
+SUMMED_ROWS = 8  # of W, by a program of the second kernel, so that 4096 rows are resident at once
+SUMMED_TOGETHER = 8  # of what is left over of a row
 ARRAYS = Fours._fields
 
 
@@ -112,8 +114,11 @@ def bitmap_matmul_kernel(
     TILE_M: tl.constexpr,
     EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """``W xᵀ`` of one block of rows of W and one split of K; a program for each tile of it more copies x by columns."""
+    if OVERLAPS:
+        tl.extra.cuda.gdc_launch_dependents()
     block = tl.program_id(0)
     split = tl.program_id(1)
     m = tl.arange(0, TILE_M)
@@ -164,6 +169,7 @@ def bitmap_sum_kernel(
     TOGETHER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """The second pass: add the splits and what is left over, always in the same order, then bias and activation."""
     n = tl.program_id(0) * TILE_N + tl.arange(0, TILE_N)
@@ -172,29 +178,41 @@ def bitmap_sum_kernel(
     start = tl.load(STARTS + n, mask=inside, other=0)
     stop = tl.load(STARTS + n + 1, mask=inside, other=0)
     at = start[:, None, None] + tl.arange(0, TOGETHER)[None, :, None]
-    sums = tl.zeros((TILE_N, TOGETHER, TILE_M), dtype=tl.float32)
-    for _ in range(0, tl.cdiv(tl.max(stop - start, 0), TOGETHER)):
-        live = at < stop[:, None, None]
-        value = tl.load(REST + at, mask=live, other=0.0).to(tl.float32)
-        column = tl.load(COLUMNS + at, mask=live, other=0)
-        sums += value * tl.load(COLUMNS_OF_X + column * TILE_M + m[None, None, :], mask=live, other=0.0).to(tl.float32)
-        at += TOGETHER
-    total = tl.sum(sums, 1)
+    live = at < stop[:, None, None]
+    value, column = _rest(REST, COLUMNS, at, live)
+    if OVERLAPS:
+        tl.extra.cuda.gdc_wait()  # for the first kernel; until here, nothing of it was read
+    total = tl.zeros((TILE_N, TILE_M), dtype=tl.float32)
     place = n[:, None].to(tl.int64) * TILE_M + m[None, :]
     for split in tl.static_range(SPLITS):  # unrolled, so that all loads are on their way at once
         total += tl.load(PARTIALS + tl.cast(split, tl.int64) * rows * TILE_M + place, mask=inside[:, None], other=0.0)
+    rest = tl.zeros((TILE_N, TOGETHER, TILE_M), dtype=tl.float32)
+    for _ in range(0, tl.cdiv(tl.max(stop - start, 0), TOGETHER)):
+        x = tl.load(COLUMNS_OF_X + column * TILE_M + m[None, None, :], mask=live, other=0.0)
+        rest += value.to(tl.float32) * x.to(tl.float32)
+        at += TOGETHER
+        live = at < stop[:, None, None]
+        value, column = _rest(REST, COLUMNS, at, live)
+    total += tl.sum(rest, 1)
     if HAS_BIAS:
         total += tl.load(BIAS + n, mask=inside, other=0.0).to(tl.float32)[:, None]
     y = OUT + m[None, :].to(tl.int64) * n_size + n[:, None]
     tl.store(y, activate(total, ACTIVATION).to(OUT.dtype.element_ty), mask=inside[:, None] & (m < m_size)[None, :])
 
 
+@triton.jit
+def _rest(REST, COLUMNS, at, live):
+    """Values that are left over, and their columns."""
+    return tl.load(REST + at, mask=live, other=0.0), tl.load(COLUMNS + at, mask=live, other=0)
+
+
 class BitmapLaunch(NamedTuple):
-    """In how many splits of K, and with how many warps and stages, the kernel runs."""
+    """In how many splits of K, with how many warps and stages, and how near to each other the two kernels run."""
 
     splits: int
     warps: int
     stages: int
+    overlap: int = 0  # 1: where it can, the second kernel begins while the first runs, and waits for its results
 
 
 def default_launch(n: int, k: int, dtype: torch.dtype) -> BitmapLaunch:
@@ -208,7 +226,12 @@ def candidate_launches(n: int, k: int, dtype: torch.dtype) -> list[BitmapLaunch]
     """What is worth measuring for a weight of ``[N, K]``, whatever M."""
     most, default = ceil_div(k, DEPTH.value), default_launch(n, k, dtype)
     splits = sorted({min(most, max(1, default.splits * by // 2)) for by in (1, 2, 3, 4)} | {1})
-    return [default._replace(splits=s, stages=stages) for s in splits for stages in (2, 3, 4)]
+    return [
+        default._replace(splits=s, stages=stages, overlap=overlap)
+        for s in splits
+        for stages in (2, 3)
+        for overlap in (0, 1)
+    ]
 
 
 @operator("bitmap_linear")
@@ -231,7 +254,9 @@ def _forward(
     y = x.new_empty(m, n)
     if m == 0:
         return y
-    splits, warps, stages = launch
+    splits, warps, stages, overlap = launch
+    # programmatic dependent launch, which came with Hopper; Inductor cannot launch so
+    overlaps = overlap == 1 and is_hopper_or_later(x.device) and not has_compiled_form(x)
     blocks, tiles = positions.shape[:2]
     tiles_of_split = ceil_div(tiles, splits)
     splits = ceil_div(tiles, tiles_of_split)
@@ -241,12 +266,13 @@ def _forward(
     columns_of_x = x.new_empty(tiles * DEPTH.value, tile_m)
     wrap_triton(bitmap_matmul_kernel)[(blocks + tiles_of_split, splits)](
         x, leading, positions, partials, columns_of_x, m, k, blocks, tiles, tiles_of_split, x.stride(0), x.stride(1),
-        TILE_M=tile_m, EVEN=k % DEPTH.value == 0, PRECISION=fp32_precision(), num_warps=warps, num_stages=stages,
+        TILE_M=tile_m, EVEN=k % DEPTH.value == 0, PRECISION=fp32_precision(), OVERLAPS=overlaps,
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
     wrap_triton(bitmap_sum_kernel)[(ceil_div(n, SUMMED_ROWS),)](
         partials, columns_of_x, rest, columns, starts, y, y if bias is None else bias.contiguous(), m, n, rows,
         SPLITS=splits, TILE_M=tile_m, TILE_N=SUMMED_ROWS, TOGETHER=SUMMED_TOGETHER, HAS_BIAS=bias is not None,
-        ACTIVATION=activation, num_warps=SUMMED_ROWS,
+        ACTIVATION=activation, OVERLAPS=overlaps, num_warps=WARPS, **({"launch_pdl": True} if overlaps else {}),
     )  # fmt: skip
     return y
 

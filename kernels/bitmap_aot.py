@@ -13,6 +13,7 @@ from sparseticket.kernels.bitmap import (
     bitmap_sum_kernel,
 )
 from sparseticket.kernels.bsr_aot import TYPES
+from sparseticket.kernels.fours import WARPS
 
 
 def compile_bitmap(
@@ -24,20 +25,21 @@ def compile_bitmap(
     return compile_ahead(
         bitmap_matmul_kernel,
         dict.fromkeys(sizes, "i32") | pointers | {"POSITIONS": "*u8", "PARTIALS": "*fp32"},
-        dict(TILE_M=rows, EVEN=True, PRECISION=precision),
+        dict(TILE_M=rows, EVEN=True, PRECISION=precision, OVERLAPS=launch.overlap == 1),
         arch=arch, num_warps=launch.warps, num_stages=launch.stages, ones=("stride_xk",),
     )  # fmt: skip
 
 
-def compile_bitmap_sum(rows: int, splits: int, arch: int, dtype: torch.dtype = torch.float16) -> Compiled:
+def compile_bitmap_sum(
+    rows: int, splits: int, arch: int, dtype: torch.dtype = torch.float16, *, overlaps: bool = False
+) -> Compiled:
     """The second pass over ``splits``, with bias and GELU."""
     pointers = dict.fromkeys(["COLUMNS_OF_X", "REST", "OUT", "BIAS"], TYPES[dtype])
     others = {"PARTIALS": "*fp32", "COLUMNS": "*i32", "STARTS": "*i64"}
+    constants = dict(TILE_N=SUMMED_ROWS, TOGETHER=SUMMED_TOGETHER, HAS_BIAS=True, ACTIVATION="gelu", OVERLAPS=overlaps)
     return compile_ahead(
         bitmap_sum_kernel,
         dict.fromkeys(("m_size", "n_size", "rows"), "i32") | pointers | others,
-        dict(
-            SPLITS=splits, TILE_M=rows, TILE_N=SUMMED_ROWS, TOGETHER=SUMMED_TOGETHER, HAS_BIAS=True, ACTIVATION="gelu"
-        ),
-        arch=arch, num_warps=SUMMED_ROWS, num_stages=3,
+        constants | dict(SPLITS=splits, TILE_M=rows),
+        arch=arch, num_warps=WARPS, num_stages=3,
     )  # fmt: skip

@@ -11,8 +11,6 @@ memory for these: Inductor gives it; a backend of torch.compile that does not ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -22,7 +20,15 @@ import triton.language as tl
 from torch import Tensor
 
 from sparseticket.kernels.activation import activate
-from sparseticket.kernels.launch import INTERPRETED, ceil_div, fp32_precision, is_traced, wrap_triton
+from sparseticket.kernels.launch import (
+    INTERPRETED,
+    ceil_div,
+    fp32_precision,
+    has_compiled_form,
+    is_hopper_or_later,
+    is_traced,
+    wrap_triton,
+)
 from sparseticket.kernels.schedule import groups_for, groups_of
 
 try:
@@ -31,9 +37,7 @@ except ImportError:  # before triton 3.4
     TensorDescriptor = None
 
 ALIGNMENT = 16  # bytes, of a tensor's begin and of its rows
-WITH_TMA = 9  # compute capability
 GROUPS_FOR_ANY_M = 4  # where M is a symbol: its value would have to be guarded, and compiled for anew
-_made_on_device = False
 
 
 @triton.jit
@@ -188,24 +192,14 @@ def _begins_aligned(tensor: Tensor) -> bool:
     return begin % ALIGNMENT == 0
 
 
-@contextmanager
-def as_compiled() -> Iterator[None]:
-    """Inside, what is called from Python runs as in compiled code: programs make their descriptors."""
-    global _made_on_device
-    before, _made_on_device = _made_on_device, True
-    try:
-        yield
-    finally:
-        _made_on_device = before
-
-
 def _makes_on_device(*tensors: Tensor) -> bool:
     """Whether the programs of this launch make their descriptors, for which they then have memory."""
-    if any(map(is_traced, tensors)):
-        return True
-    if _made_on_device and not INTERPRETED:  # each launch, for autograd's threads do not see what others set
+    if not has_compiled_form(*tensors):
+        return False
+    if not INTERPRETED and not any(map(is_traced, tensors)):
+        # at each launch: autograd's threads do not see what others set
         triton.set_allocator(lambda size, align, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
-    return _made_on_device
+    return True
 
 
 def _given(on_device: bool, tensor: Tensor, tile: list[int]) -> Any:
@@ -278,7 +272,7 @@ def has_tma(device: torch.device) -> bool:
     """True where this device's kernels can fetch tiles by TMA."""
     if TensorDescriptor is None:
         return False
-    return INTERPRETED or (device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= WITH_TMA)
+    return INTERPRETED or is_hopper_or_later(device)
 
 
 @cache

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import is_fake
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)  # what kernels read
 OWN = (Tensor, torch.nn.Parameter)  # torch's own types of tensors with values
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+HOPPER = 9  # compute capability
 AUTOCASTS = ("cpu", "cuda")  # not asked of torch: torch.amp.is_autocast_available breaks a graph of torch 2.11's dynamo
 
 
@@ -66,6 +67,31 @@ def is_plain(tensor: Tensor) -> bool:
 def is_traced(tensor: Tensor) -> bool:
     """True for what a tracer holds in the place of a tensor: it has no values, and no address."""
     return type(tensor) not in OWN and is_fake(tensor)
+
+
+_compiled_form = False
+
+
+@contextmanager
+def as_compiled() -> Iterator[None]:
+    """Inside, what is called from Python launches its kernels in the form that they have in compiled code."""
+    global _compiled_form
+    before, _compiled_form = _compiled_form, True
+    try:
+        yield
+    finally:
+        _compiled_form = before
+
+
+def has_compiled_form(*tensors: Tensor) -> bool:
+    """True where a launch with these has to be one that compiled code can make: no descriptors, no overlap."""
+    return _compiled_form or any(map(is_traced, tensors))
+
+
+@cache
+def is_hopper_or_later(device: torch.device) -> bool:
+    """Of a GPU; False of any other device."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= HOPPER
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -21,9 +21,10 @@ from sparseticket.kernels.bsr import (
     candidate_tiles,
     default_tiles,
 )
-from sparseticket.kernels.bsr_resident import as_compiled, has_tma
+from sparseticket.kernels.bsr_resident import has_tma
 from sparseticket.kernels.clock import Clock, GraphClock, LaunchClock
 from sparseticket.kernels.dispatch import Case, Choice, Measured
+from sparseticket.kernels.launch import as_compiled
 from sparseticket.kernels.packing import Packing, packing_for
 from sparseticket.kernels.pattern import SEMI_STRUCTURED, block_of
 from sparseticket.kernels.tune_convolution import ConvolutionProblem

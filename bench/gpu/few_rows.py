@@ -43,8 +43,8 @@ def forward(lab: Lab, device: dict[str, Any], n: int, k: int, density: float) ->
         "m": M, "n": case.n, "k": case.k, "density": density, "realised": {"uniform": realised}, "uniform": times,
         "launch": list(launch), "ratios": {"forward": ratio_or_reason(times, OURS)},
     }  # fmt: skip
-    if "error" not in device:  # a bit for each weight and 16 for each live one
-        roofs = [linear_ms(device, M, case.n, case.k, of) for of in (1.0, density + 1 / 16)]
+    if "error" not in device:
+        roofs = [linear_ms(device, M, case.n, case.k, of) for of in (1.0, packed.nbytes / whole.nbytes)]
         figure["roofline"] = {"dense_ms": roofs[0], "sparse_ms": roofs[1], "ceiling": roofs[0] / roofs[1]}
     return figure
 

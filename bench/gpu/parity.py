@@ -15,12 +15,12 @@ from sparseticket.bench.gpu.arms import why
 from sparseticket.bench.gpu.lab import Lab
 from sparseticket.kernels.adamw import MaskedAdamW
 from sparseticket.kernels.adamw_live import LiveAdamW
-from sparseticket.kernels.bitmap import BitmapWeight, bitmap_linear
+from sparseticket.kernels.bitmap import BitmapWeight, bitmap_linear, default_launch
 from sparseticket.kernels.blocks import BlockLayout
 from sparseticket.kernels.bsr import Tiles, bsr_linear
 from sparseticket.kernels.bsr_packed import PackedBlocks, bsr_linear_packed
-from sparseticket.kernels.bsr_resident import as_compiled
 from sparseticket.kernels.conv2d import PackedConv2d, bsr_conv2d
+from sparseticket.kernels.launch import as_compiled
 from sparseticket.kernels.masked import masked_linear
 from sparseticket.kernels.semi_structured import SemiStructuredWeight, semi_structured_linear
 from sparseticket.kernels.sgd import MaskedSGD
@@ -124,7 +124,10 @@ def _bitmap_linear(lab: Lab, dtype: torch.dtype) -> list[Pair]:
     for m in (1, 17, 64):
         (x, x64), (w, w64), (b, b64) = _values(lab, dtype, (m, K), (N, K), (N,))
         packed = BitmapWeight.from_dense(w, mask.to(lab.device))
-        pairs.append((bitmap_linear(x, packed, b), F.linear(x64, w64 * mask, b64)))
+        default = default_launch(*w.shape, dtype)
+        for overlap in (0, 1):
+            y = bitmap_linear(x, packed, b, launch=default._replace(overlap=overlap))
+            pairs.append((y, F.linear(x64, w64 * mask, b64)))
     return pairs
 
 

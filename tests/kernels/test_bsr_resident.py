@@ -10,8 +10,9 @@ from sparseticket.kernels import bsr_resident
 from sparseticket.kernels.blocks import BlockLayout
 from sparseticket.kernels.bsr import Tiles, bsr_linear
 from sparseticket.kernels.bsr_packed import PackedBlocks, bsr_linear_packed
+from sparseticket.kernels.launch import as_compiled
 
-PYTHON, COMPILED = nullcontext, bsr_resident.as_compiled  # who makes descriptors: the CPU, or each program
+PYTHON, COMPILED = nullcontext, as_compiled  # who makes descriptors: the CPU, or each program
 SHAPES = [  # M, N, K, block; TMA wants rows of whole 16 bytes; no block or tile divides all of these
     (40, 64, 96, (32, 32), PYTHON),
     (50, 104, 72, (16, 32), COMPILED),

@@ -4,10 +4,10 @@ import pytest
 import torch
 import triton
 
-from sparseticket.kernels import bsr_resident
 from sparseticket.kernels.bsr import Tiles
 from sparseticket.kernels.clock import Speedup
 from sparseticket.kernels.dispatch import Case, Choice
+from sparseticket.kernels.launch import has_compiled_form
 from sparseticket.kernels.tune import Problem, measure, random_mask
 
 
@@ -48,13 +48,13 @@ def test_what_torch_compile_launches_is_timed_with_the_descriptors_that_it_will_
 
     def recorded(self, which, layout, tiles):
         if Tiles.are_resident(tiles):
-            made_on_device.add(bsr_resident._made_on_device)
+            made_on_device.add(has_compiled_form())
         return one_pass(self, which, layout, tiles)
 
     monkeypatch.setattr(Problem, "_one_pass", recorded)
     case = replace(HALVES, launched=launched)
     measure(case, 40, 0.5, "cpu", thorough=True, clock=SteadyClock([1.0] * 99), launched=SteadyClock([]))
-    assert made_on_device == {launched == "compiled"} and not bsr_resident._made_on_device
+    assert made_on_device == {launched == "compiled"} and not has_compiled_form()
 
 
 def test_where_there_is_no_tma_no_tiles_of_it_are_tried():
