@@ -18,7 +18,7 @@ from sparseticket.bench.gpu import dispatcher, entries, show, tuning
 from sparseticket.bench.gpu.arms import why
 from sparseticket.bench.gpu.entries import Entry
 from sparseticket.bench.gpu.figures import LOST, Figures, describe
-from sparseticket.bench.gpu.lab import Lab
+from sparseticket.bench.gpu.lab import DeviceLost, Lab
 from sparseticket.bench.gpu.marks import MARKS, judge
 from sparseticket.bench.gpu.prepare import pool
 from sparseticket.errors import SparseticketError, UserError
@@ -61,10 +61,12 @@ def measure(lab: Lab, figures: Figures, todo: dict[str, Entry], *, again: bool =
         begun = time.monotonic()
         try:
             figure = entry(lab, figures.get("device"))
+        except DeviceLost:
+            raise  # it was a cell that the entry needed: in a new process the entry goes without
         except Exception as error:
             logging.getLogger(__name__).info("%s failed", name, exc_info=True)
             figure = {"error": why(error)}
-        if _is_lost(lab):  # also where the entry went on without the arm that did it
+        if lab.is_lost():  # also where the entry went on without the arm that did it
             figure[LOST] = True
         figures.write(name, figure | {"seconds": round(time.monotonic() - begun, 1)})
         summarize(lab, figures)
@@ -73,20 +75,6 @@ def measure(lab: Lab, figures: Figures, todo: dict[str, Entry], *, again: bool =
         gc.collect()
         if lab.device == "cuda":
             torch.cuda.empty_cache()
-
-
-class DeviceLost(Exception):
-    """A kernel broke this process's context on the GPU: nothing runs in it any more, but in another it does."""
-
-
-def _is_lost(lab: Lab) -> bool:
-    if lab.device != "cuda":
-        return False
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
 
 
 def go_on_elsewhere(arguments: Sequence[str], lab: Lab) -> None:

@@ -16,6 +16,7 @@ from sparseticket.bench.gpu.linears import LINEARS
 from sparseticket.bench.gpu.prepare import Task, kernels_of
 from sparseticket.bench.gpu.roofline import measure_device
 
+SIDES_OF_FEW_ROWS = (1024, 4096)  # K, of weights with 4096 rows
 Entry = Callable[[Lab, dict[str, Any]], dict[str, Any]]  # given the device's measured ceilings
 
 
@@ -30,7 +31,7 @@ def first(lab: Lab) -> dict[str, Entry]:
     entries["optimizer-70"] = lambda lab, _: optimizers.clip_and_step(lab, 0.3)
     for name in ("ffn-in", "ffn-out"):
         entries[f"{name}-train"] = lambda lab, device, of=name: linears.train_step(lab, device, LINEARS[of], 0.25)
-    for side in (1024, 4096):
+    for side in SIDES_OF_FEW_ROWS:
         entries[f"bitmap-{side}-4096"] = lambda lab, device, k=side: few_rows.forward(lab, device, 4096, k, 0.1)
     for name in ("qkv", "ffn-in", "ffn-out"):
         entries[f"{name}-90"] = partial(_forward, name, 0.1, False)
@@ -76,6 +77,8 @@ def to_compile_first(lab: Lab, figures: Figures) -> dict[str, Task]:
     for mode, arm in product(finetune.LAUNCHES, (finetune.DENSE, finetune.PRUNE)):
         tasks[f"train {arm}, {mode}"] = partial(_warm_train, arm, 0.3, (1, 1), mode)
     tasks["train lengths"] = finetune.warm_up_lengths
+    for side in SIDES_OF_FEW_ROWS:
+        tasks[f"few rows {side}"] = partial(_warm_few_rows, side)
     tasks |= kernels_of(tuning.of_bert_base(lab))  # the longest first
     for name, dtype in product(parity.CHECKS, parity.TOLERANCE):
         tasks[f"parity of {name}, {dtype}"] = partial(_warm_parity, name, dtype)
@@ -96,6 +99,10 @@ def _forward(name: str, density: float, against_core: bool, lab: Lab, device: di
 
 def _warm_train(arm: str, density: float, block: tuple[int, int], mode: str, lab: Lab) -> None:
     finetune.warm_up(lab, arm, density, block, mode)
+
+
+def _warm_few_rows(side: int, lab: Lab) -> None:
+    few_rows.warm_up(lab, 4096, side, 0.1)
 
 
 def _warm_parity(name: str, dtype: torch.dtype, lab: Lab) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparseticket.bench.gpu.arms import AGAIN, DENSE, Arm, median_of, ratio_or_reason, time_arms
 from sparseticket.bench.gpu.lab import Lab
@@ -13,7 +15,7 @@ from sparseticket.bench.gpu.peers import linear_arm
 from sparseticket.bench.gpu.roofline import linear_ms
 from sparseticket.kernels.bitmap import BitmapLaunch, BitmapWeight, bitmap_linear, candidate_launches
 from sparseticket.kernels.dispatch import Case
-from sparseticket.kernels.tune import Problem
+from sparseticket.kernels.tune import AGREEMENT, Problem
 
 M = 16
 OURS = "bitmap_linear"
@@ -22,7 +24,7 @@ OURS = "bitmap_linear"
 @torch.no_grad()
 def forward(lab: Lab, device: dict[str, Any], n: int, k: int, density: float) -> dict[str, Any]:
     """Unstructured masks; which launch is best is found under the first of them."""
-    case = Case("infer", lab.side(n), lab.side(k), "unstructured", "bfloat16", "bias")
+    case = _case(lab, n, k)
     runs, realised, launch = [], [], None
     for seed in range(lab.masks):
         problem = Problem.draw(case, M, density, lab.device, seed)
@@ -49,16 +51,33 @@ def forward(lab: Lab, device: dict[str, Any], n: int, k: int, density: float) ->
     return figure
 
 
+@torch.no_grad()
+def warm_up(lab: Lab, n: int, k: int, density: float) -> None:
+    """Compile what :func:`forward` will try."""
+    problem = Problem.draw(_case(lab, n, k), M, density, lab.device, 0)
+    for _ in _agreeing(problem, BitmapWeight.from_dense(problem.weight, problem.mask)):
+        pass
+
+
+def _case(lab: Lab, n: int, k: int) -> Case:
+    return Case("infer", lab.side(n), lab.side(k), "unstructured", "bfloat16", "bias")
+
+
 def _best(lab: Lab, problem: Problem, packed: BitmapWeight) -> BitmapLaunch:
-    clock, exact, times = lab.clock("cold graph"), problem.dense().float(), {}
-    for launch in candidate_launches(problem.case.n, problem.case.k, torch.bfloat16):
+    clock = lab.clock("cold graph")
+    times = {launch: clock.median(call) for launch, call in _agreeing(problem, packed)}
+    if not times:
+        raise RuntimeError("no launch of bitmap_linear runs here and agrees with dense")
+    return min(times, key=times.get)
+
+
+def _agreeing(problem: Problem, packed: BitmapWeight) -> Iterator[tuple[BitmapLaunch, Callable[[], Tensor]]]:
+    exact = problem.dense().float()
+    for launch in candidate_launches(problem.case.n, problem.case.k, problem.dtype):
         call = partial(bitmap_linear, problem.x, packed, problem.bias, launch=launch)
         try:
             error = float((call().float() - exact).abs().max() / exact.abs().max())
         except Exception:
             continue  # does not fit this GPU
-        if error < 3e-2:
-            times[launch] = clock.median(call)
-    if not times:
-        raise RuntimeError("no launch of bitmap_linear runs here and agrees with dense")
-    return min(times, key=times.get)
+        if error < AGREEMENT[problem.dtype]:
+            yield launch, call

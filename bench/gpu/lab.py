@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +27,10 @@ class TimesCalls(Protocol):
 
     def time(self, call: object) -> float:
         """Milliseconds of one call."""
+
+
+class DeviceLost(Exception):
+    """A kernel broke this process's context on the GPU: nothing runs in it any more, but in another it does."""
 
 
 @dataclass
@@ -122,20 +127,53 @@ class Lab:
                 return cell
         thorough, rounds = not self.rehearse, 3 if self.rehearse else 30
         clock = self.clock("cold graph")
-        self.keep(measure(case, m, density, self.device, thorough=thorough, rounds=rounds, clock=clock))
-        return self.table.cells[-1]
+        how = partial(measure, thorough=thorough, rounds=rounds, clock=clock)
+        return self.keep_measured(case, m, density, lambda: how(case, m, density, self.device))
 
     def try_cell(self, case: Case, m: int, density: float) -> None:
         """:meth:`cell`; where it fails, the table goes without."""
+        self.try_to(partial(self.cell, case, m, density), f"{case} of {m} rows")
+
+    def try_to(self, measure_it: Callable[[], object], what: str) -> None:
+        """Call it, and only say so where it fails; a broken context is no failure of its own."""
         try:
-            self.cell(case, m, density)
+            measure_it()
+        except DeviceLost:
+            raise
         except Exception as error:
-            log.warning("%s of %d rows could not be measured: %s: %s", case, m, type(error).__name__, error)
+            log.warning("%s could not be measured: %s: %s", what, type(error).__name__, error)
 
     def keep(self, cell: Measured) -> None:
         """Put a cell into the table, and save it."""
         self.table.add(cell)
         write_whole(self.table_file, self.table.to_json())
+
+    def keep_measured(self, case: Case, m: int, density: float, measure_it: Callable[[], Measured]) -> Measured:
+        """:meth:`keep` a cell as it is measured now.
+
+        Raises:
+            DeviceLost: measuring it broke the context. The cell is dense then, so that nobody tries it again.
+        """
+        try:
+            cell = measure_it()
+        except Exception:
+            if not self.is_lost():
+                raise
+        if self.is_lost():  # also where what broke it was taken for a candidate that does not run
+            self.keep(Measured(case, m, density, Choice(), 1.0, 1.0, 1.0))
+            raise DeviceLost(f"{case} of {m} rows")
+        self.keep(cell)
+        return cell
+
+    def is_lost(self) -> bool:
+        """Whether a kernel broke this process's context on the GPU."""
+        if self.device != "cuda":
+            return False
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return True
+        return False
 
     def tiles(self, case: Case, m: int, density: float) -> list[int]:
         """The best tiles there, whether or not they beat dense; empty (the kernel's own choice) if none could run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,8 +96,7 @@ def clip_and_step(lab: Lab, density: float) -> dict[str, Any]:
         (STEP, "cold graph", "warm eager"),
     )
     ratios = {"masked": _ratio(times, MASKED), "live": _ratio(times, LIVE)}
-    weights = sum(n * k for n, k in bert_shapes(lab.side(768), lab.layers))
-    return {"weights": weights, "density": density, "arms": times, "ratios": ratios}
+    return {"weights": _size(lab), "density": density, "arms": times, "ratios": ratios}
 
 
 def measure_cell(lab: Lab, density: float) -> Measured:
@@ -119,7 +119,12 @@ def measure_cell(lab: Lab, density: float) -> Measured:
 def cells(lab: Lab) -> list[Callable[[], None]]:
     """What is still missing of the optimizer's cells."""
     there = {cell.density for cell in lab.table.cells if cell.case == CELL}
-    return [lambda at=density: lab.keep(measure_cell(lab, at)) for density in DENSITIES if density not in there]
+    missing = [density for density in DENSITIES if density not in there]
+    return [partial(lab.keep_measured, CELL, _size(lab), at, partial(measure_cell, lab, at)) for at in missing]
+
+
+def _size(lab: Lab) -> int:
+    return sum(n * k for n, k in bert_shapes(lab.side(768), lab.layers))
 
 
 def _ratio(times: Times, ours: str) -> float | str:

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from sparseticket.bench.gpu import tuning
-from sparseticket.bench.gpu.lab import Lab
+from sparseticket.bench.gpu.lab import DeviceLost, Lab
 from sparseticket.bench.gpu.prepare import pool
-from sparseticket.errors import UserError
+from sparseticket.errors import RunFailure, UserError
 from sparseticket.kernels.dispatch import Table, table_path, user_tables
 
 
@@ -25,6 +25,7 @@ def tune_here(file: Path | None, *, minutes: float) -> tuple[Path, Table, int]:
 
     Raises:
         UserError: there is no GPU, the time makes no sense, or the file there is no table.
+        RunFailure: a kernel broke the context on the GPU.
     """
     if not minutes > 0:
         raise UserError(f"--minutes {minutes} makes no sense: give more than 0.")
@@ -36,6 +37,12 @@ def tune_here(file: Path | None, *, minutes: float) -> tuple[Path, Table, int]:
         table = lab.table
     except ValueError as error:
         raise UserError(f"{error} (To begin anew, remove the file.)") from error
-    with pool(lab) as processes:
-        missing = tuning.tune(lab, processes)
+    try:
+        with pool(lab) as processes:
+            missing = tuning.tune(lab, processes)
+    except DeviceLost as lost:
+        raise RunFailure(
+            f"a kernel broke the context on the GPU, for {lost}, which is left dense. Please report it, and run the "
+            "command again to go on."
+        ) from lost
     return file, table, missing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from itertools import product
 
@@ -11,7 +10,6 @@ from sparseticket.bench.gpu.lab import Lab
 from sparseticket.bench.gpu.prepare import Pool, kernels_of
 from sparseticket.kernels.dispatch import LAUNCHES, Case
 
-log = logging.getLogger(__name__)
 BERT_BASE, BERT_LARGE, MINILM = 768, 1024, 384  # hidden sizes
 TRAIN = (("forward", "bias"), ("dgrad", "none"), ("wgrad", "none"))
 INFER, BOTH = ("infer",), ("infer", "train")
@@ -40,10 +38,7 @@ def tune(lab: Lab, processes: Pool, *, reserve: float = 0.0) -> int:
     """Measure until the time is used but for ``reserve`` seconds; says how many cells are still missing."""
     for measure_cell in optimizers.cells(lab):
         if lab.seconds_left > reserve:
-            try:
-                measure_cell()
-            except Exception as error:
-                log.warning("an optimizer's cell could not be measured: %s: %s", type(error).__name__, error)
+            lab.try_to(measure_cell, "an optimizer's cell")
     todo = list(cells(lab))
     while todo and lab.seconds_left > reserve:
         case, _, _ = todo[0]

@@ -8,9 +8,10 @@ import pytest
 
 from sparseticket.bench.gpu import __main__ as command
 from sparseticket.bench.gpu import dispatcher, entries, finetune, show, tuning
+from sparseticket.bench.gpu import lab as labs
 from sparseticket.bench.gpu.arms import Arm, least, median_of, ratio, ratio_or_reason, time_arms
 from sparseticket.bench.gpu.figures import Figures, describe
-from sparseticket.bench.gpu.lab import Lab
+from sparseticket.bench.gpu.lab import DeviceLost, Lab
 from sparseticket.bench.gpu.marks import MARKS, Mark, judge
 from sparseticket.bench.gpu.masks import bert_shapes, ranked_masks, uniform_mask
 from sparseticket.errors import UserError
@@ -293,7 +294,7 @@ def test_a_training_step_is_judged_where_dense_takes_less_time(graph_ms, ours_fa
 
 def test_an_entry_that_broke_the_gpu_is_left_out_and_the_rest_goes_on_in_a_new_process(monkeypatch, tmp_path):
     lab, executed = Lab(tmp_path, rehearse=True, seconds=120), []
-    monkeypatch.setattr(command, "_is_lost", lambda lab: True)
+    monkeypatch.setattr(Lab, "is_lost", lambda lab: True)
     monkeypatch.setattr(command, "summarize", lambda lab, figures: "")
     monkeypatch.setattr(os, "execv", lambda program, arguments: executed.append(arguments))
 
@@ -301,10 +302,37 @@ def test_an_entry_that_broke_the_gpu_is_left_out_and_the_rest_goes_on_in_a_new_p
         raise RuntimeError("an illegal memory access was encountered")
 
     figures = Figures(tmp_path, describe("rehearsal", rehearsal=True))
-    with pytest.raises(command.DeviceLost, match="broken"):
+    with pytest.raises(DeviceLost, match="broken"):
         command.measure(lab, figures, {"broken": broken})
     command.go_on_elsewhere(["--out", "there", "--minutes", "8"], lab)
     assert figures.has("broken") and "illegal" in figures.get("broken")["error"]
     ((*_, out, there, minutes, eight, again, left),) = executed
     assert (out, there, minutes, eight, again) == ("--out", "there", "--minutes", "8", "--minutes")
     assert 1 < float(command.parse(["--out", "there", "--minutes", "8", again, left]).minutes) <= 2
+
+
+def test_a_cell_that_broke_the_gpu_is_dense_from_then_on_and_what_needed_it_is_tried_again(monkeypatch, tmp_path):
+    case, lost = Case("forward", 48, 64, "block:16x16", "float32"), []
+    kernel = Measured(case, 16, 0.5, Choice("bsr_linear"), 1.5, 1.4, 1.6)  # found before another candidate broke it
+    monkeypatch.setattr(labs, "measure", lambda *_, **__: lost.append(True) or kernel)
+    monkeypatch.setattr(Lab, "is_lost", lambda lab: bool(lost))
+    monkeypatch.setattr(command, "summarize", lambda lab, figures: "")
+    lab, figures = Lab(tmp_path, rehearse=True), Figures(tmp_path, describe("rehearsal", rehearsal=True))
+    entry = {"ffn": lambda lab, device: {"tiles": lab.tiles(case, 16, 0.5)}}
+    with pytest.raises(DeviceLost, match="of 16 rows"):
+        lab.try_cell(case, 16, 0.5)
+    assert [cell.best for cell in Table.load(lab.table_file).cells] == [Choice()]
+    assert not figures.has("ffn")
+    lost.clear()  # in a new process
+    command.measure(Lab(tmp_path, rehearse=True), figures, entry)
+    assert figures.get("ffn")["tiles"] == []
+
+
+def test_an_entry_whose_cell_broke_the_gpu_leaves_no_figure(monkeypatch, tmp_path):
+    def breaks(lab, device):
+        raise DeviceLost("a cell")
+
+    figures = Figures(tmp_path, describe("rehearsal", rehearsal=True))
+    with pytest.raises(DeviceLost, match="a cell"):
+        command.measure(Lab(tmp_path, rehearse=True), figures, {"ffn": breaks})
+    assert not figures.has("ffn")

@@ -3,7 +3,7 @@ import torch
 from typer.testing import CliRunner
 
 from sparseticket.bench.gpu import tune_here as module
-from sparseticket.bench.gpu.lab import Lab
+from sparseticket.bench.gpu.lab import DeviceLost, Lab
 from sparseticket.cli.app import app
 from sparseticket.errors import UserError
 from sparseticket.kernels.dispatch import Case, Choice, Measured, Table
@@ -56,3 +56,12 @@ def test_without_a_gpu_and_with_no_time_it_is_a_mistake(monkeypatch):
         module.tune_here(None, minutes=1)
     with pytest.raises(UserError, match="--minutes 0"):
         module.tune_here(None, minutes=0)
+
+
+def test_a_kernel_that_broke_the_gpu_is_said_and_the_next_run_goes_on(as_if_on_a_gpu, tmp_path, monkeypatch):
+    def breaks(lab, processes):
+        raise DeviceLost("a case of 16 rows")
+
+    monkeypatch.setattr(module.tuning, "tune", breaks)
+    result = CliRunner().invoke(app, ["tune-kernels", "--out", str(tmp_path / "table.json")])
+    assert "a case of 16 rows" in str(result.exception) and "run the command again" in str(result.exception)
