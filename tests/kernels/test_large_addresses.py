@@ -114,9 +114,9 @@ def write_masked(x, weight, dy, mask, y):
 def write_few_rows(x, weight, dy, mask, y):
     rows = torch.zeros(64, 16)  # of the product: a row for each of the weight's
     rows[:32, :3] = (x[:, :32] @ (weight * mask)[:, :32].T)[:, :32].T
-    bitmap.bitmap_sum_kernel[(4,)](
+    bitmap.bitmap_sum_kernel[(2,)](
         rows, NONE, NONE, NONE.int(), torch.zeros(SIZE, dtype=torch.int64), y, NONE, 3, SIZE, 64, SPLITS=1, TILE_M=16,
-        TILE_N=8, TOGETHER=8, HAS_BIAS=False, ACTIVATION="none", OVERLAPS=False,
+        TILE_N=16, TOGETHER=4, HAS_BIAS=False, ACTIVATION="none", OVERLAPS=False,
     )  # fmt: skip
     return rows[:32, :3].T
 

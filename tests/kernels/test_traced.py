@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from sparseticket.bench.stand_in_gpu import stand_in_gpu
+from sparseticket.kernels.bitmap import BitmapWeight, bitmap_linear, default_launch
 from sparseticket.kernels.blocks import ARRAYS, BlockLayout
 from sparseticket.kernels.bsr import Tiles, bsr_linear, bsr_linear_dgrad, bsr_linear_forward, bsr_linear_wgrad
 from sparseticket.kernels.bsr_packed import PackedBlocks, bsr_linear_packed
@@ -75,6 +76,18 @@ def test_packed_blocks_are_one_kernel(gpu, layout):
         packed = PackedBlocks(on_gpu((layout.nnzb, *BLOCK)), fakes_of(layout))
         call = lambda x: bsr_linear_packed(x, packed, activation="gelu", tiles=STAYING[0])  # noqa: E731
         assert kernels_in(call, on_gpu((512, 768))) == [(["C"], True)]
+
+
+def test_few_rows_are_two_kernels(gpu):
+    draw = torch.Generator().manual_seed(0)
+    packed = BitmapWeight.from_dense(torch.zeros(512, 768), torch.rand(512, 768, generator=draw) < 0.1)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        there = packed.with_tensors(
+            {name: on_gpu(array.shape, array.dtype) for name, array in packed.tensors().items()}
+        )
+        launch = default_launch(512, 768, torch.float32)._replace(overlap=1)  # which compiled code goes without
+        traced = kernels_in(lambda x: bitmap_linear(x, there, launch=launch), on_gpu((16, 768), torch.float32))
+    assert [written for written, _ in traced] == [["PARTIALS", "COLUMNS_OF_X"], ["OUT"]]
 
 
 def test_a_layout_that_is_a_constant_of_the_graph_is_traced_too(gpu, layout):
