@@ -26,11 +26,11 @@ def gpu():
         yield driver
 
 
-def kernels_in(function, *inputs):
-    """For each kernel in the traced function, which of its arguments it writes, and whether it makes descriptors."""
+def kernels_in(function, *inputs, constant="ON_DEVICE"):
+    """For each kernel in the traced function, which of its arguments it writes, and a constant (by default: makes it descriptors)."""
     graph = make_fx(dispatch_functionalize(function))(*inputs).graph
     nodes = [node for node in graph.nodes if "triton_kernel_wrapper" in str(node.target)]
-    return [(node.kwargs["tensors_to_clone"], constants_of(node).get("ON_DEVICE", False)) for node in nodes]
+    return [(node.kwargs["tensors_to_clone"], constants_of(node).get(constant, False)) for node in nodes]
 
 
 def constants_of(node):
@@ -86,8 +86,9 @@ def test_few_rows_are_two_kernels(gpu):
             {name: on_gpu(array.shape, array.dtype) for name, array in packed.tensors().items()}
         )
         launch = default_launch(512, 768, torch.float32)._replace(overlap=1)  # which compiled code goes without
-        traced = kernels_in(lambda x: bitmap_linear(x, there, launch=launch), on_gpu((16, 768), torch.float32))
-    assert [written for written, _ in traced] == [["PARTIALS", "COLUMNS_OF_X"], ["OUT"]]
+        call = lambda x: bitmap_linear(x, there, launch=launch)  # noqa: E731
+        traced = kernels_in(call, on_gpu((16, 768), torch.float32), constant="OVERLAPS")
+    assert traced == [(["PARTIALS", "COLUMNS_OF_X"], False), (["OUT"], False)]
 
 
 def test_a_layout_that_is_a_constant_of_the_graph_is_traced_too(gpu, layout):
