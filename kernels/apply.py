@@ -131,7 +131,21 @@ def _place(model: nn.Module, layers: dict[str, Layer], mode: str, how: _How) -> 
         return [_train(layer, how) for layer in layers.values()]
     linears = {name: module for name, module, _ in layers.values() if type(module) is nn.Linear}
     together = groups_over_one_input(model, linears) + [(name,) for name in layers if name not in linears]
-    return [_infer(model, [layers[name] for name in names], how) for names in together]
+    groups = (group for names in together for group in _as_one([layers[name] for name in names]))
+    return [_infer(model, group, how) for group in groups]
+
+
+def _as_one(layers: list[Layer]) -> list[list[Layer]]:
+    """Layers over one input as one product, or each for itself where their blocks do not line up in the joint mask."""
+    masks = [mask for _, _, mask in layers]
+    if len(layers) == 1 or _block_size(torch.cat(masks)) >= min(map(_block_size, masks)):
+        return [layers]
+    return [[layer] for layer in layers]
+
+
+def _block_size(mask: Tensor) -> int:
+    block = block_of(pattern_of(mask))
+    return block[0] * block[1] if block else 1
 
 
 def restore(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ the splits, always in the same order, and what fours leave over: of the live val
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparseticket.kernels.activation import activate, activate_reference, check_activation
-from sparseticket.kernels.fours import DEPTH, ROWS, WARPS, Fours, dense_tile, pack_fours, unpack_fours
+from sparseticket.kernels.fours import DEPTH, ROWS, WARPS, Fours, check_fours, dense_tile, pack_fours, unpack_fours
 from sparseticket.kernels.launch import (
     FLOATS,
     as_autocast_would,
@@ -259,7 +259,7 @@ def _forward(
     splits, warps, stages, overlap = launch
     # programmatic dependent launch, which came with Hopper; Inductor cannot launch so
     overlaps = overlap == 1 and is_hopper_or_later(x.device) and not has_compiled_form(x)
-    blocks, tiles = positions.shape[:2]
+    blocks, tiles = leading.shape[:2]
     tiles_of_split = ceil_div(tiles, splits)
     splits = ceil_div(tiles, tiles_of_split)
     tile_m = 16 if m <= 16 else MOST_ROWS
@@ -289,7 +289,8 @@ def bitmap_linear(
 ) -> Tensor:
     """``act(x Wᵀ + b)`` for at most 64 rows; inference only, it has no gradients.
 
-    Under autocast x and bias are cast to the dtype of the packed weight.
+    Under autocast x and bias are cast to the dtype of the packed weight. Where x is infinite or NaN, so is y: what is
+    dead or left over is multiplied as 0, which may make a NaN of dense's infinity.
 
     Args:
         x: ``[..., K]``, fp16, bf16 or fp32 as the weight's values, any strides, at most 64 rows in all.
@@ -302,9 +303,14 @@ def bitmap_linear(
         ``[..., N]`` of x's dtype, accumulated in fp32.
 
     Raises:
-        ValueError: there are more than 64 rows, or shapes, dtypes or devices do not go together.
+        ValueError: there are more than 64 rows, shapes, dtypes or devices do not go together, the packed arrays are not
+            contiguous, or the launch cannot be.
     """
     check_activation(activation)
+    if launch is not None and min(launch.splits, launch.warps, launch.stages) < 1:
+        raise ValueError(f"a launch has a split, a warp and a stage or more, not {launch}")
+    if not all(array.is_contiguous() for array in weight.fours):
+        raise ValueError("the packed arrays have to be contiguous: pack the weight again")
     x, bias = as_autocast_would(x, bias, packed=weight.fours.leading)
     n, k = weight.shape
     check_linear(x, (n, k), bias, index=weight.fours.positions, the_packed_weight=weight.fours.leading)
@@ -320,7 +326,10 @@ def bitmap_linear(
 
 
 class BitmapLinear(torch.nn.Module):
-    """A linear whose weight is packed for at most 64 rows, for inference; ``state_dict`` holds the packed arrays."""
+    """A linear whose weight is packed for at most 64 rows, for inference; ``state_dict`` holds the packed arrays.
+
+    It may be loaded into a module of another mask, but not of another shape.
+    """
 
     def __init__(self, weight: BitmapWeight, bias: Tensor | None = None, *, activation: str = "none") -> None:
         check_activation(activation)
@@ -328,7 +337,7 @@ class BitmapLinear(torch.nn.Module):
         self.shape, self.activation = weight.shape, activation
         for name, array in weight.tensors().items():
             self.register_buffer(name, array)
-        self.register_buffer("bias", None if bias is None else bias.detach())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear, mask: Tensor, *, activation: str = "none") -> BitmapLinear:
@@ -339,6 +348,21 @@ class BitmapLinear(torch.nn.Module):
     def packed(self) -> BitmapWeight:
         """The weight, for :meth:`BitmapWeight.to_dense` and the functional form."""
         return BitmapWeight(self.shape, Fours(*(getattr(self, name) for name in ARRAYS)))
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
+        given = {name: state.get(prefix + name) for name in ARRAYS}
+        if all(isinstance(array, Tensor) for array in given.values()):
+            try:
+                check_fours(Fours(**given), *self.shape)
+            except ValueError as error:
+                raise ValueError(f"{prefix.rstrip('.') or 'this module'} cannot be loaded: {error}") from error
+            for name in ("rest", "columns"):  # as many as another mask leaves over
+                self.register_buffer(name, getattr(self, name).new_empty(given[name].shape))
+        super()._load_from_state_dict(state, prefix, *others)
+
+    def extra_repr(self) -> str:
+        """The weight's shape and dtype."""
+        return f"{self.shape[1]}, {self.shape[0]}, {self.leading.dtype}, activation={self.activation!r}"
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``, at most 64 rows."""

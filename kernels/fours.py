@@ -24,6 +24,8 @@ from sparseticket.kernels.words import NATIVE
 ROWS = tl.constexpr(64)  # of a tile
 DEPTH = tl.constexpr(128)  # columns of a tile
 UNITS = tl.constexpr(8)  # of a tile's row; each is four fours, 64 bits of 16-bit values, which a lane reads at once
+PACKED_AT_ONCE = 2**24  # weights, for several times their bytes are in use meanwhile
+INTEGERS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}  # of as many bits
 WARPS = 4  # whose registers the order of a tile is made for: with others it is right, and moves through shared memory
 _SHIFT = tl.constexpr("{ .reg .b64 four; cvt.u64.u16 four, $4; shl.b64 four, four, $5; mov.b64 {$0,$1,$2,$3}, four; }")
 
@@ -32,8 +34,8 @@ class Fours(NamedTuple):
     """A weight ``[N, K]``, filled up with dead entries to tiles of 64 x 128.
 
     Attributes:
-        leading: the first live value of each four or 0, ``[blocks of rows, tiles of K, 64, 8, 4]``.
-        positions: uint8 ``[blocks of rows, tiles of K, 64, 8]``, where they are, 2 bits each from the lowest on.
+        leading: the first live value of each four or 0, ``[blocks of rows, tiles of K, 64 * 8 * 4]``.
+        positions: uint8 ``[blocks of rows, tiles of K, 64 * 8]``, where they are, 2 bits each from the lowest on.
         rest: all other live values by row and column, and one entry of padding.
         columns: int32, theirs.
         starts: int64 ``[N + 1]``, where a row begins in these two.
@@ -48,38 +50,61 @@ class Fours(NamedTuple):
 
 def pack_fours(weight: Tensor, mask: Tensor) -> Fours:
     """What a bool mask leaves of a weight, both ``[N, K]``."""
+    at_once = max(1, PACKED_AT_ONCE // (mask.shape[1] * ROWS.value)) * ROWS.value
+    pieces = zip(*map(_pack, weight.split(at_once), mask.split(at_once)), strict=True)
+    leading, positions, rest, columns, per_row = map(torch.cat, pieces)
+    return Fours(leading, positions, F.pad(rest, (0, 1)), F.pad(columns, (0, 1)), F.pad(per_row.cumsum(0), (1, 0)))
+
+
+def _pack(weight: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    """The same of some blocks of rows, without padding, and with the number that is left over in each row."""
     live = _by_four(mask)
-    position = live.to(torch.uint8).argmax(-1, keepdim=True)
-    leads = torch.zeros_like(live).scatter(-1, position, True) & live
-    leading = torch.where(live.any(-1), _by_four(weight).gather(-1, position).squeeze(-1), 0)
-    shift = 2 * torch.arange(4, device=mask.device)
+    leads = live & (live.cumsum(-1, dtype=torch.uint8) == 1)
+    bits = _by_four(weight.view(INTEGERS[weight.dtype]))
+    leading = bits.where(leads, 0).sum(-1, dtype=bits.dtype).view(weight.dtype)  # one term each: as bits, -0.0 stays
+    position = (leads * _counting(leads)).sum(-1, dtype=torch.uint8)
+    positions = (position << 2 * _counting(position)).sum(-1, dtype=torch.uint8)
     left = mask & ~_by_column(leads, *mask.shape)
-    return Fours(
-        leading,
-        (position.squeeze(-1) << shift).sum(-1).to(torch.uint8),
-        F.pad(weight[left], (0, 1)),
-        F.pad(left.nonzero()[:, 1].to(torch.int32), (0, 1)),
-        F.pad(left.sum(1).cumsum(0), (1, 0)),
-    )
+    columns = left.nonzero()[:, 1].to(torch.int32)
+    return leading.flatten(2), positions.flatten(2), weight[left], columns, left.sum(1)
 
 
 def unpack_fours(fours: Fours, n: int, k: int) -> Tensor:
     """The weight ``[n, k]``, +0.0 where it is dead."""
     leading, positions, rest, columns, starts = fours
-    shift = 2 * torch.arange(4, device=positions.device)
-    position = positions.long().unsqueeze(-1) >> shift & 3
-    spread = leading.new_zeros(*leading.shape, 4).scatter(-1, position.unsqueeze(-1), leading.unsqueeze(-1))
+    positions = positions.unsqueeze(-1)
+    position = positions >> 2 * _counting(positions) & 3
+    spread = leading.unflatten(2, (-1, 4)).unsqueeze(-1)
+    spread = spread.where(position.unsqueeze(-1) == _counting(position), 0)
     row = torch.arange(n, device=starts.device).repeat_interleave(starts.diff(), output_size=len(rest) - 1)
     return _by_column(spread, n, k).index_put((row, columns[:-1].long()), rest[:-1])
 
 
+def check_fours(fours: Fours, n: int, k: int) -> None:
+    """Raise ValueError unless these could have been packed from a weight of ``[n, k]``; waits for their device."""
+    leading, positions, rest, columns, starts = fours
+    blocks, tiles, inside = -(-n // ROWS.value), -(-k // DEPTH.value), len(rest) == len(columns) > 0
+    units = ROWS.value * UNITS.value
+    shapes = (leading.shape, positions.shape, starts.shape)
+    if shapes != ((blocks, tiles, 4 * units), (blocks, tiles, units), (n + 1,)) or not inside:
+        raise ValueError(f"these arrays are of no weight of {(n, k)}: they are {[tuple(one.shape) for one in fours]}")
+    rises = starts[0] == 0 and starts[-1] == len(rest) - 1 and bool((starts.diff() >= 0).all())
+    if not rises or int(columns.min()) < 0 or int(columns.max()) >= k:
+        raise ValueError(f"these arrays point beyond a weight of {(n, k)}")
+
+
+def _counting(like: Tensor) -> Tensor:
+    """0, 1, 2, 3 along the last dimension."""
+    return torch.arange(4, dtype=torch.uint8, device=like.device)
+
+
 def _by_four(matrix: Tensor) -> Tensor:
-    """``[N, K]`` as ``[blocks of rows, tiles of K, 64, 8, 4, 4]``, filled up with 0; the last dimension is a four."""
+    """``[N, K]`` as ``[blocks of rows, tiles of K, 64 * 8, 4, 4]``, filled up with 0; the last dimension is a four."""
     padded = F.pad(matrix, (0, -matrix.shape[1] % DEPTH.value, 0, -matrix.shape[0] % ROWS.value))
     # a block's rows: warp, half, lane; a tile's columns: unit, four, half, lane, pair
     blocks, tiles = padded.shape[0] // ROWS.value, padded.shape[1] // DEPTH.value
     split = padded.reshape(blocks, 4, 2, 8, tiles, 2, 4, 2, 4, 2).permute(0, 4, 2, 1, 3, 8, 5, 6, 7, 9)
-    return split.reshape(blocks, tiles, ROWS.value, UNITS.value, 4, 4)
+    return split.reshape(blocks, tiles, -1, 4, 4)
 
 
 def _by_column(fours: Tensor, n: int, k: int) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sparseticket.kernels import fours
 from sparseticket.kernels.bitmap import BitmapLaunch, BitmapLinear, BitmapWeight, bitmap_linear, default_launch
 
 SHAPES = [(1, 64, 64), (16, 100, 200), (37, 5, 70), (64, 130, 33)]  # M, N, K
@@ -16,6 +17,10 @@ def problem(m, n, k, density, dtype, device):
     x, weight, bias = (torch.randn(shape, generator=draw).to(dtype) for shape in ((m, k), (n, k), (n,)))
     packed = BitmapWeight.from_dense(weight, mask).to(device)
     return x.to(device), weight.masked_fill(~mask, 0), bias.to(device), packed, mask
+
+
+def strided(packed):
+    return packed.with_tensors(packed.tensors() | {"rest": packed.fours.rest.repeat_interleave(2)[::2]})
 
 
 def exact(x, weight, bias, activation="none"):
@@ -113,16 +118,50 @@ def test_at_nine_tenths_zeros_it_is_a_third_of_dense_and_a_seventh_of_the_live_i
     assert 0.13 < (len(packed.fours.rest) - 1) / int(mask.sum()) < 0.15
 
 
-def test_a_module_comes_back_from_its_state():
-    mask = torch.rand(70, 100, generator=torch.Generator().manual_seed(0)) < 0.3
+def test_a_module_comes_back_from_its_state_whatever_its_mask_was_and_shares_nothing_with_the_linear():
+    draw = torch.Generator().manual_seed(0)
+    mask, other = torch.rand(70, 100, generator=draw) < 0.3, torch.rand(70, 100, generator=draw) < 0.5
     linear = torch.nn.Linear(100, 70)
     module = BitmapLinear.from_linear(linear, mask)
-    file = io.BytesIO()
+    file, x = io.BytesIO(), torch.randn(3, 100)
+    expected = F.linear(x, linear.weight.masked_fill(~mask, 0), linear.bias)
     torch.save(module.state_dict(), file)
-    again = BitmapLinear.from_linear(torch.nn.Linear(100, 70), mask)
+    linear.bias.data.zero_()
+    again = BitmapLinear.from_linear(torch.nn.Linear(100, 70), other)
     again.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
-    x = torch.randn(3, 100)
-    assert torch.equal(again(x), F.linear(x, linear.weight.masked_fill(~mask, 0), linear.bias))
+    assert torch.equal(module(x), expected) and torch.equal(again(x), expected)
+
+
+@pytest.mark.parametrize(
+    "spoil,message",
+    [
+        (
+            lambda state: BitmapLinear.from_linear(torch.nn.Linear(90, 70), torch.ones(70, 90).bool()).state_dict(),
+            "beyond",
+        ),
+        (
+            lambda state: BitmapLinear.from_linear(torch.nn.Linear(200, 70), torch.ones(70, 200).bool()).state_dict(),
+            "no weight",
+        ),
+        (lambda state: state | {"columns": state["columns"] + 99}, "beyond"),
+        (lambda state: state | {"columns": -state["columns"] - 1}, "beyond"),
+        (lambda state: state | {"starts": state["starts"] + 1}, "beyond"),
+        (lambda state: state | {"starts": state["starts"].flip(0)}, "beyond"),
+        (lambda state: state | {"rest": state["rest"][1:]}, "no weight"),
+    ],
+)
+def test_a_state_that_points_beyond_the_weight_is_refused(spoil, message):
+    mask = torch.ones(70, 80, dtype=torch.bool)
+    module = BitmapLinear.from_linear(torch.nn.Linear(80, 70), mask)
+    with pytest.raises(ValueError, match=message):
+        module.load_state_dict(spoil(dict(module.state_dict())))
+
+
+def test_a_large_weight_is_packed_in_pieces_like_a_small_one(monkeypatch):
+    _, weight, _, whole, mask = problem(1, 200, 130, 0.3, torch.bfloat16, "cpu")
+    monkeypatch.setattr(fours, "PACKED_AT_ONCE", 64 * 130)
+    pieces = BitmapWeight.from_dense(weight, mask)
+    assert all(torch.equal(one, other) for one, other in zip(pieces.fours, whole.fours, strict=True))
 
 
 def test_under_autocast_x_takes_the_weights_dtype():
@@ -148,12 +187,20 @@ def test_under_autocast_an_fp32_weight_stays_fp32_and_integers_are_refused():
         (lambda x, p, b: (x, p, b[:-1]), "bias has to be"),
         (lambda x, p, b: (x.half(), p, b), "cast one of them"),
         (lambda x, p, b: (x, p.to("meta"), b), "on meta"),
+        (lambda x, p, b: (x, strided(p), b), "contiguous: pack"),
     ],
 )
 def test_what_does_not_go_together_is_refused(change, message):
     x, _, bias, packed, _ = problem(5, 70, 100, 0.3, torch.float32, "cpu")
     with pytest.raises(ValueError, match=message):
         bitmap_linear(*change(x, packed, bias))
+
+
+@pytest.mark.parametrize("launch", [(0, 4, 2), (1, 0, 2), (1, 4, 0)])
+def test_a_launch_of_nothing_is_refused(launch):
+    x, _, bias, packed, _ = problem(5, 70, 100, 0.3, torch.float32, "cpu")
+    with pytest.raises(ValueError, match="or more, not"):
+        bitmap_linear(x, packed, bias, launch=BitmapLaunch(*launch))
 
 
 @pytest.mark.parametrize(

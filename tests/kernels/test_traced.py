@@ -27,7 +27,7 @@ def gpu():
 
 
 def kernels_in(function, *inputs, constant="ON_DEVICE"):
-    """For each kernel in the traced function, which of its arguments it writes, and a constant (by default: makes it descriptors)."""
+    """For each kernel in the traced function, which of its arguments it writes, and one of its constants."""
     graph = make_fx(dispatch_functionalize(function))(*inputs).graph
     nodes = [node for node in graph.nodes if "triton_kernel_wrapper" in str(node.target)]
     return [(node.kwargs["tensors_to_clone"], constants_of(node).get(constant, False)) for node in nodes]
