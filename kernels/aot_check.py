@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 
@@ -81,8 +82,8 @@ def configurations(only: str = "") -> Iterator[Configuration]:
 Found = Iterator[tuple[int, str, Callable[..., Compiled], bool]]
 
 
-def _everywhere(name: str, compiler: Callable[..., Compiled], required: bool, *, tma: bool = False) -> Found:
-    for arch in (arch for arch in SHARED_LIMIT if arch >= 10 * HOPPER or not tma):
+def _everywhere(name: str, compiler: Callable[..., Compiled], required: bool, *, from_hopper: bool = False) -> Found:
+    for arch in (arch for arch in SHARED_LIMIT if arch >= 10 * HOPPER or not from_hopper):
         yield arch, name, compiler, required
 
 
@@ -110,8 +111,14 @@ def _masked(which: str, tiles: bsr.Tiles, dtype: torch.dtype) -> tuple[str, Call
 
 
 def _bitmap(rows: int, launch: bitmap.BitmapLaunch) -> tuple[str, Callable]:
-    name = f"bitmap {rows} rows {launch.warps}-{launch.stages}"  # the code is the same whatever the splits
+    name = f"bitmap {rows} rows {launch.warps}-{launch.stages}{' overlapping' * launch.overlap}"  # whatever the splits
     return name, partial(compile_bitmap, rows, launch, dtype=DTYPE)
+
+
+def _bitmap_sum(rows: int, launch: bitmap.BitmapLaunch) -> tuple[str, Callable]:
+    name = f"bitmap sum of {launch.splits} {rows} rows{' overlapping' * launch.overlap}"
+    overlaps = launch.overlap == 1
+    return name, partial(compile_bitmap_sum, rows, launch.splits, dtype=DTYPE, overlaps=overlaps)
 
 
 def _defaults() -> Found:
@@ -135,10 +142,10 @@ def _defaults() -> Found:
         zeros = partial(compile_zero_dead_blocks, (side, side), dtype=DTYPE)
         yield from _everywhere(f"bsr zeros {side}x{side} float16", zeros, True)
     for rows in (16, bitmap.MOST_ROWS):
-        yield from _everywhere(*_bitmap(rows, bitmap.default_launch(*SHAPE, DTYPE)), True)
-        for splits in sorted({one.splits for one in bitmap.candidate_launches(*SHAPE, DTYPE)}):
-            found = partial(compile_bitmap_sum, rows, splits, dtype=DTYPE)
-            yield from _everywhere(f"bitmap sum of {splits} {rows} rows", found, True)
+        for overlap, splits in product((0, 1), (1, bitmap.MOST_SPLITS // 2, bitmap.MOST_SPLITS)):
+            launch = bitmap.default_launch(*SHAPE, DTYPE)._replace(splits=splits, overlap=overlap)
+            for one in (_bitmap(rows, launch), _bitmap_sum(rows, launch)):
+                yield from _everywhere(*one, True, from_hopper=overlap == 1)
     for name, tiles in DEFAULTS.items():
         yield from _everywhere(*_optimizer(name, tiles), True)
 
@@ -168,7 +175,7 @@ def _candidates() -> Found:
 def _candidate_product(which: str, block: tuple[int, int], tiles: bsr.Tiles) -> Found:
     tma = tiles.residents > 0
     for on_device in (False, True) if tma else (False,):
-        yield from _everywhere(*_product(which, block, tiles, DTYPE, on_device=on_device), False, tma=tma)
+        yield from _everywhere(*_product(which, block, tiles, DTYPE, on_device=on_device), False, from_hopper=tma)
 
 
 def _optimizer(name: str, tiles: tensor_table.Tiles) -> tuple[str, Callable]:
@@ -188,7 +195,8 @@ def _of_cell(cell: Measured) -> Iterator[tuple[str, Callable]]:
     """A kernel that was picked with tiles of its own; the defaults are compiled anyway."""
     kernel, dtype, block = cell.best.kernel, getattr(torch, cell.case.dtype), block_of(cell.case.pattern.split()[0])
     if kernel == "bitmap":
-        yield _bitmap(16 if cell.m <= 16 else bitmap.MOST_ROWS, bitmap.BitmapLaunch(*cell.best.tiles))
+        rows, launch = 16 if cell.m <= 16 else bitmap.MOST_ROWS, bitmap.BitmapLaunch(*cell.best.tiles)
+        yield from (_bitmap(rows, launch), _bitmap_sum(rows, launch))
     elif kernel == "bsr_conv2d":
         yield _convolution(block, bsr.Tiles(*cell.best.tiles), int(cell.case.pattern.split()[1][0]))
     elif kernel in ("bsr_packed", "bsr_linear"):

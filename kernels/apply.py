@@ -89,7 +89,7 @@ def use_kernels(
             into the user's table of this GPU, so that the same is chosen the next time.
         everywhere: every layer that a kernel can run gets it, faster or not.
         free_dense: for inference, drop the dense weights of layers that run packed. They then do so at any number of
-            rows that their kernel can (a bitmap's: 64); with more, the weight is rebuilt in each forward.
+            rows that their kernel can (``bitmap_linear``: 64); with more, the weight is rebuilt in each forward.
         launched: how the model will run: ``eager``; ``compiled``, by ``torch.compile``; or in a CUDA ``graph``, which
             pays for no launch, so that more layers gain.
 

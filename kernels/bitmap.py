@@ -116,7 +116,7 @@ def bitmap_matmul_kernel(
     PRECISION: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
-    """``W xᵀ`` of one block of rows of W and one split of K; a program for each tile of it more copies x by columns."""
+    """``W xᵀ`` of a block of rows of W and a split of K; behind those, one program a tile of K copies x, turned."""
     if OVERLAPS:
         tl.extra.cuda.gdc_launch_dependents()
     block = tl.program_id(0)
@@ -176,8 +176,8 @@ def bitmap_sum_kernel(
     m = tl.arange(0, TILE_M)
     inside = n < n_size
     begin = tl.load(STARTS + tl.program_id(0) * TILE_N)  # 64 bits once a program; rows count from there in 32
-    start = (tl.load(STARTS + n, mask=inside, other=0) - begin).to(tl.int32)
-    stop = (tl.load(STARTS + n + 1, mask=inside, other=0) - begin).to(tl.int32)
+    start = (tl.load(STARTS + n, mask=inside, other=begin) - begin).to(tl.int32)
+    stop = (tl.load(STARTS + n + 1, mask=inside, other=begin) - begin).to(tl.int32)
     at = start[:, None, None] + tl.arange(0, TOGETHER)[None, :, None]
     live = at < stop[:, None, None]
     value, column = _rest(REST + begin, COLUMNS + begin, at, live)
@@ -218,22 +218,24 @@ class BitmapLaunch(NamedTuple):
 
 
 def default_launch(n: int, k: int, dtype: torch.dtype) -> BitmapLaunch:
-    """Enough programs to fill a GPU, of two tiles of K or more each, in half of the splits that there may be."""
+    """Enough programs to fill a GPU, of two tiles of K or more each."""
     blocks, tiles = ceil_div(n, ROWS.value), ceil_div(k, DEPTH.value)
     splits = max(1, min(ceil_div(PROGRAMS, blocks), tiles // 2, MOST_SPLITS // 2))
+    # fp32 of 64 rows spills registers with 4 warps, and with 3 stages it does not fit sm_120
     return BitmapLaunch(splits, 8, 2) if dtype == torch.float32 else BitmapLaunch(splits, WARPS, 3)
 
 
 def candidate_launches(n: int, k: int, dtype: torch.dtype) -> list[BitmapLaunch]:
-    """What is worth measuring for a weight of ``[N, K]``, whatever M."""
-    most, default = ceil_div(k, DEPTH.value), default_launch(n, k, dtype)
-    splits = sorted({min(most, max(1, default.splits * by // 2)) for by in (1, 2, 3, 4)} | {1})
-    return [
-        default._replace(splits=s, stages=stages, overlap=overlap)
-        for s in splits
-        for stages in (2, 3)
-        for overlap in (0, 1)
-    ]
+    """What is worth measuring for a weight of ``[N, K]``, whatever M: half to twice the default's splits, and none."""
+    tiles, default = ceil_div(k, DEPTH.value), default_launch(n, k, dtype)
+    wanted = {1} | {max(1, default.splits * by // 2) for by in (1, 2, 3, 4)}
+    splits = sorted({_filled(tiles, each) for each in wanted})
+    return [default._replace(splits=each, stages=stages) for each in splits for stages in (2, 3, 4)]
+
+
+def _filled(tiles: int, splits: int) -> int:
+    """How many of these splits get a tile."""
+    return ceil_div(tiles, ceil_div(tiles, splits))
 
 
 @operator("bitmap_linear")
@@ -260,8 +262,8 @@ def _forward(
     # programmatic dependent launch, which came with Hopper; Inductor cannot launch so
     overlaps = overlap == 1 and is_hopper_or_later(x.device) and not has_compiled_form(x)
     blocks, tiles = leading.shape[:2]
+    splits = _filled(tiles, splits)
     tiles_of_split = ceil_div(tiles, splits)
-    splits = ceil_div(tiles, tiles_of_split)
     tile_m = 16 if m <= 16 else MOST_ROWS
     rows = blocks * ROWS.value
     partials = x.new_empty(splits, rows, tile_m, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Compile the product over a bitmap weight without a GPU."""
+"""Compile the kernels for few rows without a GPU."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ a count of the bits before it, that took 12 on an H200, and was slower than dens
 place among four with a single shift of 64 bits.
 
 Which four: of each 16 columns, a lane of a tensor core's product holds 2 t, 2 t + 1, 2 t + 8 and 2 t + 9 of a row, for
-one t of 0 to 3. Those are a four, and fours lie in memory as four warps hold them, so that a tile is made in the
-registers it is multiplied from (Triton finds that nothing has to move: no shared memory, no barrier).
+one t of 0 to 3. Those are a four, and fours lie in memory as four warps hold them, so that on sm_90 a tile is made in
+the registers it is multiplied from: Triton finds that nothing has to move (elsewhere it goes through shared memory).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from sparseticket.kernels.words import NATIVE
 
 ROWS = tl.constexpr(64)  # of a tile
 DEPTH = tl.constexpr(128)  # columns of a tile
-UNITS = tl.constexpr(8)  # of a tile's row; each is four fours, 64 bits of 16-bit values, which a lane reads at once
+UNITS = tl.constexpr(8)  # of a tile's row; each is four fours, whose 16-bit values a lane reads as one int64
 PACKED_AT_ONCE = 2**24  # weights, for several times their bytes are in use meanwhile
 INTEGERS = {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}  # of as many bits
-WARPS = 4  # whose registers the order of a tile is made for: with others it is right, and moves through shared memory
+WARPS = 4  # for whose registers a tile is ordered; with others the result is the same
 _SHIFT = tl.constexpr("{ .reg .b64 four; cvt.u64.u16 four, $4; shl.b64 four, four, $5; mov.b64 {$0,$1,$2,$3}, four; }")
 
 
@@ -34,9 +34,10 @@ class Fours(NamedTuple):
     """A weight ``[N, K]``, filled up with dead entries to tiles of 64 x 128.
 
     Attributes:
-        leading: the first live value of each four or 0, ``[blocks of rows, tiles of K, 64 * 8 * 4]``.
+        leading: the first live value of each four or 0, ``[blocks of rows, tiles of K, 64 * 8 * 4]``; aligned to
+            8 bytes, as what torch allocates is.
         positions: uint8 ``[blocks of rows, tiles of K, 64 * 8]``, where they are, 2 bits each from the lowest on.
-        rest: all other live values by row and column, and one entry of padding.
+        rest: all other live values by row and column, and one entry of padding, for an empty tensor has no address.
         columns: int32, theirs.
         starts: int64 ``[N + 1]``, where a row begins in these two.
     """
@@ -101,7 +102,7 @@ def _counting(like: Tensor) -> Tensor:
 def _by_four(matrix: Tensor) -> Tensor:
     """``[N, K]`` as ``[blocks of rows, tiles of K, 64 * 8, 4, 4]``, filled up with 0; the last dimension is a four."""
     padded = F.pad(matrix, (0, -matrix.shape[1] % DEPTH.value, 0, -matrix.shape[0] % ROWS.value))
-    # a block's rows: warp, half, lane; a tile's columns: unit, four, half, lane, pair
+    # a block's rows: warp, half, lane; a tile's columns: two units of a lane, four, half, lane, pair
     blocks, tiles = padded.shape[0] // ROWS.value, padded.shape[1] // DEPTH.value
     split = padded.reshape(blocks, 4, 2, 8, tiles, 2, 4, 2, 4, 2).permute(0, 4, 2, 1, 3, 8, 5, 6, 7, 9)
     return split.reshape(blocks, tiles, -1, 4, 4)
@@ -115,9 +116,9 @@ def _by_column(fours: Tensor, n: int, k: int) -> Tensor:
 
 
 @triton.jit
-def dense_tile(LEADING, POSITIONS, tile):
+def dense_tile(LEADING, POSITIONS, number):
     """The tile ``[64, 128]`` of this number (int64), without what is left over."""
-    unit = tile * (ROWS * UNITS) + tl.arange(0, ROWS)[:, None] * UNITS + tl.arange(0, UNITS)[None, :]
+    unit = number * (ROWS * UNITS) + tl.arange(0, ROWS)[:, None] * UNITS + tl.arange(0, UNITS)[None, :]
     positions = tl.load(POSITIONS + unit).to(tl.int32)
     if LEADING.dtype.element_ty.primitive_bitwidth == 16:
         four_values = tl.load(LEADING.to(tl.pointer_type(tl.int64)) + unit)
@@ -136,7 +137,7 @@ def dense_tile(LEADING, POSITIONS, tile):
         _joined(a[2], b[2], c[2], d[2]),
         _joined(a[3], b[3], c[3], d[3]),
     )
-    split = tl.reshape(tile, (2, 4, 8, 4, 2, 4, 2, 2))  # rows: half, warp, lane; columns: lane, unit, four, half, pair
+    split = tl.reshape(tile, (2, 4, 8, 4, 2, 4, 2, 2))  # half, warp, lane; lane, its units, four, half, pair
     return tl.reshape(tl.permute(split, (1, 0, 2, 4, 5, 6, 3, 7)), (ROWS, DEPTH))
 
 

@@ -84,7 +84,7 @@ def as_compiled() -> Iterator[None]:
 
 
 def has_compiled_form(*tensors: Tensor) -> bool:
-    """True where a launch with these has to be one that compiled code can make: no descriptors, no overlap."""
+    """True where a launch with these has to be as in compiled code: without descriptors from the CPU, and overlap."""
     return _compiled_form or any(map(is_traced, tensors))
 
 

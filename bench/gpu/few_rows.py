@@ -15,6 +15,7 @@ from sparseticket.bench.gpu.peers import linear_arm
 from sparseticket.bench.gpu.roofline import linear_ms
 from sparseticket.kernels.bitmap import BitmapLaunch, BitmapWeight, bitmap_linear, candidate_launches
 from sparseticket.kernels.dispatch import Case
+from sparseticket.kernels.launch import is_hopper_or_later
 from sparseticket.kernels.tune import AGREEMENT, Problem
 
 M = 16
@@ -73,7 +74,9 @@ def _best(lab: Lab, problem: Problem, packed: BitmapWeight) -> BitmapLaunch:
 
 def _agreeing(problem: Problem, packed: BitmapWeight) -> Iterator[tuple[BitmapLaunch, Callable[[], Tensor]]]:
     exact = problem.dense().float()
-    for launch in candidate_launches(problem.case.n, problem.case.k, problem.dtype):
+    apart = candidate_launches(problem.case.n, problem.case.k, problem.dtype)
+    overlapping = [each._replace(overlap=1) for each in apart] if is_hopper_or_later(problem.x.device) else []
+    for launch in (*apart, *overlapping):
         call = partial(bitmap_linear, problem.x, packed, problem.bias, launch=launch)
         try:
             error = float((call().float() - exact).abs().max() / exact.abs().max())

@@ -113,7 +113,7 @@ def measure_cell(lab: Lab, density: float) -> Measured:
         adamw.step()
 
     found = lab.clock(STEP).compare(dense, _stepped(_masked_call(optimizer)), rounds=3 if lab.rehearse else 30)
-    return Measured(CELL, mine.size, density, Choice("masked_adamw"), found.ratio, found.low, found.high)
+    return Measured(CELL, _size(lab), density, Choice("masked_adamw"), found.ratio, found.low, found.high)
 
 
 def cells(lab: Lab) -> list[Callable[[], None]]:

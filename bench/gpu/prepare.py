@@ -15,6 +15,7 @@ import torch
 
 from sparseticket.bench.gpu.lab import Lab
 from sparseticket.kernels.dispatch import Case
+from sparseticket.kernels.pattern import UNSTRUCTURED
 
 MOST_PROCESSES = 14  # each holds half a GB of the GPU
 PARTS = 4  # of a case's candidates
@@ -62,11 +63,17 @@ def pool(lab: Lab) -> Iterator[Pool]:
 
 
 def kernels_of(cases: list[tuple[Case, int, float]]) -> dict[str, Task]:
-    """Tasks that launch every candidate of these cells; sizes hardly matter to what is compiled, so each kind once."""
+    """Tasks that launch every candidate of these cells; sizes hardly matter to what is compiled, so each kind once.
+
+    They do where K is split, for few rows: what adds the splits is compiled for their number.
+    """
     tasks: dict[str, Task] = {}
     for case, m, density in cases:
+        kind = f"{case.which} {case.pattern} {case.dtype} {case.epilogue} {case.launched == 'compiled'}"
+        if case.pattern == UNSTRUCTURED:
+            kind += f" {m}x{case.n}x{case.k}"
         for part in range(PARTS):
-            name = f"{case.which} {case.pattern} {case.dtype} {case.epilogue} {case.launched == 'compiled'} {part}"
+            name = f"{kind} {part}"
             tasks.setdefault(name, Candidates(case, m, density, part))
     return tasks
 

@@ -1,11 +1,20 @@
 import io
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sparseticket.kernels import fours
-from sparseticket.kernels.bitmap import BitmapLaunch, BitmapLinear, BitmapWeight, bitmap_linear, default_launch
+from sparseticket.kernels import bitmap, fours
+from sparseticket.kernels.bitmap import (
+    BitmapLaunch,
+    BitmapLinear,
+    BitmapWeight,
+    bitmap_linear,
+    candidate_launches,
+    default_launch,
+)
+from sparseticket.kernels.launch import as_compiled
 
 SHAPES = [(1, 64, 64), (16, 100, 200), (37, 5, 70), (64, 130, 33)]  # M, N, K
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -46,7 +55,7 @@ def test_bias_and_activation_come_once_after_all_splits(activation, splits, devi
 
 def test_splits_give_the_same_result_every_time(device, close):
     x, weight, bias, packed, _ = problem(5, 70, 260, 0.3, torch.float16, device)
-    first, again = (bitmap_linear(x, packed, bias, launch=BitmapLaunch(4, 4, 2)) for _ in range(2))
+    first, again = (bitmap_linear(x, packed, bias, launch=BitmapLaunch(2, 4, 2)) for _ in range(2))  # 2 tiles and 1
     assert torch.equal(first, again)
     close(first, exact(x, weight, bias))
 
@@ -194,6 +203,42 @@ def test_what_does_not_go_together_is_refused(change, message):
     x, _, bias, packed, _ = problem(5, 70, 100, 0.3, torch.float32, "cpu")
     with pytest.raises(ValueError, match=message):
         bitmap_linear(*change(x, packed, bias))
+
+
+@pytest.mark.parametrize("hopper", [True, False])
+@pytest.mark.parametrize("overlap", [0, 1])
+@pytest.mark.parametrize("form", [nullcontext, as_compiled])
+def test_kernels_overlap_where_the_launch_says_so_the_gpu_can_and_compiled_code_need_not(
+    form, overlap, hopper, monkeypatch
+):
+    launched = []
+
+    class Recorded:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            return lambda *_, **constants: launched.append((constants["OVERLAPS"], constants.get("launch_pdl", False)))
+
+    monkeypatch.setattr(bitmap, "wrap_triton", Recorded)
+    monkeypatch.setattr(bitmap, "runs_kernel", lambda _: True)
+    monkeypatch.setattr(bitmap, "is_hopper_or_later", lambda _: hopper)
+    x, _, bias, packed, _ = problem(5, 70, 100, 0.3, torch.float16, "cpu")
+    with form():
+        bitmap_linear(x, packed, bias, launch=BitmapLaunch(1, 4, 2, overlap))
+    overlaps = bool(overlap and hopper and form is nullcontext)
+    assert launched == [(overlaps, False), (overlaps, overlaps)]
+
+
+def test_a_gpu_is_filled_and_every_split_gets_a_tile():
+    half = torch.float16
+    assert [default_launch(*shape, half).splits for shape in ((4096, 4096), (1024, 4096), (64, 64))] == [9, 16, 1]
+    assert not any(default_launch(n, 1024, dtype).overlap for n in (64, 4096) for dtype in DTYPES)
+    for n, k in ((768, 768), (768, 3072), (4096, 1024)):
+        launches = candidate_launches(n, k, half)
+        tiles = -(-k // 128)
+        assert all(-(-tiles // -(-tiles // one.splits)) == one.splits for one in launches), "two would be the same"
+        assert len(set(launches)) == len(launches) and default_launch(n, k, half) in launches
 
 
 @pytest.mark.parametrize("launch", [(0, 4, 2), (1, 0, 2), (1, 4, 0)])

@@ -1,8 +1,12 @@
-"""What the compiler makes of the product over a bitmap weight, on a machine without a GPU."""
+"""What the compiler makes of the kernels for few rows, on a machine without a GPU."""
+
+import re
+from itertools import product
 
 import pytest
 import torch
 
+from sparseticket.kernels import fours
 from sparseticket.kernels.aot import SHARED_LIMIT, only_ir
 from sparseticket.kernels.bitmap import MOST_SPLITS, default_launch
 from sparseticket.kernels.bitmap_aot import compile_bitmap, compile_bitmap_sum
@@ -23,13 +27,42 @@ def test_it_uses_tensor_cores_pipelines_its_loads_and_spills_nothing(rows, arch)
     assert made.spilled == 0
 
 
-def test_the_second_pass_spills_nothing_and_reads_the_firsts_results_after_it_waited():
-    made = compile_bitmap_sum(64, MOST_SPLITS, 90, overlaps=True)
-    assert made.spilled == 0
-    before, after = made.ptx.split("griddepcontrol.wait")
-    assert 4 <= before.count("ld.global") < MOST_SPLITS < after.count("ld.global"), (
-        "before: where the rest is, and some"
-    )
+def test_the_second_pass_spills_nothing_whatever_the_splits():
+    assert compile_bitmap_sum(64, MOST_SPLITS, 90, overlaps=True).spilled == 0
+
+
+def test_an_overlapping_second_pass_touches_nothing_of_the_first_before_it_waited():
+    with only_ir():
+        ir = compile_bitmap_sum(16, 2, 90, overlaps=True).ttir
+    _, body = ir.split("attributes", 1)  # behind the kernel's arguments
+    before, after = re.split(r"grid_dependency_wait|griddepcontrol\.wait", body)
+    for name in ("PARTIALS", "COLUMNS_OF_X"):
+        assert f"%{name}," not in before and f"%{name} " not in before and f"%{name} " in after
+    assert all(f"%{name}" in before for name in ("REST", "COLUMNS", "STARTS")), "what it may load meanwhile"
+
+
+def test_the_shift_in_ptx_puts_a_value_at_its_place_among_four():
+    """The interpreter cannot run it, and shifts otherwise: here each of its three instructions is carried out."""
+    for value, position in product((0x0001, 0x8000, 0xBEEF), range(4)):
+        got = carried_out(fours._SHIFT.value, value, 16 * position)
+        assert got == [value if place == position else 0 for place in range(4)]
+
+
+def carried_out(ptx, value, shift):
+    registers = {"$4": value, "$5": shift}
+    for instruction in ptx.strip().removeprefix("{").removesuffix("}").split(";"):
+        match re.findall(r"[$.\w]+", instruction):
+            case ["cvt.u64.u16", into, of]:
+                registers[into] = registers[of] & 0xFFFF
+            case ["shl.b64", into, of, by]:
+                registers[into] = registers[of] << registers[by] & 2**64 - 1 if registers[by] < 64 else 0
+            case ["mov.b64", *parts, of]:  # the first part is the lowest
+                registers |= {part: registers[of] >> 16 * place & 0xFFFF for place, part in enumerate(parts)}
+            case [] | [".reg", *_]:
+                pass
+            case other:
+                raise AssertionError(f"an instruction that this does not know: {other}")
+    return [registers[f"${place}"] for place in range(4)]
 
 
 def test_exact_fp32_fits_and_spills_nothing():
