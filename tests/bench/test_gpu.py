@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparseticket.bench.gpu import __main__ as command
-from sparseticket.bench.gpu import dispatcher, entries, finetune, show, tuning
+from sparseticket.bench.gpu import dispatcher, entries, finetune, optimizers, show, tuning
 from sparseticket.bench.gpu import lab as labs
 from sparseticket.bench.gpu.arms import Arm, least, median_of, ratio, ratio_or_reason, time_arms
 from sparseticket.bench.gpu.figures import Figures, describe
@@ -311,21 +312,67 @@ def test_an_entry_that_broke_the_gpu_is_left_out_and_the_rest_goes_on_in_a_new_p
     assert 1 < float(command.parse(["--out", "there", "--minutes", "8", again, left]).minutes) <= 2
 
 
-def test_a_cell_that_broke_the_gpu_is_dense_from_then_on_and_what_needed_it_is_tried_again(monkeypatch, tmp_path):
-    case, lost = Case("forward", 48, 64, "block:16x16", "float32"), []
-    kernel = Measured(case, 16, 0.5, Choice("bsr_linear"), 1.5, 1.4, 1.6)  # found before another candidate broke it
-    monkeypatch.setattr(labs, "measure", lambda *_, **__: lost.append(True) or kernel)
+CASE = Case("forward", 48, 64, "block:16x16", "float32")
+FOUND = Measured(CASE, 16, 0.5, Choice("bsr_linear"), 1.5, 1.4, 1.6)
+
+
+@pytest.mark.parametrize("failed", [True, False])  # False: what broke it was taken for a candidate that does not run
+def test_a_cell_that_broke_the_gpu_is_dense_from_then_on_and_what_needed_it_is_tried_again(
+    failed, monkeypatch, tmp_path
+):
+    lost = []
+
+    def breaks(*_, **__):
+        lost.append(True)
+        if failed:
+            raise RuntimeError("an illegal memory access was encountered")
+        return FOUND  # as it was found before another candidate broke the context
+
+    monkeypatch.setattr(labs, "measure", breaks)
     monkeypatch.setattr(Lab, "is_lost", lambda lab: bool(lost))
     monkeypatch.setattr(command, "summarize", lambda lab, figures: "")
     lab, figures = Lab(tmp_path, rehearse=True), Figures(tmp_path, describe("rehearsal", rehearsal=True))
-    entry = {"ffn": lambda lab, device: {"tiles": lab.tiles(case, 16, 0.5)}}
     with pytest.raises(DeviceLost, match="of 16 rows"):
-        lab.try_cell(case, 16, 0.5)
+        lab.try_cell(CASE, 16, 0.5)
     assert [cell.best for cell in Table.load(lab.table_file).cells] == [Choice()]
-    assert not figures.has("ffn")
     lost.clear()  # in a new process
-    command.measure(Lab(tmp_path, rehearse=True), figures, entry)
+    command.measure(
+        Lab(tmp_path, rehearse=True), figures, {"ffn": lambda lab, device: {"tiles": lab.tiles(CASE, 16, 0.5)}}
+    )
     assert figures.get("ffn")["tiles"] == []
+
+
+def test_a_cell_that_only_fails_is_said_and_left_out(monkeypatch, tmp_path, caplog):
+    def fails(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(labs, "measure", fails)
+    lab = Lab(tmp_path, rehearse=True)
+    lab.try_cell(CASE, 16, 0.5)
+    assert "out of memory" in caplog.text and not lab.table.cells
+
+
+def test_an_optimizers_cell_that_broke_the_gpu_is_dense_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(optimizers, "measure_cell", lambda lab, density: FOUND)
+    monkeypatch.setattr(Lab, "is_lost", lambda lab: True)
+    lab = Lab(tmp_path, rehearse=True)
+    with pytest.raises(DeviceLost, match="optimizer"):
+        optimizers.cells(lab)[0]()
+    (cell,) = lab.table.cells
+    assert (cell.case, cell.density, cell.best) == (optimizers.CELL, 0.1, Choice())
+    assert len(optimizers.cells(lab)) == 8
+
+
+def test_a_context_is_lost_where_waiting_for_it_fails(monkeypatch, tmp_path):
+    lab = Lab(tmp_path)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert not lab.is_lost() and not Lab(tmp_path, rehearse=True).is_lost()
+
+    def illegal():
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", illegal)
+    assert lab.is_lost()
 
 
 def test_an_entry_whose_cell_broke_the_gpu_leaves_no_figure(monkeypatch, tmp_path):
