@@ -74,6 +74,7 @@ def test_a_captured_graph_gives_the_same_whether_its_kernels_overlap(splits, ove
     x, _, bias, packed, _ = problem(16, 256, 512, 0.1, torch.bfloat16, "cuda")
     launch = BitmapLaunch(splits, 4, 3, overlap)
     eager = bitmap_linear(x, packed, bias, launch=BitmapLaunch(splits, 4, 3))
+    assert torch.equal(bitmap_linear(x, packed, bias, launch=launch), eager)  # compiled, which a capture cannot be
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = bitmap_linear(x, packed, bias, launch=launch)
