@@ -117,8 +117,7 @@ def _bitmap(rows: int, launch: bitmap.BitmapLaunch) -> tuple[str, Callable]:
 
 def _bitmap_sum(rows: int, launch: bitmap.BitmapLaunch) -> tuple[str, Callable]:
     name = f"bitmap sum of {launch.splits} {rows} rows{' overlapping' * launch.overlap}"
-    overlaps = launch.overlap == 1
-    return name, partial(compile_bitmap_sum, rows, launch.splits, dtype=DTYPE, overlaps=overlaps)
+    return name, partial(compile_bitmap_sum, rows, launch, dtype=DTYPE)
 
 
 def _defaults() -> Found:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from sparseticket.kernels.blocks import BlockLayout
+from sparseticket.kernels.blocks import SIDES, BlockLayout
 from sparseticket.kernels.bsr_module import BsrLinear
 from sparseticket.kernels.conv2d import PackedConv2d
 from sparseticket.kernels.dispatch import (
@@ -138,9 +138,10 @@ def _place(model: nn.Module, layers: dict[str, Layer], mode: str, how: _How) -> 
 def _as_one(layers: list[Layer]) -> list[list[Layer]]:
     """Layers over one input as one product, or each for itself where their blocks do not line up in the joint mask."""
     masks = [mask for _, _, mask in layers]
-    if len(layers) == 1 or _block_size(torch.cat(masks)) >= min(map(_block_size, masks)):
+    if all(len(mask) % max(SIDES) == 0 for mask in masks[:-1]):  # as of most models: blocks of any size line up
         return [layers]
-    return [[layer] for layer in layers]
+    line_up = _block_size(torch.cat(masks)) >= min(map(_block_size, masks))
+    return [layers] if line_up else [[layer] for layer in layers]
 
 
 def _block_size(mask: Tensor) -> int:

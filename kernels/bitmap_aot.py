@@ -30,16 +30,14 @@ def compile_bitmap(
     )  # fmt: skip
 
 
-def compile_bitmap_sum(
-    rows: int, splits: int, arch: int, dtype: torch.dtype = torch.float16, *, overlaps: bool = False
-) -> Compiled:
-    """The second pass over ``splits``, with bias and GELU."""
+def compile_bitmap_sum(rows: int, launch: BitmapLaunch, arch: int, dtype: torch.dtype = torch.float16) -> Compiled:
+    """The second pass over all splits, with bias and GELU."""
     pointers = dict.fromkeys(["COLUMNS_OF_X", "REST", "OUT", "BIAS"], TYPES[dtype])
     others = {"PARTIALS": "*fp32", "COLUMNS": "*i32", "STARTS": "*i64"}
-    constants = dict(TILE_N=SUMMED_ROWS, TOGETHER=SUMMED_TOGETHER, HAS_BIAS=True, ACTIVATION="gelu", OVERLAPS=overlaps)
+    tiles = dict(SPLITS=launch.splits, TILE_M=rows, TILE_N=SUMMED_ROWS, TOGETHER=SUMMED_TOGETHER)
     return compile_ahead(
         bitmap_sum_kernel,
         dict.fromkeys(("m_size", "n_size", "rows"), "i32") | pointers | others,
-        constants | dict(SPLITS=splits, TILE_M=rows),
+        tiles | dict(HAS_BIAS=True, ACTIVATION="gelu", OVERLAPS=launch.overlap == 1),
         arch=arch, num_warps=WARPS, num_stages=3,
     )  # fmt: skip

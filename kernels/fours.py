@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparseticket.kernels.launch import ceil_div
 from sparseticket.kernels.words import NATIVE
 
 ROWS = tl.constexpr(64)  # of a tile
@@ -84,10 +85,9 @@ def unpack_fours(fours: Fours, n: int, k: int) -> Tensor:
 def check_fours(fours: Fours, n: int, k: int) -> None:
     """Raise ValueError unless these could have been packed from a weight of ``[n, k]``; waits for their device."""
     leading, positions, rest, columns, starts = fours
-    blocks, tiles, inside = -(-n // ROWS.value), -(-k // DEPTH.value), len(rest) == len(columns) > 0
-    units = ROWS.value * UNITS.value
+    blocks, tiles, units = ceil_div(n, ROWS.value), ceil_div(k, DEPTH.value), ROWS.value * UNITS.value
     shapes = (leading.shape, positions.shape, starts.shape)
-    if shapes != ((blocks, tiles, 4 * units), (blocks, tiles, units), (n + 1,)) or not inside:
+    if shapes != ((blocks, tiles, 4 * units), (blocks, tiles, units), (n + 1,)) or not len(rest) == len(columns) > 0:
         raise ValueError(f"these arrays are of no weight of {(n, k)}: they are {[tuple(one.shape) for one in fours]}")
     rises = starts[0] == 0 and starts[-1] == len(rest) - 1 and bool((starts.diff() >= 0).all())
     if not rises or int(columns.min()) < 0 or int(columns.max()) >= k:

@@ -127,8 +127,8 @@ class Lab:
                 return cell
         thorough, rounds = not self.rehearse, 3 if self.rehearse else 30
         clock = self.clock("cold graph")
-        how = partial(measure, thorough=thorough, rounds=rounds, clock=clock)
-        return self.keep_measured(case, m, density, lambda: how(case, m, density, self.device))
+        measure_it = partial(measure, case, m, density, self.device, thorough=thorough, rounds=rounds, clock=clock)
+        return self.keep_measured(case, m, density, measure_it)
 
     def try_cell(self, case: Case, m: int, density: float) -> None:
         """:meth:`cell`; where it fails, the table goes without."""

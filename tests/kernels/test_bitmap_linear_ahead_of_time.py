@@ -29,12 +29,12 @@ def test_it_uses_tensor_cores_pipelines_its_loads_and_spills_nothing(rows, arch)
 
 
 def test_the_second_pass_spills_nothing_whatever_the_splits():
-    assert compile_bitmap_sum(64, MOST_SPLITS, 90, overlaps=True).spilled == 0
+    assert compile_bitmap_sum(64, LAUNCH._replace(splits=MOST_SPLITS, overlap=1), 90).spilled == 0
 
 
 def test_an_overlapping_second_pass_touches_nothing_of_the_first_before_it_waited():
     with only_ir():
-        ir = compile_bitmap_sum(16, 2, 90, overlaps=True).ttir
+        ir = compile_bitmap_sum(16, LAUNCH._replace(overlap=1), 90).ttir
     _, body = ir.split("attributes", 1)  # behind the kernel's arguments
     before, after = re.split(r"grid_dependency_wait|griddepcontrol\.wait", body)
     early, late = (set(re.findall(r"%(\w+)", part)) for part in (before, after))
@@ -71,7 +71,7 @@ def test_exact_fp32_fits_and_spills_nothing():
     assert made.spilled == 0 and made.shared <= SHARED_LIMIT[120] and not made.uses_tensor_cores
 
 
-@pytest.mark.parametrize("compiled", [partial(compile_bitmap, 16, LAUNCH), partial(compile_bitmap_sum, 16, 8)])
+@pytest.mark.parametrize("compiled", [partial(compile_bitmap, 16, LAUNCH), partial(compile_bitmap_sum, 16, LAUNCH)])
 def test_bf16_is_the_same_code_as_fp16(compiled):
     with only_ir():
         half, brain = (compiled(90, dtype).ttir for dtype in (torch.float16, torch.bfloat16))
