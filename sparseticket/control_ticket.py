@@ -45,6 +45,7 @@ def make_control(path: Path, kind: str, out: Path, *, seed: int, weights: Path |
     control.check(ticket.masks, pruner, network)
     check_fits(network, ticket.permutations)
     theta = control.weights(network, names, seed) if control.weights else {name: backbone[name] for name in names}
+    theta = {name: tensor.detach().clone() for name, tensor in theta.items()}  # permuting changes the network in place
     if control.masks and ticket.permutations:
         permute(network, ticket.permutations)
     masks = control.masks(ticket.masks, pruner, network.backbone(), seed) if control.masks else ticket.masks
@@ -52,6 +53,7 @@ def make_control(path: Path, kind: str, out: Path, *, seed: int, weights: Path |
         ticket,
         masks=masks,
         theta=tensor_hashes(theta) if control.weights else ticket.theta,
+        theta_p=ticket.theta_p or (ticket.theta if control.weights else None),
         metrics={
             **ticket.metrics,
             "control": {"kind": kind, "seed": seed, "from": ticket.identity, "theta_file": ticket.theta_file},
@@ -59,6 +61,7 @@ def make_control(path: Path, kind: str, out: Path, *, seed: int, weights: Path |
     )
     if kind == "complement":
         made = replace(made, scheduled_sparsity=made.sparsity)
+    made.check_theta(tensor_hashes(theta))
     if control.weights or (ticket.theta_file and own_theta(ticket, out) is None):
         made = replace(made, theta_file=_write_theta(out.parent / THETA, theta))
     made.save(out)

@@ -302,6 +302,7 @@ class Search:
             model=self.work.spec.name,
             theta=self.origin(k).hashes["backbone"] if rewinds_to_step else self.work.theta(),
             theta_file=file_hash(theta_path) if theta_path else None,
+            theta_p=self.work.theta() if rewinds_to_step else None,
             scheduled_sparsity=self.sparsities[k],
             pattern=self.protocol.pattern,
             task={"name": task.name, "metric": task.metric, "data_id": task.data_id, "head": head},

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from sparseticket.tasks.base import MASKED_ACCURACY
 from sparseticket.team import ALONE, Team
 from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
-from sparseticket.transfer_plan import TransferSettings, own_theta, plan, refuse_random
-from sparseticket.verdict import Verdict, judge_universal
+from sparseticket.transfer_plan import TransferSettings, begins_elsewhere, own_theta, plan, refuse_random
+from sparseticket.verdict import Verdict, at_least, judge_universal
 
 CELLS, MATRIX = "cells", "matrix.json"
 
@@ -185,15 +185,15 @@ def _never_universal(ticket: Ticket) -> str | None:
 
 def _cell(done: Mapping[str, Any], same_task: Mapping[str, Any] | None) -> dict[str, Any]:
     mean, dense = (done["arms"][arm]["mean"] for arm in ("ticket", "dense"))
-    to_same_task = mean - same_task["arms"]["ticket"]["mean"] if same_task else None
+    same = same_task["arms"]["ticket"]["mean"] if same_task else None
     return {
         "folder": done["folder"],
         "sparsity": done["sparsity"],
         "arms": done["arms"],
         "to_dense": mean - dense,
         "verdict": done["verdicts"]["ticket"],
-        "to_same_task": to_same_task,
-        "at_least_same_task": None if to_same_task is None else to_same_task >= 0,
+        "to_same_task": None if same is None else mean - same,
+        "at_least_same_task": None if same is None else at_least(mean, same),
     }
 
 
@@ -208,19 +208,16 @@ def _plan(asked: Asked, tickets: Mapping[str, Ticket], source: str, task: str) -
         data = Path(read_settings(run).data) if run.is_file() and read_settings(run).data else None
     column = (tickets[like].training if like else {}) or asdict(task_defaults(task).training)
     path = asked.sources[source]
-    has_own = own_theta(tickets[source], path) is not None
-    settings = plan(
+    needs_none = own_theta(tickets[source], path) is not None and not begins_elsewhere(tickets[source])
+    return plan(
         path,
         task=task,
         data=data,
-        weights=None if has_own else asked.weights,
+        weights=None if needs_none else asked.weights,
         seeds=asked.seeds,
         controls=asked.controls,
         training=column | asked.training,
     )[1]
-    if has_own and asked.weights and not settings.dense_weights:
-        settings = replace(settings, dense_weights=str(asked.weights.resolve()))
-    return settings
 
 
 def _same_task(tickets: Mapping[str, Ticket], task: str, *, controls: bool = False) -> str | None:

@@ -7,6 +7,7 @@ import shutil
 import time
 import tomllib
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,14 @@ class RunFolder:
 
 
 def _remove_unfinished(path: Path) -> None:
-    """Remove what a kill during a write left in a run's own folders; others (an export, a transfer) may be writing."""
-    for folder in (path, path / "dense", *path.glob("round-*"), *path.glob("*-seed*")):
+    """Remove what a kill left in a run's own folders; in others an export or a transfer may be writing."""
+    rounds = sorted(path.glob("round-*"))
+    for before, after in pairwise(rounds):
+        if (after / "done").exists():
+            (before / CARRY).unlink(missing_ok=True)  # killed between the marker and this
+    for folder in (path, path / "dense", *rounds, *path.glob("*-seed*")):
+        if (folder / "done").exists():
+            (folder / CHECKPOINT).unlink(missing_ok=True)
         for unfinished in folder.glob(".*.part"):
             if unfinished.is_file():
                 unfinished.unlink(missing_ok=True)

@@ -36,6 +36,8 @@ class Ticket:
         model: alias or hub name of the model.
         theta: SHA-256 of each backbone tensor of the weights that the ticket belongs to.
         theta_file: SHA-256 of ``theta.safetensors``, where θ is a state of the run and no published checkpoint.
+        theta_p: as ``theta``, of the weights that dense networks beside it begin with, where they are others: what its
+            run began with, or a control was made from. None where they are its θ, and in tickets of before it was kept.
         scheduled_sparsity: the sparsity that the schedule asked for, a fraction.
         pattern: where its zeros may lie, as :mod:`sparseticket.pattern` writes it.
         task: name, metric and ``data_id`` of the task it was found on, the options of its data, and whether its
@@ -51,6 +53,7 @@ class Ticket:
     theta: dict[str, str]
     scheduled_sparsity: float
     theta_file: str | None = None
+    theta_p: dict[str, str] | None = None
     pattern: str = "unstructured"
     task: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
@@ -75,6 +78,8 @@ class Ticket:
     def record(self) -> dict[str, Any]:
         """The JSON record: all but the tensors. Holds no time, host or path."""
         record = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("masks", "permutations")}
+        if self.theta_p is None:
+            del record["theta_p"]  # so that tickets of before it was kept have the identity that they had
         shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
         return {"format": _format(self.pattern), "sparsity": self.sparsity, "shapes": shapes, **record}
 
@@ -129,22 +134,38 @@ class Ticket:
         Raises:
             UserError: names the first tensor that differs or is missing.
         """
-        lacking = sorted(self.theta.keys() ^ theta.keys())
+        if name := self._differing(self.theta, theta):
+            raise UserError(
+                f"this ticket belongs to other weights of {self.model!r}: {name} differs. Give its own weights "
+                "with --weights FILE, or use it all the same with --allow-other-weights."
+            )
+        return sorted(self.theta.keys() ^ theta.keys())
+
+    def check_theta_p(self, theta: dict[str, str]) -> None:
+        """Check that a dense network with these hashes begins where one beside this ticket has to, as far as is known.
+
+        Raises:
+            UserError: names the first tensor that differs or is missing.
+        """
+        if self.theta_p is not None and (name := self._differing(self.theta_p, theta)):
+            raise UserError(
+                f"dense networks beside this ticket begin with the weights of {self.model!r} that "
+                f"{'it was made from' if self.control else 'its run began with'}, and these are others: {name} "
+                f"differs. Use the ticket where it was written, or give that file with --weights FILE (the ticket's "
+                "own theta.safetensors has to lie beside it then)."
+            )
+
+    def _differing(self, wanted: dict[str, str], theta: dict[str, str]) -> str | None:
+        """The first tensor that both have and that is another in each; what is pruned has to be in both."""
         for name in self.masks:
-            if name not in self.theta:
+            if name not in wanted:
                 raise UserError(f"this ticket does not say which weights {name} belongs to: make it again.")
             if name not in theta and not name.startswith(POOLER):
                 raise UserError(
                     f"this ticket prunes {name} of {self.model!r}, which this network does not have (or not from its "
                     f"pre-trained file): use the ticket with {self.model!r}."
                 )
-        for name, digest in self.theta.items():
-            if name in theta and theta[name] != digest:
-                raise UserError(
-                    f"this ticket belongs to other weights of {self.model!r}: {name} differs. Give its own weights "
-                    "with --weights FILE, or use it all the same with --allow-other-weights."
-                )
-        return lacking
+        return next((name for name, digest in wanted.items() if theta.get(name, digest) != digest), None)
 
 
 def check_ticket_out(out: Path, *inputs: Path) -> None:
@@ -201,6 +222,8 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
     for name, kind in (kinds | dict.fromkeys(tables, dict)).items():
         if not isinstance(record[name], kind):
             raise ValueError(f"its {name} is {record[name]!r}")
+    if not isinstance(record.get("theta_p", {}), dict):
+        raise ValueError(f"its theta_p is {record['theta_p']!r}")
     return record
 
 

@@ -72,12 +72,12 @@ def transfer(
             if work is None:
                 work = _build(settings, settings.weights, seed, accelerator, screen)
                 masks, pruner = fit(ticket, work, allow_other_weights=settings.allow_other_weights)
+                dense = _dense(ticket, work, settings, seed)
                 for control in settings.controls:
                     control_of(control).check(masks, pruner, work.network)
                 open_folder()  # only now: what does not fit is refused before anything is written
                 _check_data(run, settings, work.task.data_id)
-            from_theta_p = arm == "dense" and settings.dense_weights != settings.weights
-            own = _build(settings, settings.dense_weights, seed, accelerator, screen) if from_theta_p else work.copy()
+            own = (dense if arm == "dense" else work).copy()
             arm_masks = _set_up(arm, own, ticket, masks, pruner, seed)
             _train_arm(arm, seed, arm_masks, ticket, own, settings, run, checkpoint_every)
     open_folder()
@@ -106,6 +106,17 @@ def _build(settings: TransferSettings, weights: str, seed: int, accelerator: Acc
         accelerator=accelerator,
         screen=screen,
     )
+
+
+def _dense(ticket: Ticket, work: Workbench, settings: TransferSettings, seed: int) -> Workbench:
+    """What the dense arm begins with, checked: the ticket's weights, or those that it names."""
+    if settings.dense_weights == settings.weights:
+        dense = work
+    else:
+        dense = _build(settings, settings.dense_weights, seed, work.accelerator, work.screen)
+    if not settings.allow_other_weights:
+        ticket.check_theta_p(dense.theta())
+    return dense
 
 
 def fit(ticket: Ticket, work: Workbench, *, allow_other_weights: bool = False) -> tuple[Masks, Pruner]:
@@ -238,10 +249,11 @@ def _difference(ticket: Arm, control: Arm) -> Arm:
 
 
 def _verdict(arm: str, arms: dict[str, Arm], ticket: Ticket, settings: TransferSettings) -> Verdict:
-    """The ticket can be winning where it began with θ_p, a control never: it is no ticket that was found."""
+    """The ticket can be winning where it began with pre-trained weights; a control never: nobody found it."""
     if arm != "ticket" or ticket.control is not None:
         return judge(arms[arm], arms["dense"])
-    at_theta_p = settings.weights == settings.dense_weights and not settings.start and not settings.allow_other_weights
+    published = ticket.theta_file is None  # a state of its run is random, or of a later step
+    at_theta_p = published and not settings.start and not settings.allow_other_weights
     return judge(arms[arm], arms["dense"], at_theta_p=at_theta_p)
 
 

@@ -68,24 +68,17 @@ def plan(
         base = from_table(Training, ticket.training, where=f"the training in {ticket_path}")
     else:
         base = task_defaults(task).training
-    kept_theta = own_theta(ticket, ticket_path)
-    if ticket.theta_file and not (kept_theta or weights or allow_other_weights):
-        raise UserError(
-            f"the weights that this ticket belongs to are in no published file, but in the {THETA} of its run, which "
-            "is missing beside it or not the one that it names: copy that file into the ticket's folder, give it "
-            "with --weights FILE, or use the model's own weights with --allow-other-weights."
-        )
-    own_weights = str(weights.resolve()) if weights else str(kept_theta or (found.weights if found else ""))
-    rewound = str(ticket.protocol.get("rewind", "theta_p")) if ticket.round else "theta_p"
-    late = rewound not in ("theta_p", "none")
+    own_weights, dense_weights = _beginnings(
+        ticket, ticket_path, found, weights, allow_other_weights=allow_other_weights
+    )
     settings = TransferSettings(
         ticket=ticket.identity,
         model=found.model if found else ticket.model,
         task=task,
         data=recorded(data) if data else (found.data if found and own_task else ""),
         weights=own_weights,
-        dense_weights=_theta_p(run, found, ticket, late=late) if late or _changed(ticket) else own_weights,
-        start=rewound if late and own_task else "",
+        dense_weights=dense_weights,
+        start=_rewind_step(ticket) if own_task else "",
         seeds=seeds,
         controls=[check_control(control) for control in controls],
         allow_other_weights=allow_other_weights,
@@ -122,19 +115,48 @@ def own_theta(ticket: Ticket, path: Path) -> Path | None:
     return None
 
 
-def _changed(ticket: Ticket) -> bool:
-    """True for a control whose weights are not those of the ticket that it was made of."""
-    return ticket.control is not None and control_of(ticket.control).weights is not None
+def begins_elsewhere(ticket: Ticket) -> bool:
+    """True where dense networks beside a ticket begin with other weights than its θ: θ_p, or a control's source."""
+    changed = ticket.control is not None and control_of(ticket.control).weights is not None
+    return changed or bool(_rewind_step(ticket)) or ticket.theta_p is not None
 
 
-def _theta_p(run: Path, found: RunSettings | None, ticket: Ticket, *, late: bool) -> str:
-    """Where the dense arm's weights are when the ticket's θ is another; "" is the model's own."""
-    drawn = (run / "round-00" if late else run) / THETA  # of a run that began with random weights
+def _rewind_step(ticket: Ticket) -> str:
+    """Where its run rewound to: 5%, 1ep, 500it; "" where that was no later state than its beginning."""
+    rewound = str(ticket.protocol.get("rewind", "theta_p"))
+    return rewound if ticket.round and rewound not in ("theta_p", "none") else ""
+
+
+def _beginnings(
+    ticket: Ticket, path: Path, found: RunSettings | None, weights: Path | None, *, allow_other_weights: bool
+) -> tuple[str, str]:
+    """The files of the weights with which the ticket and dense networks begin; "" is the model's own.
+
+    ``weights`` are the ticket's; where these lie beside it already and dense networks begin elsewhere, theirs.
+    """
+    kept = own_theta(ticket, path)
+    if ticket.theta_file and not (kept or weights or allow_other_weights):
+        raise UserError(
+            f"the weights that this ticket belongs to are in no published file, but in the {THETA} of its run, which "
+            "is missing beside it or not the one that it names: copy that file into the ticket's folder, give it "
+            "with --weights FILE, or use the model's own weights with --allow-other-weights."
+        )
+    own = str(weights.resolve() if weights else kept or (found.weights if found else ""))
+    if not begins_elsewhere(ticket):
+        return own, own
+    if weights and kept and not allow_other_weights and file_hash(weights) != ticket.theta_file:
+        return str(kept), own
+    return own, _theta_p(ticket, path, found)
+
+
+def _theta_p(ticket: Ticket, path: Path, found: RunSettings | None) -> str:
+    run = path.resolve().parent.parent
+    drawn = (run / "round-00" if _rewind_step(ticket) else run) / THETA  # of a run that began with random weights
     if drawn.is_file():
         return str(drawn)
-    if not late and ticket.metrics["control"].get("theta_file"):
+    if found is None and ticket.theta_p is None:
         raise UserError(
-            "the dense arm begins with the weights that this control was made from, which are in no published file "
-            "but in their run's folder: write the control to RUN/NAME/FILE."
+            "this ticket does not say which weights dense networks beside it begin with, as tickets do today: use it "
+            f"where it was written, or give that file with --weights FILE, the ticket's own {THETA} beside it."
         )
     return found.weights if found else ""

@@ -9,6 +9,11 @@ from typer import Argument, Option
 
 SIDE_BY_SIDE = "Under torchrun or accelerate launch: each process trains networks of its own, not a share of a batch."
 
+WEIGHTS = (
+    "File of the ticket's θ. Default: that of its run. Where θ is a later state, kept beside the ticket: the file of "
+    "the pre-trained weights, with which dense networks begin."
+)
+
 
 def transfer(
     ticket: Annotated[Path, Argument(help="A ticket file: RUN/round-NN/ticket.ticket.")],
@@ -27,7 +32,7 @@ def transfer(
     kernels: Annotated[
         str | None, Option(help="auto: on a GPU, sparse kernels where they are faster. off: dense everywhere.")
     ] = None,
-    weights: Annotated[Path | None, Option(help="File of the ticket's θ. Default: that of its run.")] = None,
+    weights: Annotated[Path | None, Option(help=WEIGHTS)] = None,
     allow_other_weights: Annotated[bool, Option(help="Use the ticket with weights that are not its own.")] = False,
     data: Annotated[Path | None, Option(help="File or folder of the task's data.")] = None,
     out: Annotated[Path | None, Option(help="Folder. Default: beside the run that the ticket came from.")] = None,

@@ -96,6 +96,8 @@ class VisionModel(ModelSpec):
             dropped = _load_pretrained(network, stored, source=source)
             if weights is not None:
                 network.notes.append(coverage(network.pretrained, network.backbone(), dropped, stored.left, source))
+            if network.head_pretrained:
+                network.notes.append(f"the head came with {source}, too; it was not drawn from the seed")
         if stored is not None and STEM not in network.pretrained:
             network.notes.append(f"{self.name} for small images: its 3x3 conv1 is drawn from the seed")
         return network

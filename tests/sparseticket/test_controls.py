@@ -10,7 +10,9 @@ from safetensors.torch import load_file
 from sparseticket import masks as algebra
 from sparseticket.controls import CONTROLS, control_of
 from sparseticket.errors import UserError
+from sparseticket.imp import find
 from sparseticket.models import Head, resolve
+from sparseticket.options import find_settings
 from sparseticket.progress import Screen
 from sparseticket.pruning import Pruner, magnitude_prune
 from sparseticket.recipes.study_report import markdown
@@ -156,10 +158,6 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(tiny_bert, data, tmp_path_factory):
-    from sparseticket.imp import find
-    from sparseticket.options import find_settings
-    from sparseticket.progress import Screen
-
     run = tmp_path_factory.mktemp("run") / "a"
     training = {"round_length": "2it", "batch_size": 8, "max_length": 16}
     protocol = {"schedule": "one-round", "sparsity": 0.5}
@@ -206,6 +204,22 @@ def test_a_control_of_other_weights_keeps_them_beside_it_and_names_them(cli, fou
     assert code == 2 and "belongs to another ticket" in text and not (made.parent / "b.ticket").exists()
     code, text = cli("control", found, "--kind", "one-shot", "--out", found.parent.parent / "b.ticket")
     assert code == 2 and "/controls/FILE" in text
+
+
+def test_a_mask_control_of_a_regrouped_ticket_is_written_with_its_theta_as_it_was(cli, tmp_path):
+    """Its θ lies in no published file, so that it is written beside the control: unpermuted, as the ticket names it."""
+    run = tmp_path / "run"
+    protocol, training = {"schedule": "one-round", "sparsity": 0.6}, {"round_length": "1it", "batch_size": 16}
+    settings = find_settings("resnet20-cifar", task="digits", protocol=protocol, training=training)
+    find(settings, run, screen=Screen(quiet=True))
+    shaped, made = run / "shaped" / "a.ticket", tmp_path / "elsewhere" / "c.ticket"
+    found = run / "round-01" / "ticket.ticket"
+    code, text = cli("convert", found, "--to", "block:4x4", "--by", "regroup", "--out", shaped)
+    assert code == 0 and Ticket.load(shaped).permutations, text
+    assert cli("control", shaped, "--kind", "random-mask", "--out", made)[0] == 0
+    assert tensor_hashes(load_file(made.parent / "theta.safetensors")) == Ticket.load(shaped).theta
+    code, text = cli("transfer", made, "--seeds", 1, "--out", tmp_path / "t")
+    assert code == 0, text
 
 
 def test_a_transfer_finished_before_gets_the_tickets_differences_to_its_controls_seed_by_seed_without_training(

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import random
@@ -12,16 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from sparseticket import masks as algebra
 from sparseticket.errors import UserError
 from sparseticket.imp import find
-from sparseticket.models import resolve
+from sparseticket.models import Head, resolve
 from sparseticket.options import find_settings
 from sparseticket.progress import Screen
-from sparseticket.runs import read_settings
+from sparseticket.runs import RunFolder, read_settings, settings_table
 from sparseticket.theta import file_hash
 from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
@@ -127,6 +128,17 @@ def test_a_finished_run_is_left_alone_when_it_is_run_again(run, settings):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     assert search(settings, run) == json.loads((run / "summary.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_what_a_kill_left_beside_a_finished_round_goes_when_the_run_is_opened_again(run, settings, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    left = [copy / "round-00" / "carry.safetensors", copy / "round-01" / "checkpoint.safetensors"]
+    needed = copy / "round-01" / "carry.safetensors"
+    for path in (*left, needed):
+        path.write_bytes(b"as between a marker and what follows it")
+    (copy / "round-02" / "done").unlink()
+    RunFolder.open(copy, settings_table(settings))
+    assert not any(path.exists() for path in left) and needed.exists()
 
 
 def test_other_settings_in_the_same_folder_are_an_error_that_shows_them(run, settings):
@@ -283,6 +295,46 @@ def test_a_ticket_rewound_to_a_step_trains_from_there_and_dense_from_theta_p(set
     assert torch.equal(late, theta) and not torch.equal(dense, theta)
 
 
+def test_away_from_its_run_a_late_tickets_dense_networks_begin_at_its_runs_theta_p_or_nowhere(tmp_path, monkeypatch):
+    """Without a check they began at random weights, and the ticket, at 47 %, matched dense networks of 28 %, not 93."""
+    file = tmp_path / "theta_p.safetensors"
+    network = resolve("resnet20-cifar").build(Head("image-classification", 10), seed=7)
+    save_file({name: tensor.detach().clone() for name, tensor in network.module.state_dict().items()}, file)
+    training = {"round_length": "4it", "batch_size": 16}
+    protocol = {"schedule": "one-round", "sparsity": 0.5, "rewind": "2it"}
+    search(
+        find_settings("resnet20-cifar", task="digits", weights=file, protocol=protocol, training=training),
+        tmp_path / "run",
+    )
+    found = ticket(tmp_path / "run", 1)
+    assert found.theta_p == ticket(tmp_path / "run", 0).theta != found.theta
+    away = tmp_path / "away"
+    away.mkdir()
+    for path in (tmp_path / "run" / "round-01" / "ticket.ticket", tmp_path / "run" / "theta.safetensors"):
+        shutil.copy(path, away / path.name)
+
+    begun, original = [], sys.modules["sparseticket.transfer"].train
+
+    def spy(network, *arguments, **kwargs):
+        begun.append(network.backbone()["layer1.0.conv1.weight"].detach().clone())
+        return original(network, *arguments, **kwargs)
+
+    monkeypatch.setattr("sparseticket.transfer.train", spy)
+    for out, more in (("nothing", {}), ("late", {"weights": tmp_path / "run" / "theta.safetensors"})):
+        loaded, planned, _ = plan(away / "ticket.ticket", seeds=1, **more)
+        with pytest.raises(UserError, match="that its run began with, and these are others: conv1"):
+            transfer(loaded, planned, tmp_path / out, screen=Screen(quiet=True))
+        assert not (tmp_path / out).exists() and not begun
+    loaded, planned, _ = plan(away / "ticket.ticket", seeds=1, weights=file)
+    transfer(loaded, planned, tmp_path / "t", screen=Screen(quiet=True))
+    late = load_file(away / "theta.safetensors")
+    assert [torch.equal(begun[0], network.backbone()["layer1.0.conv1.weight"])] == [True]
+    assert torch.equal(begun[1], late["layer1.0.conv1.weight"]) and not torch.equal(*begun)
+    replace(loaded, theta_p=None).save(away / "ticket.ticket")  # as an earlier version wrote it
+    with pytest.raises(UserError, match="does not say which weights dense networks"):
+        plan(away / "ticket.ticket", seeds=1)
+
+
 def test_a_run_that_continues_with_other_data_or_weights_is_refused(settings, tmp_path, csv):
     data = tmp_path / "mine.csv"
     data.write_text(csv.read_text())
@@ -420,6 +472,22 @@ def test_a_random_backbone_is_kept_in_a_file_that_the_ticket_names(tmp_path):
     assert found.theta_file == file_hash(tmp_path / "run" / "theta.safetensors")
     loaded, planned, _ = plan(tmp_path / "run" / "round-01" / "ticket.ticket", seeds=1)
     assert transfer(loaded, planned, tmp_path / "t", screen=Screen(quiet=True))["arms"]["ticket"]["n"] == 1
+
+
+def test_a_ticket_of_random_weights_matches_and_is_not_called_winning(tmp_path, monkeypatch):
+    digits = find_settings(
+        "resnet20-cifar",
+        task="digits",
+        protocol={"schedule": "one-round", "sparsity": 0.5},
+        training={"round_length": "1it", "batch_size": 16},
+    )
+    search(digits, tmp_path / "run")
+    better = itertools.count()  # each arm than the ones before it, of which dense is the first
+    transfers = sys.modules["sparseticket.transfer"]
+    monkeypatch.setattr(transfers.Workbench, "evaluate", lambda work: {work.task.metric: 0.5 + 0.001 * next(better)})
+    loaded, planned, _ = plan(tmp_path / "run" / "round-01" / "ticket.ticket", seeds=3)
+    verdict = transfer(loaded, planned, tmp_path / "t", screen=Screen(quiet=True))["verdicts"]["ticket"]
+    assert (verdict["matching"], verdict["strict"], verdict["winning"]) == (True, True, False)
 
 
 def test_a_trained_network_knows_the_names_of_a_users_labels(run):

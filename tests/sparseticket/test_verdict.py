@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from sparseticket.verdict import Arm, Highest, Verdict, highest_matching, judge, judge_universal
 
@@ -14,6 +15,17 @@ def test_matching_is_within_one_deviation_of_dense_and_strict_is_at_least_its_me
     assert (judge(Arm([0.82] * 3), dense).matching, judge(Arm([0.82] * 3), dense).strict) == (True, True)
     assert (judge(Arm([0.801] * 3), dense).matching, judge(Arm([0.801] * 3), dense).strict) == (True, False)
     assert (judge(Arm([0.799] * 3), dense).matching, judge(Arm([0.799] * 3), dense).strict) == (False, False)
+
+
+def test_rounding_of_metrics_in_float32_does_not_part_means_that_are_equal():
+    def arm(*right):  # answers of 872, as torchmetrics divides them
+        return Arm([float(torch.tensor(float(number)) / 872) for number in right])
+
+    dense, equal, fewer = arm(700, 704, 708), arm(702, 703, 707), arm(702, 703, 706)
+    assert equal.mean < dense.mean, "or this proves nothing"
+    assert judge(equal, dense).strict and not judge(fewer, dense).strict
+    alike = arm(600, 600, 600)  # no deviation: matching is being as good
+    assert judge(arm(599, 594, 607), alike).matching and not judge(arm(599, 594, 606), alike).matching
 
 
 @pytest.mark.parametrize("ticket, dense", [([0.9] * 2, [0.8] * 3), ([0.9] * 3, [0.8] * 2), ([0.9], [0.8])])

@@ -101,7 +101,10 @@ def test_a_checkpoint_of_ten_classes_brings_its_head_to_a_task_of_ten_classes(ch
     assert network.head_pretrained and network.head == {"linear.weight", "linear.bias"}
     assert network.pretrained == network.backbone().keys()
     assert not network.head & network.backbone().keys()
-    assert network.notes == [f"95 of the 95 tensors of the backbone come from {checkpoint}"]
+    assert network.notes == [
+        f"95 of the 95 tensors of the backbone come from {checkpoint}",
+        f"the head came with {checkpoint}, too; it was not drawn from the seed",
+    ]
 
 
 def test_a_checkpoint_of_other_classes_keeps_its_backbone_and_gets_a_head_from_the_seed(checkpoint):
