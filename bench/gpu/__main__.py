@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,11 +21,12 @@ from sparseticket.bench.gpu.entries import Entry
 from sparseticket.bench.gpu.figures import LOST, Figures, describe
 from sparseticket.bench.gpu.lab import DeviceLost, Lab
 from sparseticket.bench.gpu.marks import MARKS, judge
-from sparseticket.bench.gpu.prepare import pool
+from sparseticket.bench.gpu.prepare import end_children, pool
 from sparseticket.errors import SparseticketError, UserError
 from sparseticket.files import write_json
 
 FOR_THE_DISPATCHER = 75.0  # seconds, in which its cells are asked in a second process
+HANGS = 150.0  # seconds, in which the shorter entries end even where nothing was compiled ahead
 
 
 def run(lab: Lab) -> str:
@@ -38,15 +40,14 @@ def run(lab: Lab) -> str:
             for wanted in tuning.of_bert_base(lab):
                 if lab.seconds_left > 0:
                     lab.try_cell(*wanted)
-            networks = entries.networks(lab)
-            if lab.seconds_left > 0 and not all(figures.has(name) for name in networks):
+            if lab.seconds_left > 0:
                 say(lab, "compiling networks")
-                processes.run(entries.to_compile_then(lab))
-            measure(lab, figures, networks)
+                processes.run(entries.to_compile_then(lab, figures))
+            measure(lab, figures, entries.networks(lab))
+            measure(lab, figures, entries.rest(lab))
             missing = tuning.tune(lab, processes, reserve=0 if lab.rehearse else FOR_THE_DISPATCHER)
             say(lab, f"{len(lab.table.cells)} cells in the table, {missing} still missing")
             measure(lab, figures, entries.last(lab), again=True)
-            measure(lab, figures, entries.rest(lab))
     finally:
         text = summarize(lab, figures)
     return text
@@ -55,12 +56,15 @@ def run(lab: Lab) -> str:
 def measure(lab: Lab, figures: Figures, todo: dict[str, Entry], *, again: bool = False) -> None:
     """Each entry that has no figure yet leaves one; one that fails leaves why, and is tried again by the next run."""
     for name, entry in todo.items():
-        if (figures.has(name) and not again) or lab.seconds_left <= 0:
+        takes = 0.0 if lab.rehearse else entries.seconds(name)
+        if (figures.has(name) and not again) or lab.seconds_left <= takes:
             continue
         say(lab, name)
         begun = time.monotonic()
+        hung = partial(figures.write, name, {"error": "it did not end", LOST: True})
         try:
-            figure = entry(lab, figures.get("device"))
+            with lab.gives_up_after(max(HANGS, 3 * takes), hung):
+                figure = entry(lab, figures.get("device"))
         except DeviceLost:
             raise  # it was a cell that the entry needed: in a new process the entry goes without
         except Exception as error:
@@ -79,6 +83,7 @@ def measure(lab: Lab, figures: Figures, todo: dict[str, Entry], *, again: bool =
 
 def go_on_elsewhere(arguments: Sequence[str], lab: Lab) -> None:
     """Run the same command in the place of this process, with the time that is left; what broke it is left out."""
+    end_children()
     minutes = ["--minutes", str(max(lab.seconds_left / 60, 0.1))]  # the last one counts
     os.execv(sys.executable, [sys.executable, "-m", "sparseticket.bench.gpu", *arguments, *minutes])
 
@@ -137,11 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.check_dispatcher:
             print(json.dumps(dispatcher.measure(lab)))
         else:
+            elsewhere = partial(go_on_elsewhere, sys.argv[1:] if arguments is None else arguments, lab)
+            lab.restart = None if lab.rehearse else elsewhere
             try:
                 print(run(lab))
             except DeviceLost as lost:
                 print(f"{lost} broke the context on the GPU: going on in a new process", file=sys.stderr, flush=True)
-                go_on_elsewhere(sys.argv[1:] if arguments is None else arguments, lab)
+                elsewhere()
             print(f"Written to {lab.results_file}")
     except SparseticketError as error:
         print(f"error: {error}", file=sys.stderr)

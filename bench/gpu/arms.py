@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sparseticket.bench.gpu.clocks import FOUR, Mode
+from sparseticket.bench.gpu.clocks import CLOCKS, FOUR, Mode
 from sparseticket.bench.gpu.lab import Lab
 
 DENSE, AGAIN = "dense", "dense again"  # the second shows the noise: the A/A column
@@ -31,7 +31,8 @@ def time_arms(lab: Lab, make: Mapping[str, Callable[[], Arm]], modes: Sequence[M
 
     Returns:
         For each arm ``{mode: {"ms": median, "ratio": median over rounds of baseline / arm}, "peak_mb": …}``, where the
-        peak is what it holds and what a call takes on top; or ``{"error": …}``.
+        peak is what it holds and what a call takes on top, and ``failed`` says why a mode is missing; or ``{"error":
+        …}``.
     """
     found: Times = {}
     arms: dict[str, Arm] = {}
@@ -58,11 +59,12 @@ def median_of(runs: Sequence[Times]) -> Times:
     merged: Times = {}
     for name in runs[0]:
         mine = [run[name] for run in runs if name in run]
-        if failed := next((one for one in mine if "error" in one), None):
-            merged[name] = failed
+        if broken := next((one for one in mine if "error" in one), None):
+            merged[name] = broken
             continue
         merged[name] = {"peak_mb": statistics.median(one["peak_mb"] for one in mine)}
-        for mode in (key for key in mine[0] if key != "peak_mb"):
+        merged[name] |= {"failed": failed} if (failed := _failed(mine)) else {}
+        for mode in (key for key in mine[0] if key in CLOCKS and key not in failed):
             ratios = [one[mode]["ratio"] for one in mine]
             merged[name][mode] = {
                 "ms": statistics.median(one[mode]["ms"] for one in mine),
@@ -73,6 +75,11 @@ def median_of(runs: Sequence[Times]) -> Times:
     return merged
 
 
+def _failed(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Why an arm lacks a mode under one of its masks."""
+    return {mode: reason for run in runs for mode, reason in run.get("failed", {}).items()}
+
+
 def ratio(times: Times, ours: str, other: str = DENSE, mode: Mode = "cold graph") -> float:
     """How many times as fast ``ours`` is as ``other``.
 
@@ -80,8 +87,8 @@ def ratio(times: Times, ours: str, other: str = DENSE, mode: Mode = "cold graph"
         RuntimeError: one of them could not run; says why.
     """
     for name in (ours, other):
-        if "error" in times[name]:
-            raise RuntimeError(f"{name}: {times[name]['error']}")
+        if mode not in times[name]:
+            raise RuntimeError(f"{name}: {times[name].get('error') or times[name]['failed'][mode]}")
     return times[ours][mode]["ratio"] / times[other][mode]["ratio"]
 
 
@@ -100,8 +107,12 @@ def _in_turns(
             calls[name] = clock.prepared(arm.call)
             clock.time(calls[name])
         except Exception as error:  # what cannot be captured as a graph still runs from Python
-            found[name] = {"error": f"{mode}: {why(error)}"}
+            found[name].setdefault("failed", {})[mode] = why(error)
             calls.pop(name, None)
+    if baseline not in calls:
+        for name in calls:
+            found[name].setdefault("failed", {})[mode] = f"{baseline}: {found[baseline]['failed'][mode]}"
+        return {}
     order, times = list(calls), {name: [] for name in calls}
     draw = random.Random(0)
     for _ in range(lab.rounds):

@@ -17,6 +17,14 @@ from sparseticket.bench.gpu.prepare import Task, kernels_of
 from sparseticket.bench.gpu.roofline import measure_device
 
 SIDES_OF_FEW_ROWS = (1024, 4096)  # K, of weights with 4096 rows
+SECONDS = {  # of entries that take long; core's tuner took 180 for one shape
+    "inference": 60.0,
+    "finetune-blocks-75": 120.0,
+    "finetune-70": 120.0,
+    "finetune-lengths": 90.0,
+    "ffn-in-core": 200.0,
+    "minilm": 60.0,
+}
 Entry = Callable[[Lab, dict[str, Any]], dict[str, Any]]  # given the device's measured ceilings
 
 
@@ -24,7 +32,7 @@ def first(lab: Lab) -> dict[str, Entry]:
     """Entries that need nothing but kernels."""
     entries: dict[str, Entry] = {
         "device": lambda lab, _: measure_device(lab),
-        "parity": lambda lab, _: parity.check(lab),
+        **{f"parity of {name}": partial(_parity, name) for name in parity.CHECKS},
     }
     for name in ("ffn-in", "ffn-out", "qkv", "768-768"):
         entries[f"{name}-75"] = partial(_forward, name, 0.25, False)
@@ -67,30 +75,46 @@ def everything(lab: Lab) -> list[str]:
     return [name for part in (first, networks, last, rest) for name in part(lab)]
 
 
+def seconds(name: str) -> float:
+    """About how long an entry takes at most: it does not begin where less time is left."""
+    return SECONDS.get(name, 10.0)
+
+
 def to_compile_first(lab: Lab, figures: Figures) -> dict[str, Task]:
-    """Everything that can be compiled before anything was measured."""
-    if all(figures.has(name) for name in (*first(lab), *networks(lab))):
-        return {}
-    tasks: dict[str, Task] = {
-        "inference dense": partial(_warm_inference, inference.DENSE),
-    }
+    """Everything that can be compiled before anything was measured, for entries and cells that are not there yet."""
+    missing = [name for name in everything(lab) if not figures.has(name)]
+    tasks: dict[str, Task] = {}
+    if "inference" in missing:
+        tasks["inference dense"] = partial(_warm_inference, inference.DENSE)
     for mode, arm in product(finetune.LAUNCHES, (finetune.DENSE, finetune.PRUNE)):
-        tasks[f"train {arm}, {mode}"] = partial(_warm_train, arm, 0.3, (1, 1), mode)
-    tasks["train lengths"] = finetune.warm_up_lengths
+        if "finetune-70" in missing or (arm == finetune.DENSE and "finetune-blocks-75" in missing):
+            tasks[f"train {arm}, {mode}"] = partial(_warm_train, arm, 0.3, (1, 1), mode)
+    if "finetune-lengths" in missing and lab.data:
+        tasks["train lengths"] = finetune.warm_up_lengths
     for side in SIDES_OF_FEW_ROWS:
-        tasks[f"few rows {side}"] = partial(_warm_few_rows, side)
-    tasks |= kernels_of(tuning.of_bert_base(lab))  # the longest first
+        if f"bitmap-{side}-4096" in missing:
+            tasks[f"few rows {side}"] = partial(_warm_few_rows, side)
+    cells = set(tuning.cells(lab))
+    tasks |= kernels_of([wanted for wanted in tuning.of_bert_base(lab) if wanted in cells])  # the longest first
     for name, dtype in product(parity.CHECKS, parity.TOLERANCE):
-        tasks[f"parity of {name}, {dtype}"] = partial(_warm_parity, name, dtype)
+        if f"parity of {name}" in missing:
+            tasks[f"parity of {name}, {dtype}"] = partial(_warm_parity, name, dtype)
     return tasks
 
 
-def to_compile_then(lab: Lab) -> dict[str, Task]:
+def to_compile_then(lab: Lab, figures: Figures) -> dict[str, Task]:
     """Networks on kernels that the table has picked."""
-    ours = partial(_warm_train, finetune.OURS, 0.25, lab.block(128))
-    return {f"train ours, {mode}": partial(ours, mode) for mode in finetune.LAUNCHES} | {
-        "inference ours": partial(_warm_inference, inference.OURS_COMPILED),
-    }
+    tasks: dict[str, Task] = {}
+    if not figures.has("finetune-blocks-75"):
+        ours = partial(_warm_train, finetune.OURS, 0.25, lab.block(128))
+        tasks |= {f"train ours, {mode}": partial(ours, mode) for mode in finetune.LAUNCHES}
+    if not figures.has("inference"):
+        tasks["inference ours"] = partial(_warm_inference, inference.OURS_COMPILED)
+    return tasks
+
+
+def _parity(name: str, lab: Lab, device: dict[str, Any]) -> dict[str, Any]:
+    return parity.check(lab, name)
 
 
 def _forward(name: str, density: float, against_core: bool, lab: Lab, device: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from sparseticket.kernels.dispatch import Case, Choice, Measured, Table
 from sparseticket.kernels.tune import measure
 
 log = logging.getLogger(__name__)
+CELL = 180.0  # seconds that no cell takes, even where nothing was compiled ahead
 SMALLER = 24  # by how much a rehearsal shrinks a weight's sides
 
 
@@ -43,6 +46,7 @@ class Lab:
         data: folder of SST-2 in GLUE's layout, or None.
         minilm: folder of a MiniLM with its tokenizer, or None.
         table_file: the dispatcher's table; by default ``table.json`` in ``out``.
+        restart: goes on in a new process, where there is a way to; see :meth:`gives_up_after`.
     """
 
     out: Path
@@ -51,6 +55,7 @@ class Lab:
     data: Path | None = None
     minilm: Path | None = None
     table_file: Path | None = None
+    restart: Callable[[], None] | None = None
     begun: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -96,7 +101,9 @@ class Lab:
 
     def clock(self, mode: Mode) -> TimesCalls:
         """The clock of a mode; one each, for a cold one holds 256 MB."""
-        return self._clocks.setdefault(mode, CLOCKS[mode](self.device))
+        if mode not in self._clocks:
+            self._clocks[mode] = CLOCKS[mode](self.device)
+        return self._clocks[mode]
 
     @cached_property
     def _clocks(self) -> dict[Mode, TimesCalls]:
@@ -154,16 +161,40 @@ class Lab:
         Raises:
             DeviceLost: measuring it broke the context. The cell is dense then, so that nobody tries it again.
         """
+        dense = Measured(case, m, density, Choice(), 1.0, 1.0, 1.0)
         try:
-            cell = measure_it()
+            with self.gives_up_after(CELL, partial(self.keep, dense)):
+                cell = measure_it()
         except Exception:
             if not self.is_lost():
                 raise
         if self.is_lost():  # also where what broke it was taken for a candidate that does not run
-            self.keep(Measured(case, m, density, Choice(), 1.0, 1.0, 1.0))
+            self.keep(dense)
             raise DeviceLost(f"{case} of {m} rows")
         self.keep(cell)
         return cell
+
+    @contextmanager
+    def gives_up_after(self, seconds: float, note: Callable[[], object]) -> Iterator[None]:
+        """Where what is inside takes longer: call ``note``, and go on in a new process.
+
+        A kernel that hangs never gives control back to Python, but waiting for it lets another thread run.
+        """
+        if self.restart is None:
+            yield
+            return
+
+        def give_up() -> None:
+            note()
+            self.restart()
+
+        timer = threading.Timer(seconds, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def is_lost(self) -> bool:
         """Whether a kernel broke this process's context on the GPU."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sparseticket.bench.gpu.parity import CHECKS
+
 PASS, FAIL, NOT_RUN, REHEARSED = "pass", "fail", "could not run", "rehearsed"
 
 
@@ -19,7 +21,7 @@ class Mark:
 
 
 MARKS = (
-    Mark("every operator agrees with float64", 1.0, (("parity", "agree"),)),
+    Mark("every operator agrees with float64", 1.0, tuple((f"parity of {name}", "agree") for name in CHECKS)),
     Mark("bsr_linear forward 768→768, 75 %: dense", 1.1, (("768-768-75", "forward"),)),
     Mark("bsr_linear forward fused QKV, 75 %: dense", 1.4, (("qkv-75", "forward"),)),
     Mark("bsr_linear forward FFN, 75 %: dense", 1.5, (("ffn-in-75", "forward"), ("ffn-out-75", "forward"))),

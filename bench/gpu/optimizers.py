@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparseticket.bench.gpu.arms import AGAIN, DENSE, Arm, Times, ratio_or_reason, time_arms
+from sparseticket.bench.gpu.arms import AGAIN, DENSE, Arm, ratio_or_reason, time_arms
 from sparseticket.bench.gpu.lab import Lab
 from sparseticket.bench.gpu.masks import bert_shapes
 from sparseticket.kernels.adamw import MaskedAdamW
@@ -95,7 +95,7 @@ def clip_and_step(lab: Lab, density: float) -> dict[str, Any]:
         },
         (STEP, "cold graph", "warm eager"),
     )
-    ratios = {"masked": _ratio(times, MASKED), "live": _ratio(times, LIVE)}
+    ratios = {"masked": ratio_or_reason(times, MASKED, DENSE, STEP), "live": ratio_or_reason(times, LIVE, DENSE, STEP)}
     return {"weights": _size(lab), "density": density, "arms": times, "ratios": ratios}
 
 
@@ -125,12 +125,6 @@ def cells(lab: Lab) -> list[Callable[[], None]]:
 
 def _size(lab: Lab) -> int:
     return sum(n * k for n, k in bert_shapes(lab.side(768), lab.layers))
-
-
-def _ratio(times: Times, ours: str) -> float | str:
-    """An arm that cannot be captured as a graph has its other times all the same."""
-    runs = {name: {k: v for k, v in one.items() if k != "error" or STEP not in one} for name, one in times.items()}
-    return ratio_or_reason(runs, ours, DENSE, STEP)
 
 
 def _masked_call(optimizer: MaskedOptimizer) -> Callable[[], object]:

@@ -43,17 +43,17 @@ def _figure(name: str, figure: dict[str, Any]) -> list[str]:
         return [f"{name}: {figure['error']}"[:WIDTH]]
     ceiling = f" (ceiling {figure['roofline']['ceiling']:.2f})" if "roofline" in figure else ""
     lines = [name + ceiling + (f", compiled with mode {figure['mode']}" if "mode" in figure else "")]
-    if name == "parity":
+    if "checks" in figure:
         wrong = [check for check, one in figure["checks"].items() if not one["agrees"]]
-        return [f"parity: {len(figure['checks'])} checks, " + (f"WRONG: {'; '.join(wrong)}" if wrong else "all agree")]
+        return [f"{name}: " + (f"WRONG: {'; '.join(wrong)}" if wrong else "agrees")]
     for arm, times in (figure.get("arms") or figure.get("uniform") or {}).items():
         lines.append(f"  {arm:22} {_times(times, figure.get('ranked', {}).get(arm))}"[:WIDTH])
     return lines
 
 
 def _times(times: Mapping[str, Any], ranked: Mapping[str, Any] | None) -> str:
-    if "error" in times and "queued" not in times:
-        return str(times["error"])
-    mode = "queued" if "queued" in times else "cold graph"
+    mode = next((mode for mode in ("queued", "cold graph") if mode in times), None)
+    if mode is None:
+        return str(times.get("error") or times["failed"])
     beside = f" {ranked[mode]['ratio']:6.2f}×" if ranked and mode in ranked else " " * 8
     return f"{times[mode]['ms'] * 1e3:8.1f} µs {times[mode]['ratio']:6.2f}×{beside} {times['peak_mb']:7.1f} MB"

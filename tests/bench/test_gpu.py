@@ -1,14 +1,20 @@
 import json
+import multiprocessing
+import operator
 import os
 import subprocess
 import sys
+import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import triton
 
 from sparseticket.bench.gpu import __main__ as command
-from sparseticket.bench.gpu import dispatcher, entries, finetune, optimizers, show, tuning
+from sparseticket.bench.gpu import dispatcher, entries, finetune, optimizers, parity, prepare, show, tuning
 from sparseticket.bench.gpu import lab as labs
 from sparseticket.bench.gpu.arms import Arm, least, median_of, ratio, ratio_or_reason, time_arms
 from sparseticket.bench.gpu.figures import Figures, describe
@@ -62,7 +68,8 @@ def test_a_rehearsal_runs_every_entry_and_none_fails(rehearsal):
     assert set(record["figures"]) == set(entries.everything(lab))
     failed = {name: figure["error"] for name, figure in record["figures"].items() if "error" in figure}
     assert set(failed) <= {"minilm", "dispatcher"}, failed  # no folder was given; a CPU may pick no kernel
-    assert all(one["agrees"] for one in record["figures"]["parity"]["checks"].values())
+    checked = [record["figures"][f"parity of {name}"] for name in parity.CHECKS]
+    assert all(one["agrees"] for figure in checked for one in figure["checks"].values())
 
 
 def test_every_arm_has_times_memory_and_ratios_in_every_mode_and_the_masks_their_density(rehearsal):
@@ -111,9 +118,10 @@ def test_the_optimizer_and_the_linears_of_bert_base_are_in_the_table(rehearsal):
 def only(monkeypatch, **todo):
     """A run of just these entries, and no tuning."""
     monkeypatch.setattr(entries, "first", lambda lab: todo)
-    for name in ("networks", "last", "to_compile_then"):
+    for name in ("networks", "last", "rest"):
         monkeypatch.setattr(entries, name, lambda lab: {})
-    monkeypatch.setattr(entries, "to_compile_first", lambda lab, figures: {})
+    for name in ("to_compile_first", "to_compile_then"):
+        monkeypatch.setattr(entries, name, lambda lab, figures: {})
     monkeypatch.setattr(tuning, "of_bert_base", lambda lab: [])
     monkeypatch.setattr(tuning, "tune", lambda lab, processes, reserve: 0)
 
@@ -161,6 +169,65 @@ def test_no_entry_begins_when_the_time_is_used(lab, monkeypatch):
     assert not (lab.out / "figures").exists()
 
 
+@pytest.fixture
+def measuring(tmp_path, monkeypatch):
+    """What ``measure`` takes, with a way to a new process that only says that it was gone."""
+    monkeypatch.setattr(command, "summarize", lambda lab, figures: "")
+    lab, figures = Lab(tmp_path, rehearse=True), Figures(tmp_path, describe("rehearsal", rehearsal=True))
+    gone = threading.Event()
+    lab.restart = gone.set
+    return lab, figures, gone
+
+
+def test_an_entry_that_takes_longer_than_there_is_time_leaves_it_to_others(measuring, monkeypatch):
+    _, figures, _ = measuring
+    monkeypatch.setattr(Lab, "device", "cpu")
+    ran = []
+    todo = {name: lambda *_, of=name: ran.append(of) or {} for name in ("finetune-70", "qkv-75")}
+    command.measure(Lab(Path("nowhere"), seconds=60), figures, todo)
+    assert ran == ["qkv-75"]
+
+
+def test_an_entry_that_never_ends_is_left_out_and_the_rest_goes_on_in_a_new_process(measuring, monkeypatch):
+    """A kernel that hangs keeps the main thread waiting, without the interpreter's lock."""
+    lab, figures, gone = measuring
+    monkeypatch.setattr(command, "HANGS", 0.05)
+    seen = []
+
+    def hangs(lab, device):
+        gone.wait(20)
+        seen.append(figures.get("hangs"))
+        return {}
+
+    command.measure(lab, figures, {"hangs": hangs})
+    assert gone.is_set() and seen[0]["error"] == "it did not end" and seen[0]["lost"]
+
+
+def test_an_entry_that_ends_in_time_goes_on_here(measuring, monkeypatch):
+    lab, figures, gone = measuring
+    monkeypatch.setattr(command, "HANGS", 0.3)
+    command.measure(lab, figures, {"ends": lambda *_: {"ratios": {}}})
+    assert not gone.wait(0.6) and figures.get("ends")["ratios"] == {}
+
+
+def test_a_cell_that_never_ends_is_dense_from_then_on(measuring, monkeypatch):
+    lab, _, gone = measuring
+    seen = []
+    monkeypatch.setattr(labs, "CELL", 0.05)
+    monkeypatch.setattr(
+        labs, "measure", lambda *_, **__: (gone.wait(20) and seen.append(Table.load(lab.table_file))) or FOUND
+    )
+    lab.cell(CASE, 16, 0.5)
+    assert [cell.best for cell in seen[0].cells] == [Choice()]
+
+
+def test_a_clock_is_made_once_for_a_mode(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setitem(labs.CLOCKS, "cold graph", lambda device: made.append(device) or FakeClock())
+    lab = Lab(tmp_path, rehearse=True)
+    assert lab.clock("cold graph") is lab.clock("cold graph") and made == ["cpu"]
+
+
 def test_ratios_are_of_the_baseline_in_the_same_round(lab):
     arms = {"dense": lambda: Arm(lambda: 6.0), "ours": lambda: Arm(lambda: 2.0), "slow": lambda: Arm(lambda: 12.0)}
     times = time_arms(lab, arms, ("cold graph",))
@@ -176,6 +243,22 @@ def test_an_arm_that_fails_is_named_and_the_others_are_timed(lab):
     assert times["ours"] == {"error": "ValueError: no such kernel"} and times["dense"]["cold graph"]["ratio"] == 1.0
     assert ratio_or_reason(times, "ours") == "ours: ValueError: no such kernel"
     assert least([2.0, "a reason", 1.0]) == "a reason" and least([2.0, 1.0]) == 1.0
+
+
+def test_where_the_baseline_fails_in_one_mode_the_others_stand_and_the_reason_is_said(tmp_path, monkeypatch):
+    class Picky(FakeClock):
+        def prepared(self, call):
+            if call() == 6.0:
+                raise RuntimeError("cannot be captured")
+            return call
+
+    monkeypatch.setattr(Lab, "clock", lambda self, mode: Picky() if "graph" in mode else FakeClock())
+    arms = {"dense": lambda: Arm(lambda: 6.0), "ours": lambda: Arm(lambda: 2.0)}
+    runs = [time_arms(Lab(tmp_path, rehearse=True), arms, ("cold eager", "cold graph")) for _ in range(2)]
+    for times in (runs[0], median_of(runs)):
+        assert ratio(times, "ours", mode="cold eager") == 3.0
+        assert ratio_or_reason(times, "ours") == "ours: dense: RuntimeError: cannot be captured"
+        assert "cannot be captured" in show._times(times["dense"] | {"cold eager": None}, None)
 
 
 def test_the_median_is_over_masks(lab):
@@ -291,6 +374,107 @@ def test_a_training_step_is_judged_where_dense_takes_less_time(graph_ms, ours_fa
     assert figure["failed"] == (
         {} if graph_ms else {"reduce-overhead": "RuntimeError: the baseline does not run: no graphs"}
     )
+
+
+def test_prune_that_has_no_graphs_is_held_against_ours_where_both_run(monkeypatch, tmp_path):
+    def timed(lab, density, block, names, batches, *, mode):
+        ms = {"default": 8.0, "reduce-overhead": 5.0}[mode]
+        times = {name: {"queued": {"ms": ms, "ratio": 1.0}, "peak_mb": 2.0} for name in names}
+        times["sparseticket"]["queued"]["ratio"] = ms / 4
+        if mode == "reduce-overhead":
+            times["nn.utils.prune"] = {"error": "no graphs"}
+        return times
+
+    monkeypatch.setattr(finetune, "_time", timed)
+    figure = finetune.unstructured(Lab(tmp_path, rehearse=True), {})
+    ratios = {"against prune": 2.0, "memory against prune": 1.0, "against dense": 1.25}
+    assert figure["ratios"] == ratios and figure["mode"] == "reduce-overhead"
+
+
+def test_what_is_there_is_not_compiled_for_again(tmp_path):
+    lab = Lab(tmp_path, rehearse=True)
+    figures = Figures(tmp_path, describe("rehearsal", rehearsal=True))
+    everything = entries.to_compile_first(lab, figures)
+    assert "train lengths" not in everything, "there is no SST-2 to have lengths of"
+    for name in entries.everything(lab):
+        if name not in ("parity of bsr_conv2d", "finetune-blocks-75"):
+            figures.write(name, {"ratios": {}})
+    for case, m, density in tuning.of_bert_base(lab)[1:]:
+        lab.keep(Measured(case, m, density, Choice(), 1.0, 1.0, 1.0))
+    left = entries.to_compile_first(lab, figures)
+    of_cell = [name for name in left if tuning.of_bert_base(lab)[0][0].which in name]
+    others = {
+        *(f"train dense, {mode}" for mode in finetune.LAUNCHES),
+        *(f"parity of bsr_conv2d, {dtype}" for dtype in parity.TOLERANCE),
+    }
+    assert len(of_cell) == prepare.PARTS and left.keys() == {*of_cell, *others}
+    assert entries.to_compile_then(lab, figures).keys() == {f"train ours, {mode}" for mode in finetune.LAUNCHES}
+
+
+def _begin(task, settings):
+    """In the place of the workers' own, which ask a GPU first."""
+    return task() is not False
+
+
+def _broken_at_first(file):
+    """False at the first of two calls."""
+    with file.open("a") as calls:
+        calls.write("called\n")
+    return file.read_text().count("called") > 1
+
+
+@pytest.fixture
+def workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_begin", _begin)
+    monkeypatch.setattr(prepare, "MOST_PROCESSES", 2)
+    with prepare.pool(Lab(tmp_path)) as processes:
+        yield processes
+    assert not multiprocessing.active_children()
+
+
+def test_when_compiling_ahead_takes_too_long_no_worker_goes_on_beside_what_is_measured(
+    workers, monkeypatch, tmp_path, caplog
+):
+    monkeypatch.setattr(prepare, "STALLED", 8.0)
+    workers.run({"quick": partial((tmp_path / "quick").touch), "hangs": partial(time.sleep, 600)})
+    assert "1 of 2 tasks took too long" in caplog.text
+    assert (tmp_path / "quick").exists() and not multiprocessing.active_children()
+    workers.run({"next": partial((tmp_path / "next").touch)})
+    assert (tmp_path / "next").exists()
+
+
+def test_what_a_worker_with_a_broken_context_did_not_begin_another_does(workers, tmp_path, caplog):
+    workers.run({"a": partial(_broken_at_first, tmp_path / "a"), "b": partial((tmp_path / "b").touch)})
+    assert (tmp_path / "a").read_text().count("called") == 2 and (tmp_path / "b").exists() and not caplog.text
+
+
+def test_workers_that_all_lack_a_context_are_given_up(workers, caplog):
+    workers.run({"a": partial(operator.eq, 1, 2)})
+    assert "no process has a context" in caplog.text
+
+
+def test_kernels_compiled_ahead_lie_where_triton_looks_for_them(tmp_path, monkeypatch):
+    """Inductor names a folder of its own in the environment when it first compiles, unless there is one."""
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    before = triton.knobs.cache.dir
+    with prepare.pool(Lab(tmp_path, rehearse=True)):
+        assert os.environ["TRITON_CACHE_DIR"] == before
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8))
+        assert triton.knobs.cache.dir == before
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+
+
+def test_an_operator_that_does_not_run_disagrees_and_no_other_does(tmp_path, monkeypatch):
+    def breaks(lab, dtype):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setitem(parity.CHECKS, "bsr_conv2d", breaks)
+    found = parity.check(Lab(tmp_path, rehearse=True), "bsr_conv2d")
+    assert found["ratios"] == {"agree": 0.0} and "illegal" in found["checks"]["float16"]["error"]
+    figures = {f"parity of {name}": {"ratios": {"agree": 1.0}} for name in parity.CHECKS}
+    agree = next(mark for mark in MARKS if "float64" in mark.name)
+    assert judge(agree, figures)["result"] == "pass"
+    assert judge(agree, figures | {"parity of bsr_conv2d": found})["result"] == "fail"
 
 
 def test_an_entry_that_broke_the_gpu_is_left_out_and_the_rest_goes_on_in_a_new_process(monkeypatch, tmp_path):
