@@ -17,6 +17,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
 _only_ir = False
+SELECTION, BRANCH = re.compile(r"selp\.[fb]32"), re.compile(r"\bbra\b|wait_group\.sync\.aligned 0")
+FEWEST_ACCUMULATORS = 16  # of a thread: a tile of 64 x 32 over four warps
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 120: 99 * 1024}  # bytes a program may have, by compute capability
 
 
@@ -39,6 +41,16 @@ class Compiled:
     def uses_tensor_cores(self) -> bool:
         """Any matrix instruction."""
         return self.uses_wgmma or "mma.sync" in self.ptx
+
+    @property
+    def selected_in_flight(self) -> int:
+        """Selections between 32-bit values behind a wait that leaves products running, before the next branch.
+
+        A loop's own takes a few. As many as a thread has accumulators would read them before they are written: where a
+        sum begins anew inside a loop, Triton's IR selects it there, and it is the compiler that makes a branch of that.
+        """
+        behind = re.split(r"wgmma\.wait_group\.sync\.aligned [1-9]", self.ptx)[1:]
+        return max((len(SELECTION.findall(BRANCH.split(part)[0])) for part in behind), default=0)
 
 
 def compile_ahead(
@@ -67,8 +79,10 @@ def compile_ahead(
     types = {name: "constexpr" if name in constants else signature[name] for name in names}
     attrs = {
         (place,): [["tt.divisibility", 16]]
-        for place, name in enumerate(names)
-        if name not in constants and (types[name].startswith("*") or types[name] in ("i32", "i64"))
+        for place, (name, parameter) in enumerate(zip(names, kernel.params, strict=True))
+        if name not in constants
+        and not parameter.do_not_specialize
+        and (types[name].startswith("*") or types[name] in ("i32", "i64"))
     }
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attrs)
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}

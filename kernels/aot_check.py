@@ -20,7 +20,7 @@ from itertools import product
 import torch
 
 from sparseticket.kernels import bitmap, bsr, conv2d, masked, tensor_table
-from sparseticket.kernels.aot import SHARED_LIMIT, Compiled
+from sparseticket.kernels.aot import FEWEST_ACCUMULATORS, SHARED_LIMIT, Compiled
 from sparseticket.kernels.bitmap_aot import compile_bitmap, compile_bitmap_sum
 from sparseticket.kernels.blocks import SIDES
 from sparseticket.kernels.bsr_aot import compile_product, compile_wgrad, compile_wgrad_sum, compile_zero_dead_blocks
@@ -64,6 +64,8 @@ def judge(one: Configuration) -> Verdict:
     except Exception as error:
         text = str(error).strip() or type(error).__name__
         return Verdict(name, f"does not compile: {text.splitlines()[0]}", True)
+    if made.selected_in_flight >= FEWEST_ACCUMULATORS:
+        return Verdict(name, "reads results of a product that may still run", True)
     spilled = f"spills {made.spilled} bytes" if made.spilled else None
     if made.shared > SHARED_LIMIT[one.arch]:
         return Verdict(name, f"needs {made.shared >> 10} KB of {SHARED_LIMIT[one.arch] >> 10}", one.required)

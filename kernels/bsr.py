@@ -136,7 +136,7 @@ def bsr_matmul_kernel(
     tl.store(C + place, activate(acc, ACTIVATION).to(C.dtype.element_ty), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nnzb"])  # each mask has another
 def bsr_wgrad_kernel(
     DY,  # [M, N]
     X,  # [M, K]
@@ -203,7 +203,7 @@ def _block_at(CROW, COL, block_row, column):
     return tl.max(found, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nnzb"])  # each mask has another
 def bsr_wgrad_sum_kernel(
     PARTIALS,  # [splits, nnzb, BN, BK]
     OUT,  # [N, K]

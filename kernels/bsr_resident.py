@@ -124,7 +124,7 @@ def bsr_resident_kernel(
             acc = tl.zeros((TILE_M, BLOCK_O), dtype=tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nnzb"])  # each mask has another
 def bsr_tma_wgrad_kernel(
     ROW,
     COL,

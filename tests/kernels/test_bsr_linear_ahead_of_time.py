@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sparseticket.kernels.aot import SHARED_LIMIT, only_ir
+from sparseticket.kernels.aot import FEWEST_ACCUMULATORS, SHARED_LIMIT, Compiled, only_ir
 from sparseticket.kernels.bsr import MOST_SPLITS, Tiles, default_tiles
 from sparseticket.kernels.bsr_aot import (
     compile_dense,
@@ -48,9 +48,22 @@ def test_programs_that_stay_fetch_by_tma_one_tile_pair_a_stage_and_spill_nothing
         )
         assert made.spilled == 0 and made.shared <= SHARED_LIMIT[arch]
         assert made.ptx.count("cp.async.bulk.tensor") >= 3 and made.uses_wgmma == (arch == 90)
+        assert made.selected_in_flight < FEWEST_ACCUMULATORS, "results of a product that may still run are read"
         shared.append(made.shared)
     pair = (64 + 128) * 64 * 2
     assert pair <= shared[1] - shared[0] < pair + 1024, "the loop has lost its pipelining"
+
+
+def test_results_that_are_selected_before_their_product_has_ended_are_counted():
+    running, ended = "wgmma.wait_group.sync.aligned 1;\n", "wgmma.wait_group.sync.aligned 0;\n"
+    selected = "selp.f32 \t%r1, 0f00000000, %r2, %p1;\n" * 32
+    for ptx, count in (
+        (running + selected + ended, 32),
+        (running + "@%p3 bra \t$L__BB0_4;\n" + ended + selected, 0),
+        (ended + selected + running, 0),
+        ("", 0),
+    ):
+        assert Compiled("", ptx, 0, 0, 0).selected_in_flight == count
 
 
 def test_the_weight_gradient_by_tma_is_pipelined_too():
