@@ -107,6 +107,8 @@ def prepare(candidate: Candidate, device: str, feeds: Feeds, threads: int, *, ke
 
 
 def _onnx_candidate(name: str, file: Path) -> Candidate:
+    if file.stat().st_size == 0:
+        raise UserError(f"{file} is empty: export it again.")
     try:
         layers = file_layers(file)
         needs = needs_of_onnx(file)

@@ -72,7 +72,7 @@ def is_shrunk(folder: Path) -> bool:
     return (folder / RECORD).is_file()
 
 
-def load_shrunk(folder: Path, attention: str | None = None) -> nn.Module:
+def load_shrunk(folder: str | Path, attention: str | None = None) -> nn.Module:
     """The network that :func:`save_shrunk` wrote: a plain module, on the CPU, in fp32 and eval mode.
 
     ``attention`` is transformers' name of an implementation ("eager", "sdpa"); None is its default.
@@ -80,6 +80,7 @@ def load_shrunk(folder: Path, attention: str | None = None) -> nn.Module:
     Raises:
         UserError: the folder holds no shrunk network, or a file in it is damaged or does not fit the others.
     """
+    folder = Path(folder)
     layers = _read_layers(folder)
     module = make_saved(folder) if (folder / DESCRIPTION).is_file() else _make_text(folder, attention)
     stored = _read_weights(folder / WEIGHTS)

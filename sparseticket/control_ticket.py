@@ -32,6 +32,8 @@ def make_control(path: Path, kind: str, out: Path, *, seed: int, weights: Path |
     Raises:
         UserError: there is no such control of this ticket; the weights are not its θ; or a file is in the way.
     """
+    if seed < 0:
+        raise UserError(f"--seed is a number from 0, not {seed}.")
     control, ticket = control_of(kind), Ticket.load(path)
     check_ticket_out(out, path)
     if (out.parent / SETTINGS).is_file():

@@ -209,6 +209,6 @@ def _check_asked(ticket: Ticket, pattern: Pattern, by: str, path: Path, out: Pat
 def _sparsity(ticket: Ticket, pattern: Pattern, given: float | None) -> float:
     if not isinstance(pattern, NOfM):
         return check_sparsity(ticket.sparsity if given is None else given)
-    if given is not None and abs(given - pattern.sparsity) > SNAP:
+    if given is not None and not abs(given - pattern.sparsity) <= SNAP:  # NaN too
         raise UserError(f"pattern {pattern} is {pattern.sparsity:.4g} sparse and nothing else: leave --sparsity out.")
     return pattern.sparsity

@@ -1,15 +1,19 @@
 """Files and folders are written whole or not at all: under a temporary name in the same folder, then renamed."""
 
+import glob
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sparseticket.errors import RunFailure
+
+ABANDONED = 86_400.0  # seconds without a write
 
 
 def write_whole(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
@@ -55,6 +59,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
         new, old = scratch / "new", scratch / "old"  # mkdtemp's own folder can be read by its owner alone
         yield new
         _swap(new, path, old)
+        _remove_abandoned(path)
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
@@ -71,6 +76,14 @@ def _swap(new: Path, path: Path, old: Path) -> None:
         if old.exists() and not path.exists():
             old.rename(path)
         raise
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what a process that was killed made beside ``path``, which is whole: nobody wrote there for a day."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        written = max((part.lstat().st_mtime for part in (left, *left.rglob("*"))), default=0.0)
+        if left.is_dir() and time.time() - written > ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _not_written(path: Path, error: OSError) -> RunFailure:

@@ -33,6 +33,7 @@ from sparseticket.rewind import Origin, head_state
 from sparseticket.runs import (
     CARRY,
     CHECKPOINT,
+    FINISHED,
     GAMMA,
     HEAD,
     START,
@@ -74,6 +75,7 @@ def find(
         RunFolder.open(out, settings_table(settings))
         summary = read_json(out / SUMMARY)
         Ticket.load(out / str(summary.get("ticket")))  # what is reported as found is there, and whole
+        screen.note(FINISHED.format(out))
         return summary
     check_model(parse(settings.protocol.pattern), resolve(settings.model).kind, settings.model)
     accelerator = make_accelerator(settings.training.precision)

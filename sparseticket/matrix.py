@@ -77,6 +77,7 @@ def matrix(
     tickets = {name: Ticket.load(path) for name, path in asked.sources.items()}
     _check(tickets, asked)
     _check_not_smaller(tickets, asked, out)
+    _say_whose_settings(tickets, asked, screen)
     planned = {(s, t): _plan(asked, tickets, s, t) for s in asked.sources for t in asked.tasks}
     cells: dict[str, dict[str, Any]] = {name: {} for name in asked.sources}
     for number, ((source, task), settings) in enumerate(planned.items(), 1):
@@ -224,6 +225,14 @@ def _same_task(tickets: Mapping[str, Ticket], task: str, *, controls: bool = Fal
     """The row of the ticket that was found on this task, or of the first control of one."""
     found = (name for name, ticket in tickets.items() if ticket.task.get("name") == task)
     return next((name for name in found if (tickets[name].control is not None) == controls), None)
+
+
+def _say_whose_settings(tickets: Mapping[str, Ticket], asked: Asked, screen: Screen) -> None:
+    """Where several tickets were found on a task under other settings, one of them decides for the whole column."""
+    for task in asked.tasks:
+        alike = [name for name, ticket in tickets.items() if ticket.task.get("name") == task and not ticket.control]
+        if any(tickets[name].training != tickets[alike[0]].training for name in alike):
+            screen.note(f"tickets of {task} were trained differently: its column is trained as {alike[0]} was.")
 
 
 def _cell_name(source: str, settings: TransferSettings) -> str:

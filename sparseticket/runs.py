@@ -25,6 +25,7 @@ CHECKPOINT = "checkpoint.safetensors"
 HEAD = "head.safetensors"
 START = "start.json"
 SUMMARY = "summary.json"
+FINISHED = "{} is finished: nothing is trained, and nobody looked whether its data are still what they were."
 
 
 class RunFolder:

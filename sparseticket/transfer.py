@@ -19,7 +19,7 @@ from sparseticket.on_kernels import say_where_not
 from sparseticket.permute import check_fits
 from sparseticket.progress import Screen
 from sparseticket.pruning import Pruner
-from sparseticket.runs import CHECKPOINT, TICKET, RunFolder
+from sparseticket.runs import CHECKPOINT, FINISHED, TICKET, RunFolder
 from sparseticket.settings import Rewind
 from sparseticket.tasks import TaskOptions
 from sparseticket.team import ALONE, Team
@@ -61,6 +61,8 @@ def transfer(
             team.once(f"take from others to {out}", lambda: take_finished(run, settings, others))
         accelerator.wait_for_everyone()
 
+    if all(run.finished(part_of(arm, seed)) for arm in settings.arms for seed in range(settings.seeds)):
+        screen.note(FINISHED.format(out))
     if others:
         open_folder()  # what can be taken needs no network to be built
     for seed in range(settings.seeds):

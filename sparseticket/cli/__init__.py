@@ -33,6 +33,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if "Symlink loop" in str(error):  # Path.resolve's RuntimeError, which has no type of its own
+            _stop(f"{error}: a link that leads back to itself names nothing. Give another path.", 2)
         _stop(f"{type(error).__name__}: {error}\nThis was not foreseen; --debug shows where it happened.", 1)
 
 

@@ -36,7 +36,17 @@ def open_class_folders(path: Path) -> DataFiles:
     if root is None:
         raise UserError(f"--data {path}: no images in a folder named train there. Expected {LAYOUT}.")
     _check_classes(files.below(root))
+    if path.is_dir():
+        _check_not_empty(path / root / "train")
     return images.below(root)
+
+
+def _check_not_empty(train: Path) -> None:
+    for folder in sorted(train.iterdir()):
+        if folder.is_dir() and not folder.name.startswith(".") and not any(folder.iterdir()):
+            raise UserError(
+                f"--data: the class folder {folder} is empty. Put its images there, or take the folder out."
+            )
 
 
 def _check_classes(files: DataFiles) -> None:

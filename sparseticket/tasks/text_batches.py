@@ -153,7 +153,7 @@ def fitting_length(spec: TextModel, max_length: int) -> int:
     if not 8 <= max_length <= spec.max_positions:
         raise UserError(
             f"sequences of {max_length} tokens do not fit {spec.name}, which takes 8 to {spec.max_positions}: "
-            "choose another maximal length."
+            "give another with --max-length."
         )
     return max_length
 

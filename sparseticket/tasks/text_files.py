@@ -16,6 +16,7 @@ from sparseticket.tasks.base import TaskOptions
 from sparseticket.tasks.text_classification import Examples, TextClassification
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit is 131,072
 EVAL_NAMES = ("eval", "dev", "valid", "validation", "test")
 LAYOUT = (
     "--data takes a .csv, .tsv or .jsonl file with the columns text and label (and text_b for pairs), or a folder with "
@@ -42,13 +43,21 @@ def make(spec: TextModel, options: TaskOptions) -> TextClassification:
         train, evaluation = hold_out(read_rows(options.data), options.data)
     if len({second is None for _, second, _ in train + evaluation}) == 2:
         raise UserError(f"some rows of {options.data} have a text_b and others do not: give it in all of them or none.")
-    labels = _in_order({label for _, _, label in train + evaluation})
+    trained = {label for _, _, label in train}
+    labels = _in_order(trained | {label for _, _, label in evaluation})
     if len(labels) < 2:
         raise UserError(f"{options.data} has only one label ({labels[0]}): a classifier needs at least two.")
+    unknown = [label for label in labels if label not in trained]
+    if unknown and options.data.is_dir():
+        raise UserError(
+            f"{options.data} evaluates on labels that it never trains on: {', '.join(unknown[:3])}. It trains on "
+            f"{', '.join(_in_order(trained)[:3])}{', …' if len(trained) > 3 else ''}: write one label one way."
+        )
     splits = (_examples(rows, labels) for rows in (train, evaluation))
-    return TextClassification(
-        "text", spec, options, *splits, classes=len(labels), labels=[str(label) for label in labels]
-    )
+    task = TextClassification("text", spec, options, *splits, classes=len(labels), labels=labels)
+    if unknown:  # of a single file, where the rows of a rare label may all be held out
+        task.notes = (*task.notes, f"no row to train on has the label {', '.join(unknown[:3])}: it cannot be learned")
+    return task
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -68,10 +77,18 @@ def read_rows(path: Path) -> list[Row]:
 def _table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     tabs = path.suffix.lower() == ".tsv"
     dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    csv.field_size_limit(LONGEST_FIELD)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, **dialect)
         _check_columns(reader.fieldnames or [], str(path))
         for record in reader:
+            if surplus := record.get(None):  # where DictReader puts what has no column
+                separator = "tab" if tabs else "comma"
+                raise UserError(
+                    f"{path}, line {reader.line_num}: {len(record) - 1 + len(surplus)} fields, and the header has "
+                    f"{len(record) - 1}. A {separator} inside a text "
+                    + ("has to be replaced." if tabs else 'needs quotes around it: "so, as here",label.')
+                )
             yield reader.line_num, record
 
 

@@ -241,6 +241,19 @@ def test_without_a_network_a_resnet_asks_for_its_weights(refused, monkeypatch, t
 # ---- data
 
 
+def test_a_link_that_leads_back_to_itself_is_no_data_weights_or_place_for_a_ticket(find, refused, tmp_path, last):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for option in ("--data", "--weights"):
+        refused(*find, option, loop, "--out", tmp_path / "new", says="leads back to itself")
+    refused("control", last, "--kind", "complement", "--out", loop, says="leads back to itself")
+
+
+def test_no_number_is_no_sparsity_of_a_pattern_that_has_its_own(refused, last, tmp_path):
+    asked = ["convert", last, "--to", "2:4", "--by", "score", "--out", tmp_path / "x"]
+    refused(*asked, "--sparsity", "nan", says="and nothing else")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
@@ -523,6 +536,8 @@ def test_an_unfinished_run_is_not_exported_or_measured(refused, own_run, tmp_pat
 def test_a_missing_or_foreign_file_is_not_exported_or_measured(refused, csv, run, tmp_path):
     refused("bench", tmp_path / "none.onnx", says=["there is no", "bench takes .onnx files"])
     refused("bench", csv, says="bench takes .onnx files")
+    (tmp_path / "empty.onnx").touch()
+    refused("bench", tmp_path / "empty.onnx", says=["empty.onnx is empty", "export it again"])
     refused("export", tmp_path / "none", says="A SOURCE is one of")
     refused("export", run, tmp_path / "x", "--format", "tf", says="one of onnx, pt2, safetensors, hf")
     refused("export", run, csv, says="choose another OUT")

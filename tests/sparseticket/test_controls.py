@@ -202,6 +202,8 @@ def test_a_control_of_other_weights_keeps_them_beside_it_and_names_them(cli, fou
     assert report["ticket"] == ticket.identity and report["overlap"] == 1
     code, text = cli("control", found, "--kind", "random-weights", "--out", made.parent / "b.ticket")
     assert code == 2 and "belongs to another ticket" in text and not (made.parent / "b.ticket").exists()
+    code, text = cli("control", found, "--kind", "random-mask", "--seed", -1, "--out", made.parent / "c.ticket")
+    assert code == 2 and "--seed is a number from 0, not -1" in text and not (made.parent / "c.ticket").exists()
     code, text = cli("control", found, "--kind", "one-shot", "--out", found.parent.parent / "b.ticket")
     assert code == 2 and "/controls/FILE" in text
 

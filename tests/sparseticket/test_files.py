@@ -1,6 +1,7 @@
 """A folder is replaced whole or not at all, and nothing else is left beside it."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,17 @@ def test_what_a_kill_would_leave_is_named_after_the_folder(tmp_path):
     with replace_folder(tmp_path / "model") as new:
         new.mkdir()
         assert [item.match(".model.*.part") for item in tmp_path.iterdir()] == [True]
+
+
+def test_what_a_kill_left_beside_a_folder_goes_a_day_later_when_it_is_written_again(tmp_path):
+    left, recent, foreign = (tmp_path / name for name in (".model.a.part", ".model.b.part", ".models.c.part"))
+    for folder in (left, recent, foreign):
+        (folder / "new").mkdir(parents=True)
+        (folder / "new" / "file").touch()
+    for path in (*left.rglob("*"), left, *foreign.rglob("*"), foreign):
+        os.utime(path, (time.time() - 100_000,) * 2)
+    write(tmp_path / "model", "text")
+    assert not left.exists() and (recent / "new" / "file").exists() and foreign.exists()
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])

@@ -189,6 +189,16 @@ def no_images(root):
         file.unlink()
 
 
+def test_a_class_folder_without_a_file_is_refused_and_a_hidden_one_passed_over(tmp_path):
+    root = write_pictures(tmp_path / "data")
+    (root / "train" / ".checkpoints").mkdir()
+    classes = folder_task(root).head.classes
+    (root / "train" / "fox").mkdir()
+    with pytest.raises(UserError, match=r"class folder .*fox is empty"):
+        folder_task(root)
+    assert classes == 3
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

@@ -124,9 +124,10 @@ def test_plain_transformers_loads_a_trained_round(run):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items() if name in weights)
 
 
-def test_a_finished_run_is_left_alone_when_it_is_run_again(run, settings):
+def test_a_finished_run_is_left_alone_when_it_is_run_again(run, settings, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     assert search(settings, run) == json.loads((run / "summary.json").read_text())
+    assert find(settings, run, screen=Screen()) and "nobody looked whether its data" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
 
 

@@ -15,7 +15,7 @@ from sparseticket.data_places import data_of, places
 from sparseticket.errors import UserError
 from sparseticket.heat_map import draw
 from sparseticket.imp import find
-from sparseticket.matrix import summarise
+from sparseticket.matrix import Asked, _say_whose_settings, summarise
 from sparseticket.models import Head, resolve
 from sparseticket.options import find_settings
 from sparseticket.progress import Screen
@@ -107,6 +107,18 @@ def test_all_cells_of_a_column_are_trained_as_the_ticket_of_that_task_was(cli, s
     result = json.loads((out / "matrix.json").read_text())
     settings = {(out / row["text"]["folder"] / "transfer.toml").read_text() for row in result["cells"].values()}
     assert len(settings) == 2 and all('round_length = "2it"' in text for text in settings)  # the recipe says 3ep
+
+
+def test_of_two_tickets_of_a_task_it_is_said_which_decides_how_its_column_is_trained(tmp_path, capsys):
+    tickets = {
+        name: Ticket({}, "m", {}, 0.5, task={"name": "text"}, training={"lr": lr})
+        for name, lr in (("a", 1e-3), ("b", 2e-5), ("c", 1e-3))
+    }
+    for names, said in ((["a", "b"], True), (["a", "c"], False)):
+        asked = Asked({name: tmp_path for name in names}, ["text", "mlm"])
+        _say_whose_settings({name: tickets[name] for name in names}, asked, Screen())
+        shown = "tickets of text were trained differently: its column is trained as a was" in capsys.readouterr().out
+        assert shown == said
 
 
 def test_a_column_whose_only_ticket_is_a_control_is_trained_as_that_was_found(cli, sources, tmp_path):
@@ -249,7 +261,8 @@ def test_runs_on_data_that_changed_are_not_put_beside_those_on_what_they_were(cl
     asked = ["matrix", sources[0], "--task", "text", "--data", f"text={mine}", "--out", out]
     assert cli(*asked, "--seeds", 1)[0] == 0
     mine.write_text(mine.read_text().replace("film", "book"))
-    assert cli(*asked, "--seeds", 1)[0] == 0, "what is finished stays"
+    code, text = cli(*asked, "--seeds", 1)
+    assert code == 0 and "is finished: nothing is trained, and nobody looked" in " ".join(text.split()), text
     code, text = cli(*asked, "--seeds", 2)
     assert code == 2 and "the data of text have changed since" in " ".join(text.split()), text
 

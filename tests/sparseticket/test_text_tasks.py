@@ -18,6 +18,7 @@ from sparseticket.models import resolve
 from sparseticket.tasks import TaskOptions, entries, make_task
 from sparseticket.tasks.docstrings import docstrings, order_examples, topic_examples
 from sparseticket.tasks.text_classification import Examples, TextClassification
+from sparseticket.tasks.text_files import hold_out
 
 NO_NETWORK_ADVICE = r'pip install "sparseticket\[data\]"(.|\n)*--data'
 ROWS = [(f"the film {number} is {'good' if number % 3 else 'bad'}", "yn"[number % 3 == 0]) for number in range(40)]
@@ -334,6 +335,8 @@ BAD_FILES = {
     "one-label.csv": ("text,label\n" + "".join(f"film {n},1\n" for n in range(20)), "only one label"),
     "same-text.csv": ("text,label\n" + "".join(f"film,{n % 2}\n" for n in range(20)), "repeats the same text"),
     "hole.csv": ("text,label\ngood,1\nbad\n", "line 3: the label is missing"),
+    "comma.csv": ("text,label\ngood,1\nbad, all of it,0\n", "line 3: 3 fields, and the header has 2. A comma inside"),
+    "tab.tsv": ("text\tlabel\ngood\t1\nbad\tof it\t0\n", "line 3: 3 fields, and the header has 2. A tab inside"),
     "quote.csv": ('text,label\n"never closed,1\n', "could not be read"),
     "broken.jsonl": ('{"text": "good", "label": 1}\n{"text": \n', "line 2: not JSON"),
     "list.jsonl": ("[1, 2]\n", "line 1: each line must be a JSON object"),
@@ -349,6 +352,25 @@ def test_a_users_file_that_does_not_fit_is_told_where_and_what_is_needed(spec, t
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         make_task("text", spec, options(tmp_path / name))
+
+
+def test_labels_that_are_evaluated_on_and_never_trained_on_are_refused_or_said(spec, tmp_path):
+    rows = [f"film {n} was {('good', 'bad')[n % 2]}" for n in range(40)]
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"{row},{n % 2}\n" for n, row in enumerate(rows)))
+    (tmp_path / "test.csv").write_text("text,label\n" + "".join(f"{row} too,l{n % 2}\n" for n, row in enumerate(rows)))
+    with pytest.raises(UserError, match=r"never trains on: l0, l1\. It trains on 0, 1: write"):
+        make_task("text", spec, options(tmp_path))
+    held_out = hold_out([(row, None, "0") for row in rows], tmp_path)[1][0][0]
+    text = "text,label\n" + "".join(f"{row},{'rare' if row == held_out else row[-1]}\n" for row in rows)
+    (tmp_path / "one.csv").write_text(text)
+    notes = make_task("text", spec, options(tmp_path / "one.csv")).notes
+    assert [note for note in notes if "the label rare: it cannot be learned" in note]
+
+
+def test_a_text_may_be_longer_than_csv_takes_by_itself(spec, tmp_path):
+    rows = "".join(f"{'very ' * 30_000 * (n == 0)}film {n},{n % 2}\n" for n in range(20))
+    (tmp_path / "long.csv").write_text("text,label\n" + rows)
+    assert make_task("text", spec, options(tmp_path / "long.csv")).head.classes == 2
 
 
 def test_missing_data_for_the_text_task_says_what_it_takes(spec, tmp_path):
