@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
 _only_ir = False
-SELECTION, BRANCH = re.compile(r"selp\.[fb]32"), re.compile(r"\bbra\b|wait_group\.sync\.aligned 0")
+SELECTION, BRANCH = re.compile(r"selp\.f32"), re.compile(r"\bbra\b|wait_group\.sync\.aligned 0")
 FEWEST_ACCUMULATORS = 16  # of a thread: a tile of 64 x 32 over four warps
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 120: 99 * 1024}  # bytes a program may have, by compute capability
 
@@ -44,10 +44,10 @@ class Compiled:
 
     @property
     def selected_in_flight(self) -> int:
-        """Selections between 32-bit values behind a wait that leaves products running, before the next branch.
+        """Selections between fp32 values behind a wait that leaves products running, before the next branch.
 
-        A loop's own takes a few. As many as a thread has accumulators would read them before they are written: where a
-        sum begins anew inside a loop, Triton's IR selects it there, and it is the compiler that makes a branch of that.
+        As many as a thread has accumulators would read them before they are written: where a sum begins anew inside a
+        loop, Triton's IR selects it there, and it is the compiler that makes a branch of that.
         """
         behind = re.split(r"wgmma\.wait_group\.sync\.aligned [1-9]", self.ptx)[1:]
         return max((len(SELECTION.findall(BRANCH.split(part)[0])) for part in behind), default=0)
