@@ -116,6 +116,7 @@ def _dense(ticket: Ticket, work: Workbench, settings: TransferSettings, seed: in
         dense = work
     else:
         dense = _build(settings, settings.dense_weights, seed, work.accelerator, work.screen)
+        work.take_head(dense)  # one may have come with θ_p, and all arms of a seed share theirs
     if not settings.allow_other_weights:
         ticket.check_theta_p(dense.theta())
     return dense

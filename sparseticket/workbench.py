@@ -16,7 +16,7 @@ from sparseticket.finite import finite_answers
 from sparseticket.masks import Masks
 from sparseticket.models import ModelSpec, Network, resolve
 from sparseticket.permute import permute
-from sparseticket.rewind import Origin
+from sparseticket.rewind import Origin, head_state
 from sparseticket.settings import RANDOM, Protocol
 from sparseticket.tasks import Task, TaskOptions, make_task
 from sparseticket.ticket import POOLER
@@ -88,6 +88,14 @@ class Workbench:
         backbone = self.network.backbone()
         for name, tensor in tensors.items():
             backbone[name].copy_(tensor)
+        self.origin = Origin.of(self.network)
+
+    @torch.no_grad()
+    def take_head(self, other: Workbench) -> None:
+        """Let the other's head be what trainings begin with."""
+        mine, theirs = head_state(self.network), head_state(other.network)
+        for name, tensor in theirs.items():
+            mine[name].copy_(tensor)
         self.origin = Origin.of(self.network)
 
     def permute(self, permutations: dict[str, Tensor]) -> None:

@@ -314,10 +314,11 @@ def test_away_from_its_run_a_late_tickets_dense_networks_begin_at_its_runs_theta
     for path in (tmp_path / "run" / "round-01" / "ticket.ticket", tmp_path / "run" / "theta.safetensors"):
         shutil.copy(path, away / path.name)
 
-    begun, original = [], sys.modules["sparseticket.transfer"].train
+    begun, heads, original = [], [], sys.modules["sparseticket.transfer"].train
 
     def spy(network, *arguments, **kwargs):
         begun.append(network.backbone()["layer1.0.conv1.weight"].detach().clone())
+        heads.append(network.module.linear.weight.detach().clone())
         return original(network, *arguments, **kwargs)
 
     monkeypatch.setattr("sparseticket.transfer.train", spy)
@@ -329,7 +330,8 @@ def test_away_from_its_run_a_late_tickets_dense_networks_begin_at_its_runs_theta
     loaded, planned, _ = plan(away / "ticket.ticket", seeds=1, weights=file)
     transfer(loaded, planned, tmp_path / "t", screen=Screen(quiet=True))
     late = load_file(away / "theta.safetensors")
-    assert [torch.equal(begun[0], network.backbone()["layer1.0.conv1.weight"])] == [True]
+    assert torch.equal(begun[0], network.backbone()["layer1.0.conv1.weight"])
+    assert all(torch.equal(head, network.module.linear.weight) for head in heads), "both share the head of θ_p's file"
     assert torch.equal(begun[1], late["layer1.0.conv1.weight"]) and not torch.equal(*begun)
     replace(loaded, theta_p=None).save(away / "ticket.ticket")  # as an earlier version wrote it
     with pytest.raises(UserError, match="does not say which weights dense networks"):
