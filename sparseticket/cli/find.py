@@ -7,6 +7,18 @@ from typing import Annotated
 
 from typer import Option
 
+from sparseticket.cli.training import (
+    BatchSize,
+    CheckpointEvery,
+    Kernels,
+    Lr,
+    MaxLength,
+    Optimizer,
+    Precision,
+    RoundLength,
+    WeightDecay,
+)
+
 
 def find(
     model: Annotated[str, Option(help="Alias (bert-base, minilm, resnet50, resnet20-cifar, …), hub name or folder.")],
@@ -15,7 +27,7 @@ def find(
     schedule: Annotated[
         str | None, Option(help="linear:0.1, geometric:0.2, steps:0.3,0.5,0.7, one-round or one-shot.")
     ] = None,
-    round_length: Annotated[str | None, Option(help="Training a round: 3ep or 500it.")] = None,
+    round_length: RoundLength = None,
     protocol: Annotated[str, Option(help="paper, or released (as the papers' code was).")] = "paper",
     rewind: Annotated[str | None, Option(help="theta_p, 5%, 1ep, 500it, or none.")] = None,
     head: Annotated[str | None, Option(help="rewind or keep the task's head between rounds.")] = None,
@@ -26,17 +38,15 @@ def find(
     pattern: Annotated[
         str | None, Option(help="unstructured, 2:4, block:64x64, heads, neurons, heads+neurons, channels.")
     ] = None,
-    optimizer: Annotated[str | None, Option(help="adamw, sgd or lars.")] = None,
-    lr: Annotated[float | None, Option(help="Learning rate.")] = None,
-    batch_size: Annotated[int | None, Option(help="Examples a step, over all processes.")] = None,
-    max_length: Annotated[int | None, Option(help="Tokens of a text.")] = None,
-    weight_decay: Annotated[float | None, Option(help="Weight decay.")] = None,
+    optimizer: Optimizer = None,
+    lr: Lr = None,
+    batch_size: BatchSize = None,
+    max_length: MaxLength = None,
+    weight_decay: WeightDecay = None,
     temperature: Annotated[float | None, Option(help="Of simclr's and moco's losses.")] = None,
     queue: Annotated[int | None, Option(help="Keys that moco holds.")] = None,
-    precision: Annotated[str | None, Option(help="no, fp16 or bf16 (mixed precision).")] = None,
-    kernels: Annotated[
-        str | None, Option(help="auto: on a GPU, sparse kernels where they are faster. off: dense everywhere.")
-    ] = None,
+    precision: Precision = None,
+    kernels: Kernels = None,
     dense: Annotated[
         bool, Option("--dense/--no-dense", help="Where pruning comes first: train one dense network for reference.")
     ] = True,
@@ -46,7 +56,7 @@ def find(
     ] = None,
     data: Annotated[Path | None, Option(help="File or folder of the task's data.")] = None,
     out: Annotated[Path | None, Option(help="Run folder. Default: runs/MODEL-TASK.")] = None,
-    checkpoint_every: Annotated[float, Option(help="Seconds between checkpoints inside a round.")] = 300.0,
+    checkpoint_every: CheckpointEvery = 300.0,
 ) -> None:
     """Find a lottery ticket: train, prune, rewind, repeat. Run again to continue."""
     from sparseticket.imp import find as search

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from sparseticket.cli.training import BatchSize, CheckpointEvery, Kernels, Lr, MaxLength, Precision, RoundLength
 from sparseticket.cli.transfer import SIDE_BY_SIDE
 
 
@@ -15,12 +16,12 @@ def matrix(
     task: Annotated[list[str], Option(help="A column. May be given several times.")],
     seeds: Annotated[int, Option(help="Runs of each arm: 3 is seeds 0, 1, 2.")] = 3,
     control: Annotated[list[str] | None, Option(help="Another arm in every cell, as in transfer.")] = None,
-    round_length: Annotated[str | None, Option(help="Length of each training: 3ep or 500it.")] = None,
-    batch_size: Annotated[int | None, Option(help="Examples a step, over all processes.")] = None,
-    lr: Annotated[float | None, Option(help="Learning rate.")] = None,
-    max_length: Annotated[int | None, Option(help="Tokens of a text.")] = None,
-    precision: Annotated[str | None, Option(help="no, fp16 or bf16 (mixed precision).")] = None,
-    kernels: Annotated[str | None, Option(help="auto or off, as in transfer.")] = None,
+    round_length: RoundLength = None,
+    batch_size: BatchSize = None,
+    lr: Lr = None,
+    max_length: MaxLength = None,
+    precision: Precision = None,
+    kernels: Kernels = None,
     weights: Annotated[
         Path | None,
         Option(help="File of the pre-trained weights. Default: that of the tickets' runs, or the model's."),
@@ -30,7 +31,7 @@ def matrix(
     ] = None,
     out: Annotated[Path, Option(help="Folder. Cells that it has are not trained again.")] = Path("runs/matrix"),
     side_by_side: Annotated[bool, Option("--side-by-side", help=SIDE_BY_SIDE)] = False,
-    checkpoint_every: Annotated[float, Option(help="Seconds between checkpoints inside a training.")] = 300.0,
+    checkpoint_every: CheckpointEvery = 300.0,
 ) -> None:
     """Train every ticket on every task: table, heat map, both readings. Run again to continue, or to add some."""
     from sparseticket.data_places import places

@@ -7,6 +7,18 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from sparseticket.cli.training import (
+    BatchSize,
+    CheckpointEvery,
+    Kernels,
+    Lr,
+    MaxLength,
+    Optimizer,
+    Precision,
+    RoundLength,
+    WeightDecay,
+)
+
 SIDE_BY_SIDE = "Under torchrun or accelerate launch: each process trains networks of its own, not a share of a batch."
 
 WEIGHTS = (
@@ -22,22 +34,20 @@ def transfer(
     control: Annotated[
         list[str] | None, Option(help="Another arm, as `sparseticket control` has them; repeatable.")
     ] = None,
-    round_length: Annotated[str | None, Option(help="Length of each training: 3ep or 500it.")] = None,
-    optimizer: Annotated[str | None, Option(help="adamw, sgd or lars.")] = None,
-    lr: Annotated[float | None, Option(help="Learning rate.")] = None,
-    batch_size: Annotated[int | None, Option(help="Examples a step, over all processes.")] = None,
-    max_length: Annotated[int | None, Option(help="Tokens of a text.")] = None,
-    weight_decay: Annotated[float | None, Option(help="Weight decay.")] = None,
-    precision: Annotated[str | None, Option(help="no, fp16 or bf16 (mixed precision).")] = None,
-    kernels: Annotated[
-        str | None, Option(help="auto: on a GPU, sparse kernels where they are faster. off: dense everywhere.")
-    ] = None,
+    round_length: RoundLength = None,
+    optimizer: Optimizer = None,
+    lr: Lr = None,
+    batch_size: BatchSize = None,
+    max_length: MaxLength = None,
+    weight_decay: WeightDecay = None,
+    precision: Precision = None,
+    kernels: Kernels = None,
     weights: Annotated[Path | None, Option(help=WEIGHTS)] = None,
     allow_other_weights: Annotated[bool, Option(help="Use the ticket with weights that are not its own.")] = False,
     data: Annotated[Path | None, Option(help="File or folder of the task's data.")] = None,
     out: Annotated[Path | None, Option(help="Folder. Default: beside the run that the ticket came from.")] = None,
     side_by_side: Annotated[bool, Option("--side-by-side", help=SIDE_BY_SIDE)] = False,
-    checkpoint_every: Annotated[float, Option(help="Seconds between checkpoints inside a training.")] = 300.0,
+    checkpoint_every: CheckpointEvery = 300.0,
 ) -> None:
     """Train dense against ticket over several seeds, and give the verdict. Run again to continue."""
     from sparseticket.options import given
