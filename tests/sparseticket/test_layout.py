@@ -49,6 +49,20 @@ def test_the_core_imports_kernels_export_and_bench_only_where_the_design_says():
             assert f"sparseticket.{part}" not in path.read_text(), f"{path} imports {part}"
 
 
+def test_export_imports_bench_and_kernels_only_in_functions_of_one_file_each():
+    naming = {
+        (path.name, part)
+        for path in (ROOT / "export").rglob("*.py")
+        for part in ("bench", "kernels")
+        if f"sparseticket.{part}" in path.read_text()
+    }
+    assert naming == {("auto.py", "bench"), ("to_pt2.py", "kernels")}
+    python(
+        "import sys, sparseticket.export.auto, sparseticket.export.to_pt2\n"
+        "assert not {'sparseticket.bench', 'sparseticket.kernels'} & set(sys.modules)"
+    )
+
+
 def test_nothing_is_unpickled():
     for folder in ("sparseticket", "export", "bench", "kernels"):
         for path in (ROOT / folder).rglob("*.py"):
