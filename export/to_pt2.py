@@ -180,4 +180,4 @@ def _counted(name: str, weight: Tensor) -> dict[str, Any]:
 
 def _described(placed: Placement) -> dict[str, Any]:
     names = " + ".join(name.removesuffix(".weight") for name in placed.names)
-    return {"layers": names, "pattern": placed.pattern, "density": placed.density, "runs": str(placed).split(": ")[-1]}
+    return {"layers": names, "pattern": placed.pattern, "density": placed.density, "runs": placed.runs}
