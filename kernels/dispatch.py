@@ -156,7 +156,9 @@ def gpu_name(device: torch.device | str) -> str | None:
 
 
 def user_tables() -> Path:
-    """Where ``sparseticket tune-kernels`` writes: a folder of the user's cache."""
+    """Where ``sparseticket tune-kernels`` writes: in ``$SPARSETICKET_CACHE``, else in the user's cache folder."""
+    if chosen := os.environ.get("SPARSETICKET_CACHE"):
+        return Path(chosen) / "kernels"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparseticket" / "kernels"
 
 
