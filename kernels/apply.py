@@ -289,7 +289,7 @@ def _infer_convolution(layer: Layer, how: _How) -> Placement:
 
 
 def _layers(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Layer]:
-    """The Linears that ``masks`` name, with their masks on the weights' devices."""
+    """The layers whose weights ``masks`` name, with their masks on the weights' devices."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     layers = {}
     for name, mask in masks.items():
