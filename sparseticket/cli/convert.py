@@ -24,5 +24,5 @@ def convert(
 
     screen = Screen()
     made = give_shape(ticket, to=to, by=by, out=out, sparsity=sparsity, weights=weights, screen=screen)
-    show_converted(screen, made.report, out)
+    show_converted(screen, made.report)
     screen.say(f"Ticket: {out}\nReport: {report_path(out)}")
