@@ -50,6 +50,9 @@ class Case:
     launched: str = "eager"
 
 
+OPTIMIZER = Case("optimizer", 1, 1, "unstructured", "float32", "none")  # a step over all tensors at once
+
+
 @dataclass(frozen=True)
 class Choice:
     """How one pass runs: a kernel by name with its tiles, or ``dense``."""
