@@ -18,7 +18,7 @@ def convert(
 ) -> None:
     """Give a ticket's zeros a shape that hardware likes; says what survives and what is revived."""
     from sparseticket.convert import convert as give_shape
-    from sparseticket.convert import report_path
+    from sparseticket.files import report_path
     from sparseticket.progress import Screen
     from sparseticket.show import show_converted
 
