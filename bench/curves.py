@@ -17,7 +17,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from sparseticket.errors import SparseticketError, UserError
+from sparseticket.bench.messages import errors_as_messages
+from sparseticket.errors import UserError
 from sparseticket.files import write_whole
 from sparseticket.markdown import table
 from sparseticket.runs import SETTINGS, SUMMARY, read_json, read_settings
@@ -130,22 +131,17 @@ def _finish(panel: plt.Axes, metric: str, title: str) -> None:
     panel.grid(alpha=0.3)
 
 
+@errors_as_messages()
 def main() -> None:
     """Draw what the arguments name."""
-    try:
-        if len(sys.argv) < 3:
-            raise UserError(
-                "name the picture to write, and the runs: python -m sparseticket.bench.curves OUT.png RUN …"
-            )
-        runs = [Path(argument) for argument in sys.argv[2:]]
-        draw(runs, Path(sys.argv[1]))
-        for run in runs:
-            if (run / STUDY).is_file():
-                title, metric, lines = study_lines(run)
-                print(f"{title}, {metric} in percent\n\n{study_table(lines)}")
-    except SparseticketError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    if len(sys.argv) < 3:
+        raise UserError("name the picture to write, and the runs: python -m sparseticket.bench.curves OUT.png RUN …")
+    runs = [Path(argument) for argument in sys.argv[2:]]
+    draw(runs, Path(sys.argv[1]))
+    for run in runs:
+        if (run / STUDY).is_file():
+            title, metric, lines = study_lines(run)
+            print(f"{title}, {metric} in percent\n\n{study_table(lines)}")
 
 
 if __name__ == "__main__":

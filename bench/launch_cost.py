@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from sparseticket.bench.machine import describe
+from sparseticket.bench.messages import errors_as_messages
 from sparseticket.bench.stand_in_gpu import stand_in_gpu
 from sparseticket.bench.timing import Timed, interleave
 from sparseticket.files import write_json
@@ -130,6 +131,7 @@ def _by(way: str, call: Call) -> Call:
     return through_library if way == LIBRARY else call
 
 
+@errors_as_messages()
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,9 +25,10 @@ from torch.nn.utils import prune
 from sparseticket import masks as mask_algebra
 from sparseticket import recipes
 from sparseticket.bench.machine import describe
+from sparseticket.bench.messages import errors_as_messages
 from sparseticket.bench.timing import RESAMPLES
 from sparseticket.checkpoint import Checkpoint
-from sparseticket.errors import SparseticketError, UserError
+from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.masking import MaskedParameters
 from sparseticket.masks import Masks
@@ -244,6 +244,7 @@ def show(result: dict[str, Any]) -> None:
     )
 
 
+@errors_as_messages()
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
@@ -256,16 +257,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = [given.device] if given.device else devices
     if given.out and len(chosen) > 1:
         parser.error(f"--out is one file: name a --device of {', '.join(chosen)} too")
-    try:
-        for device in chosen:
-            result = measure(given.model, pairs=given.pairs, device=device)
-            out = given.out or RESULTS / f"masking_cost_{device}.json"
-            write_json(out, result)
-            show(result)
-            print(f"Written to {out}")
-    except SparseticketError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    for device in chosen:
+        result = measure(given.model, pairs=given.pairs, device=device)
+        out = given.out or RESULTS / f"masking_cost_{device}.json"
+        write_json(out, result)
+        show(result)
+        print(f"Written to {out}")
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ import torch
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from sparseticket.errors import SparseticketError, UserError
+from sparseticket.bench.messages import errors_as_messages
+from sparseticket.errors import UserError
 from sparseticket.export.loaded_model import load
 from sparseticket.files import write_whole
 from sparseticket.models import resolve
@@ -76,19 +77,16 @@ def _panel(panel: plt.Axes, image: Tensor, boxes: Tensor, labels: Tensor) -> Non
     panel.set_yticks([])
 
 
+@errors_as_messages()
 def main() -> None:
     """Draw what the arguments name."""
-    try:
-        if len(sys.argv) < 4:
-            raise UserError(
-                "name the picture to write, the data and the models: "
-                "python -m sparseticket.bench.predictions OUT.jpg DATA MODEL …"
-            )
-        out, data, *models = (Path(argument) for argument in sys.argv[1:])
-        draw(out, data, models)
-    except SparseticketError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    if len(sys.argv) < 4:
+        raise UserError(
+            "name the picture to write, the data and the models: "
+            "python -m sparseticket.bench.predictions OUT.jpg DATA MODEL …"
+        )
+    out, data, *models = (Path(argument) for argument in sys.argv[1:])
+    draw(out, data, models)
 
 
 if __name__ == "__main__":

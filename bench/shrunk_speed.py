@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sparseticket.bench import timing
 from sparseticket.bench.machine import describe
+from sparseticket.bench.messages import errors_as_messages
 from sparseticket.export import quantize
 from sparseticket.export.exporter import export_model
 from sparseticket.export.shrink import backbone_of, removable
@@ -152,6 +153,7 @@ def show(results: dict[str, Any]) -> None:
         print("This CPU has no VNNI: the marks for INT8 are for one that has.")
 
 
+@errors_as_messages()
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m sparseticket.bench.shrunk_speed", description=__doc__)

@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from sparseticket.bench.machine import describe
+from sparseticket.bench.messages import errors_as_messages
 from sparseticket.bench.timing import speedup
-from sparseticket.errors import SparseticketError, UserError
+from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.hub import quiet_transformers
 from sparseticket.imp import Search
@@ -261,6 +262,7 @@ def show(result: dict[str, Any]) -> None:
         )
 
 
+@errors_as_messages()
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m sparseticket.bench.trainer_cost", description=__doc__)
@@ -270,16 +272,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--round-length", default="1ep", help="of each training; below 1ep the examples differ")
     parser.add_argument("--out", type=Path, help=f"default: {RESULTS}/trainer_cost_DEVICE.json")
     given = parser.parse_args(arguments)
-    try:
-        begun = time.monotonic()
-        result = measure(given.model, given.data, pairs=given.pairs, round_length=given.round_length)
-        out = given.out or RESULTS / f"trainer_cost_{result['device']}.json"
-        write_json(out, result)
-        show(result)
-        print(f"Written to {out} after {clock(time.monotonic() - begun)}")
-    except SparseticketError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    begun = time.monotonic()
+    result = measure(given.model, given.data, pairs=given.pairs, round_length=given.round_length)
+    out = given.out or RESULTS / f"trainer_cost_{result['device']}.json"
+    write_json(out, result)
+    show(result)
+    print(f"Written to {out} after {clock(time.monotonic() - begun)}")
 
 
 def _synchronize(setting: Setting) -> None:

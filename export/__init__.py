@@ -1,14 +1,17 @@
 """Ship tickets: to ONNX, verified against PyTorch, or as plain weights.
 
-``exporter.export_model`` is the way in. ``options`` says what may be asked for and refuses the rest before any work,
-``source`` what may be exported, ``loaded_model`` loads it, ``prepare`` makes of it the model that is traced.
-``to_onnx`` is the order of the steps: ``graph`` traces (and fuses), ``quantize`` or ``half`` changes the arithmetic,
-``sparse_storage`` comes last. ``linears`` finds linear layers, ``break_even`` says which run faster on the sparse
-operator, ``sparse_rewrite`` puts it there, and ``sparse_op`` says how a file holds it; ``native`` is its library,
-``runtime`` makes sessions with it. ``auto`` tries several layouts. ``places`` and ``layers`` recount the zeros in the
-written file; ``verify``, ``decisions`` and ``on_task`` compare its answers with PyTorch's. ``shrink`` removes dead
-heads, neurons and channels; ``shrunk_folder`` saves and loads what is left (``sparseticket.export.save_shrunk`` and
-``load_shrunk``). ``to_pt2`` writes a program with this project's operators instead.
+``exporter.export_model`` is the way in, ``report`` what it says on the screen. ``options`` says what may be asked for
+and refuses the rest before any work, ``source`` what may be exported, ``loaded_model`` and ``text_model`` load it,
+``prepare`` makes of it the model that is traced, ``against_ticket`` checks its zeros, ``provenance`` says where it is
+from. ``to_onnx`` is the order of the steps: ``graph`` traces (and fuses), ``quantize`` or ``half`` changes the
+arithmetic, ``sparse_storage`` comes last; ``quiet`` holds back what libraries say meanwhile. ``linears`` finds linear
+layers, ``break_even`` says which run faster on the sparse operator, ``sparse_rewrite`` puts it there, ``attention`` and
+``add_layer_norm`` those beside it (at what ``shapes`` says), and ``sparse_op`` says how a file holds them; ``native``
+is their library, ``runtime`` makes sessions with it. ``auto`` tries several layouts. ``places`` and ``layers`` recount
+the zeros in the written file; ``verify``, ``decisions`` and ``on_task`` (through ``onnx_module``) compare its answers
+with PyTorch's. ``shrink`` removes dead heads, neurons and channels; ``shrunk_folder`` saves and loads what is left
+(``sparseticket.export.save_shrunk`` and ``load_shrunk``). ``to_safetensors`` writes plain weights, ``to_pt2`` a program
+with this project's operators instead.
 """
 
 from typing import Any

@@ -64,13 +64,9 @@ class Choice:
         return found
 
 
+@cache
 def table() -> dict[str, Any]:
     """The whole table."""
-    return _read()
-
-
-@cache
-def _read() -> dict[str, Any]:
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 

@@ -10,7 +10,7 @@ import onnx_ir
 import torch
 from torch.onnx import ONNXProgram
 
-from sparseticket.errors import RunFailure, UserError
+from sparseticket.errors import RunFailure, UserError, reason
 from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.export.quiet import quiet
 
@@ -42,8 +42,7 @@ def trace(model: LoadedModel, opset: int) -> ONNXProgram:
                 verbose=False,
             )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunFailure(f"torch could not export {type(model.module).__name__} to ONNX: {reason}") from error
+        raise RunFailure(f"torch could not export {type(model.module).__name__} to ONNX: {reason(error)}") from error
 
 
 def fuse(program: ONNXProgram) -> dict[str, int]:

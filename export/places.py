@@ -15,7 +15,7 @@ from sparseticket.errors import RunFailure
 from sparseticket.export.layers import torch_layers
 
 if TYPE_CHECKING:
-    from onnx_ir import Node, Value
+    from onnx_ir import Node
     from torch.onnx import ONNXProgram
 
 WEIGHT_OPERATORS = ("MatMul", "Gemm", "Conv")
@@ -116,10 +116,10 @@ def _uses(program: ONNXProgram) -> Iterator[_Use]:
             tensor = held.const_value if held is not None and held.is_initializer() else None
             if tensor is not None and len(tensor.shape) >= 2:
                 scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['', '']"))
-                yield _Use(Place(held.name, _is_transposed(node, held) != turned), scopes[-2], tensor.numpy())
+                yield _Use(Place(held.name, _is_transposed(node) != turned), scopes[-2], tensor.numpy())
 
 
-def _is_transposed(node: Node, weight: Value) -> bool:
+def _is_transposed(node: Node) -> bool:
     """Whether the operator multiplies by [in, out], where the weight is its second factor."""
     if node.op_type == "Gemm":
         turned = node.attributes.get("transB")

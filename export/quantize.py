@@ -20,7 +20,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from sparseticket.errors import RunFailure, SparseticketError
+from sparseticket.errors import RunFailure, SparseticketError, reason
 from sparseticket.export.quiet import quiet
 from sparseticket.export.sparse_op import refuse
 from sparseticket.tasks import Task
@@ -89,5 +89,4 @@ class TrainingData(CalibrationDataReader):
 def _failure(error: Exception) -> Exception:
     if isinstance(error, OSError | SparseticketError):
         return error  # a full disk, or data that cannot be read, have their own message
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return RunFailure(f"ONNX Runtime could not quantize this model: {reason}")
+    return RunFailure(f"ONNX Runtime could not quantize this model: {reason(error)}")

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import sparseticket
-from sparseticket.errors import UserError
+from sparseticket.errors import UserError, reason
 from sparseticket.export.loaded_model import read_json
 from sparseticket.export.shrink import Kept, Shrunk, backbone_of, cut, removable
 from sparseticket.export.text_model import PATH_KEYS, architecture, companions
@@ -146,8 +146,7 @@ def _make_text(folder: Path, attention: str | None) -> nn.Module:
             config = kind.config_class.from_pretrained(folder, local_files_only=True, attn_implementation=attention)
             return kind(config).float()
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{folder / 'config.json'} does not describe a {kind.__name__}: {reason}") from error
+        raise UserError(f"{folder / 'config.json'} does not describe a {kind.__name__}: {reason(error)}") from error
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from sparseticket.errors import UserError
+from sparseticket.errors import UserError, reason
 from sparseticket.export.loaded_model import LoadedModel, read_json
 from sparseticket.hub import quiet_transformers
 
@@ -97,8 +97,7 @@ def _load_whole(folder: Path, attention: str | None) -> nn.Module:
                 dtype=torch.float32,
             )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{folder} cannot be loaded as {kind.__name__}: {reason}") from error
+        raise UserError(f"{folder} cannot be loaded as {kind.__name__}: {reason(error)}") from error
     if loading["missing_keys"] or loading["mismatched_keys"]:
         first = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))[0]
         raise UserError(f"{folder} has no weights for {first}, which {kind.__name__} needs: save the whole model.")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from sparseticket.errors import RunFailure, UserError
+from sparseticket.errors import RunFailure, UserError, reason
 from sparseticket.export.against_ticket import parameters_of
 from sparseticket.export.layers import Layer, torch_layers
 from sparseticket.export.loaded_model import DTYPES, LoadedModel
@@ -146,8 +146,8 @@ def _export(module: nn.Module, example: Mapping[str, Tensor], model: LoadedModel
     try:
         return torch.export.export(module, (), dict(example), dynamic_shapes=shapes_of_inputs, strict=False)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunFailure(f"torch could not export {type(model.module).__name__} as a program: {reason}") from error
+        name = type(model.module).__name__
+        raise RunFailure(f"torch could not export {name} as a program: {reason(error)}") from error
 
 
 def _compare(
@@ -180,4 +180,4 @@ def _counted(name: str, weight: Tensor) -> dict[str, Any]:
 
 def _described(placed: Placement) -> dict[str, Any]:
     names = " + ".join(name.removesuffix(".weight") for name in placed.names)
-    return {"layers": names, "pattern": placed.pattern, "density": placed.density, "runs": str(placed).split(": ")[-1]}
+    return {"layers": names, "pattern": placed.pattern, "density": placed.density, "runs": placed.runs}

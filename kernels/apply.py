@@ -52,9 +52,13 @@ class Placement:
     density: float
     plan: Plan
 
+    @property
+    def runs(self) -> str:
+        """The kernels that run it at any number of rows, ``dense`` among them."""
+        return ", ".join(sorted({choice.kernel for _, choices in self.plan.steps for choice in choices}))
+
     def __str__(self) -> str:
-        kernels = sorted({choice.kernel for _, choices in self.plan.steps for choice in choices})
-        return f"{' + '.join(self.names)}: {self.pattern}, density {self.density:.3f}: {', '.join(kernels)}"
+        return f"{' + '.join(self.names)}: {self.pattern}, density {self.density:.3f}: {self.runs}"
 
 
 def use_kernels(
@@ -285,7 +289,7 @@ def _infer_convolution(layer: Layer, how: _How) -> Placement:
 
 
 def _layers(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Layer]:
-    """The Linears that ``masks`` name, with their masks on the weights' devices."""
+    """The layers whose weights ``masks`` name, with their masks on the weights' devices."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     layers = {}
     for name, mask in masks.items():

@@ -34,7 +34,8 @@ from sparseticket.kernels.launch import (
 from sparseticket.kernels.operators import operator
 
 KERNEL_SIZES = ((1, 1), (3, 3))
-TAP_SHIFT = 16  # an entry of `place` is tap << 16 | input block
+TAP_SHIFT = tl.constexpr(16)  # an entry of `place` is tap << TAP_SHIFT | input block
+INPUT_BLOCK = tl.constexpr((1 << TAP_SHIFT.value) - 1)
 PROGRAMS = 132  # the multiprocessors of an H100: with fewer programs than that, tiles get smaller
 
 
@@ -93,10 +94,10 @@ def bsr_conv2d_kernel(
     acc = tl.zeros((TILE_M, TILE_O), dtype=tl.float32)
     place = tl.load(PLACE + start)
     for step in range(start * steps, end * steps):
-        tap_h = (place >> 16) // KERNEL_W
-        tap_w = (place >> 16) % KERNEL_W
+        tap_h = (place >> TAP_SHIFT) // KERNEL_W
+        tap_w = (place >> TAP_SHIFT) % KERNEL_W
         c_in_block = step % steps * TILE_C + tl.arange(0, TILE_C)
-        c = (place & 0xFFFF) * BLOCK_C + c_in_block
+        c = (place & INPUT_BLOCK) * BLOCK_C + c_in_block
         live = image < images
         if PADDED:
             live = live & (h + tap_h >= 0) & (h + tap_h < height) & (w + tap_w >= 0) & (w + tap_w < width)
@@ -124,7 +125,7 @@ class PackedConv2d:
     Attributes:
         values: ``[nnzb, BN, BC]``, contiguous; 0 beyond the weight's edges and where the mask is dead inside a block.
         crow: ``[ceil(O / BN) + 1]`` int32, where each block row begins.
-        place: ``[nnzb + 1]`` int32, ``tap << 16 | input block`` of each, with one entry of padding.
+        place: ``[nnzb + 1]`` int32, ``tap << TAP_SHIFT | input block`` of each, with one entry of padding.
         row: ``[nnzb]`` int32, block row of each.
         shape: ``(O, I, kh, kw)``.
     """
@@ -154,7 +155,7 @@ class PackedConv2d:
         row, tap, column = alive.nonzero().unbind(1)
         values = _by_block(weight.detach().masked_fill(~mask, 0), block)[row, tap, column].contiguous()
         crow = F.pad(alive.flatten(1).sum(1).cumsum(0), (1, 0)).to(torch.int32)
-        place = F.pad(tap << TAP_SHIFT | column, (0, 1)).to(torch.int32)
+        place = F.pad(tap << TAP_SHIFT.value | column, (0, 1)).to(torch.int32)
         o, i, kh, kw = weight.shape
         return cls(values, crow, place, row.to(torch.int32), (o, i, kh, kw))
 
@@ -185,7 +186,7 @@ def _unpack(values: Tensor, place: Tensor, row: Tensor, shape: tuple[int, ...] |
     blocks_o, blocks_i = -(-o // block_o), -(-i // block_c)
     dense = values.new_zeros(blocks_o, kh * kw, blocks_i, block_o, block_c)
     place = place[:nnzb].long()
-    dense[row.long(), place >> TAP_SHIFT, place & (1 << TAP_SHIFT) - 1] = values
+    dense[row.long(), place >> TAP_SHIFT.value, place & INPUT_BLOCK.value] = values
     dense = dense.permute(0, 3, 2, 4, 1).reshape(blocks_o * block_o, blocks_i * block_c, kh, kw)
     return dense[:o, :i].contiguous()
 

@@ -50,6 +50,9 @@ class Case:
     launched: str = "eager"
 
 
+OPTIMIZER = Case("optimizer", 1, 1, "unstructured", "float32", "none")  # a step over all tensors at once
+
+
 @dataclass(frozen=True)
 class Choice:
     """How one pass runs: a kernel by name with its tiles, or ``dense``."""
@@ -156,7 +159,9 @@ def gpu_name(device: torch.device | str) -> str | None:
 
 
 def user_tables() -> Path:
-    """Where ``sparseticket tune-kernels`` writes: a folder of the user's cache."""
+    """Where ``sparseticket tune-kernels`` writes: in ``$SPARSETICKET_CACHE``, else in the user's cache folder."""
+    if chosen := os.environ.get("SPARSETICKET_CACHE"):
+        return Path(chosen) / "kernels"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparseticket" / "kernels"
 
 

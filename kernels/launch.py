@@ -111,11 +111,8 @@ def ceil_div(number: int, by: int) -> int:
 
 def fp32_precision(*, convolution: bool = False) -> str:
     """How ``tl.dot`` multiplies fp32: with TF32's 10-bit mantissa where PyTorch is allowed to, else exactly."""
-    backend = torch.backends.cudnn if convolution else torch.backends.cuda.matmul
-    newer = getattr(backend.conv if convolution and hasattr(backend, "conv") else backend, "fp32_precision", None)
-    # allow_tf32 raises once the newer setting was used, which in turn says what allow_tf32 was set to
-    allowed = backend.allow_tf32 if newer is None else newer == "tf32"
-    return "tf32" if allowed else "ieee"
+    backend = torch.backends.cudnn.conv if convolution else torch.backends.cuda.matmul
+    return "tf32" if backend.fp32_precision == "tf32" else "ieee"  # it says what allow_tf32 was set to, too
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparseticket.controls import control_of
 from sparseticket.errors import UserError
-from sparseticket.files import write_json
+from sparseticket.files import report_path, write_json
 from sparseticket.masks import counted, overlap
 from sparseticket.permute import check_fits, permute
 from sparseticket.pruning import Pruner
@@ -71,11 +71,6 @@ def make_control(path: Path, kind: str, out: Path, *, seed: int, weights: Path |
     report = {**made.metrics["control"], "ticket": made.identity, "sparsity": made.sparsity}
     write_json(report_path(out), report | {"overlap": shared.iou, "overlap_by_chance": shared.chance})
     return made
-
-
-def report_path(out: Path) -> Path:
-    """The JSON file beside a control's ticket."""
-    return out.with_name(out.name + ".json")
 
 
 def _write_theta(path: Path, theta: Mapping[str, Tensor]) -> str:

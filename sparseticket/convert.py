@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sparseticket import masks as mask_algebra
 from sparseticket.errors import UserError
-from sparseticket.files import write_json
+from sparseticket.files import report_path, write_json
 from sparseticket.masks import Masks
 from sparseticket.models import Network
 from sparseticket.pattern import Block, NOfM, Pattern, Unstructured, Whole, check_model, parse
@@ -74,11 +74,6 @@ def convert(
     report = made.report | {"seconds": time.monotonic() - begun}
     write_json(report_path(out), report)
     return Converted(made.ticket, report)
-
-
-def report_path(out: Path) -> Path:
-    """The JSON file beside a ticket that says how it was made."""
-    return out.with_name(out.name + ".json")
 
 
 def shape(

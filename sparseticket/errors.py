@@ -1,4 +1,4 @@
-"""The two ways a command can end badly; the command line turns each into one message and an exit code."""
+"""The two ways a command can end badly, each one message and an exit code; what others' errors say in one line."""
 
 
 class SparseticketError(Exception):
@@ -17,3 +17,8 @@ class RunFailure(SparseticketError):
     """Something that broke while working: a full disk, a loss that is not finite, zeros that did not stay zero."""
 
     exit_code = 1
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -100,6 +100,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "sparseticket"
 
 
+def report_path(ticket: Path) -> Path:
+    """The JSON file beside a ticket that says how it was made."""
+    return ticket.with_name(ticket.name + ".json")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole; NaN is refused."""
     write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from sparseticket.errors import UserError
+from sparseticket.errors import UserError, reason
 
 
 @contextmanager
@@ -68,8 +68,7 @@ def load_splits(dataset: str, configuration: str | None, *, otherwise: str) -> A
     try:
         return datasets.load_dataset(dataset, configuration)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{named} could not be read from the Hugging Face hub: {reason}\n"
+            f"{named} could not be read from the Hugging Face hub: {reason(error)}\n"
             f'It needs a network and: pip install "sparseticket[data]"\n{otherwise}'
         ) from error

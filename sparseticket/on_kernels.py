@@ -67,18 +67,17 @@ def masked_optimizer(
         table: what was measured; by default that of this GPU.
     """
     from sparseticket.kernels import MaskedAdamW
-    from sparseticket.kernels.dispatch import Case, Choice, decided_by_one, table_for
+    from sparseticket.kernels.dispatch import OPTIMIZER, Choice, decided_by_one, table_for
 
     backbone = network.backbone()
     parameters = [parameter for parameter in network.module.parameters() if parameter.requires_grad]
     device = parameters[0].device
     weights = sum(parameter.numel() for parameter in parameters)
     dead = sum(int((~mask).sum()) for mask in masks.values())
-    case = Case("optimizer", 1, 1, "unstructured", "float32", "none")
 
     def decide() -> Choice:
         known = table or table_for(device)
-        return known.choose(case, weights, 1 - dead / weights) if known else Choice()
+        return known.choose(OPTIMIZER, weights, 1 - dead / weights) if known else Choice()
 
     if settings.optimizer != "adamw" or decided_by_one(decide) == Choice():
         return None

@@ -50,7 +50,7 @@ def show_transfer(screen: Screen, summary: dict[str, Any], folder: Path) -> None
     screen.say(f"Verdict: {verdict}\nResult: {folder / 'transfer.json'}")
 
 
-def show_converted(screen: Screen, report: dict[str, Any], out: Path) -> None:
+def show_converted(screen: Screen, report: dict[str, Any]) -> None:
     """What became of a ticket that was given a shape."""
     table = Table("parameter", "sparsity before", "after", "magnitude kept", "died", "revived")
     table.title = f"ticket of {report['model']} to {report['pattern']} by {report['by']}"

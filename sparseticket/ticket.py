@@ -40,8 +40,7 @@ class Ticket:
             run began with, or a control was made from. None where they are its θ, and in tickets of before it was kept.
         scheduled_sparsity: the sparsity that the schedule asked for, a fraction.
         pattern: where its zeros may lie, as :mod:`sparseticket.pattern` writes it.
-        task: name, metric and ``data_id`` of the task it was found on, the options of its data, and whether its
-            ``head`` was pre-trained or fresh.
+        task: name, metric and ``data_id`` of the task it was found on; whether its ``head`` was pre-trained or fresh.
         protocol: every field of the protocol; training: every setting of the training.
         metrics: what the rounds before this ticket measured, as fractions; ``conversion``: what ticket it was made of.
         permutations: int32 [n] by axis (:mod:`sparseticket.permute`) where regrouping made it. Masks are in permuted

@@ -15,14 +15,13 @@ from sparseticket.bench.gpu.lab import Lab
 from sparseticket.bench.gpu.masks import bert_shapes
 from sparseticket.kernels.adamw import MaskedAdamW
 from sparseticket.kernels.adamw_live import LiveAdamW
-from sparseticket.kernels.dispatch import Case, Choice, Measured
+from sparseticket.kernels.dispatch import OPTIMIZER, Choice, Measured
 from sparseticket.kernels.masked_optimizer import MaskedOptimizer
 
 MASKED, LIVE = "MaskedAdamW", "LiveAdamW, bf16 weights"
 MULTIPLIED, HALF = "masks multiplied, AdamW", "AdamW, bf16 weights"
 CLIP = 1.0
 STEP = "queued"  # a step follows a backward pass, behind which the CPU has queued it; 2 GB make no cache warm
-CELL = Case("optimizer", 1, 1, "unstructured", "float32", "none")
 DENSITIES = tuple(tenth / 10 for tenth in range(1, 10))
 
 
@@ -113,14 +112,14 @@ def measure_cell(lab: Lab, density: float) -> Measured:
         adamw.step()
 
     found = lab.clock(STEP).compare(dense, _stepped(_masked_call(optimizer)), rounds=3 if lab.rehearse else 30)
-    return Measured(CELL, _size(lab), density, Choice("masked_adamw"), found.ratio, found.low, found.high)
+    return Measured(OPTIMIZER, _size(lab), density, Choice("masked_adamw"), found.ratio, found.low, found.high)
 
 
 def cells(lab: Lab) -> list[Callable[[], None]]:
     """What is still missing of the optimizer's cells."""
-    there = {cell.density for cell in lab.table.cells if cell.case == CELL}
+    there = {cell.density for cell in lab.table.cells if cell.case == OPTIMIZER}
     missing = [density for density in DENSITIES if density not in there]
-    return [partial(lab.keep_measured, CELL, _size(lab), at, partial(measure_cell, lab, at)) for at in missing]
+    return [partial(lab.keep_measured, OPTIMIZER, _size(lab), at, partial(measure_cell, lab, at)) for at in missing]
 
 
 def _size(lab: Lab) -> int:

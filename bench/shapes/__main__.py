@@ -9,12 +9,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparseticket.bench.messages import errors_as_messages
 from sparseticket.bench.shapes import table
 from sparseticket.bench.shapes.measure import measure
 from sparseticket.bench.shapes.process import last_words, start
 from sparseticket.bench.shapes.study import Cell, Study
 from sparseticket.bench.shapes.trainings import left, train_all
-from sparseticket.errors import RunFailure, SparseticketError, UserError
+from sparseticket.errors import RunFailure, UserError
 from sparseticket.progress import Screen, clock
 
 OUT, WORK = Path("bench/results/shapes"), Path("runs/shapes")
@@ -70,6 +71,7 @@ def measure_alone(study: Study, cell: Cell) -> str | None:
     return None
 
 
+@errors_as_messages()
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m sparseticket.bench.shapes", description=__doc__)
@@ -104,9 +106,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             if any(study.out.glob("seed-*/*.json")):
                 screen.say(table.markdown(table.read(study.out)))
-    except SparseticketError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit("stopped. Run the same command again to continue.")
 

@@ -11,8 +11,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from sparseticket.bench.messages import errors_as_messages
 from sparseticket.bench.shapes.study import DENSE, PRECISIONS, SHAPES, THREADS
-from sparseticket.errors import SparseticketError, UserError
+from sparseticket.errors import UserError
 from sparseticket.files import write_whole
 from sparseticket.markdown import table
 from sparseticket.runs import read_json
@@ -143,18 +144,15 @@ def _speed(records: list[dict[str, Any]]) -> str:
     return f"{only['speedup']:.2f}× ({only['speedup_low']:.2f}–{only['speedup_high']:.2f}), {times}"
 
 
+@errors_as_messages()
 def main() -> None:
     """Print the table, and write it."""
-    try:
-        given = [Path(argument) for argument in sys.argv[1:]]
-        results, document = given + [RESULTS, DOCUMENT][len(given) :]
-        text = markdown(read(results))
-        write_whole(document, text)
-        print(text)
-        print(f"Written to {document}")
-    except SparseticketError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    given = [Path(argument) for argument in sys.argv[1:]]
+    results, document = given + [RESULTS, DOCUMENT][len(given) :]
+    text = markdown(read(results))
+    write_whole(document, text)
+    print(text)
+    print(f"Written to {document}")
 
 
 if __name__ == "__main__":

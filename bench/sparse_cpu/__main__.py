@@ -20,6 +20,7 @@ import onnxruntime
 from rich.console import Console
 
 from sparseticket.bench.machine import describe
+from sparseticket.bench.messages import errors_as_messages
 from sparseticket.bench.sparse_cpu import cells, networks, table
 from sparseticket.bench.sparse_cpu.cells import Cell
 from sparseticket.bench.sparse_cpu.measure import measure
@@ -111,6 +112,7 @@ def _begin(out: Path) -> dict[str, Any]:
     return results
 
 
+@errors_as_messages()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m sparseticket.bench.sparse_cpu", description=__doc__)

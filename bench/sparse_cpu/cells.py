@@ -1,4 +1,4 @@
-"""What is measured, and what issue 6 wants of it."""
+"""What is measured, and how fast the sparse operator has to be there."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ def control(
     weights: Annotated[Path | None, Option(help="File of the ticket's θ. Default: that of its run.")] = None,
 ) -> None:
     """Write a control of a ticket as a ticket of its own."""
-    from sparseticket.control_ticket import make_control, report_path
+    from sparseticket.control_ticket import make_control
+    from sparseticket.files import report_path
     from sparseticket.progress import Screen
     from sparseticket.show import show_control
 

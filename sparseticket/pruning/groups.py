@@ -24,7 +24,10 @@ STATISTICS = (".running_mean", ".running_var")  # not masked: with weight and bi
 
 
 class Groups(Protocol):
-    """What :func:`groups_of` gives. ``kept`` is always a bool vector over the groups, True where one lives."""
+    """What :func:`groups_of` gives. ``kept`` is always a bool vector over the groups, True where one lives.
+
+    Groups that are whole heads, neurons or channels have ``families`` too, in the order of their groups.
+    """
 
     count: int
     sizes: Tensor  # weights of each group while all are alive, int64 [count]

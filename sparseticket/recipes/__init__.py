@@ -16,10 +16,11 @@ from typing import Any
 from sparseticket.controls import FLIP, check_control
 from sparseticket.errors import UserError
 from sparseticket.files import write_whole
-from sparseticket.models import ModelSpec
+from sparseticket.models import ModelSpec, resolve
 from sparseticket.pattern import check_model, parse
 from sparseticket.recipes.study import Step, Study, changed, read_study
 from sparseticket.settings import Protocol, RunSettings, Training, from_table
+from sparseticket.tasks import entry
 
 FOLDER = Path(__file__).parent
 KEYS = {"title", "source", "find", "protocol", "training", "transfer"}
@@ -139,8 +140,6 @@ def _run_in(name: str, table: dict[str, Any]) -> Recipe:
 
 def task_defaults(task: str, protocol: str = "paper") -> RunSettings:
     """The settings of the recipe that belongs to a task, as the paper says or as the code was released."""
-    from sparseticket.tasks import entry
-
     recipe = entry(task).recipe
     name = recipe if protocol == "paper" else f"{recipe}-{protocol}"
     if name not in names():
@@ -193,9 +192,6 @@ def _check_step(study: Study, step: Step) -> None:
 
 
 def _check_together(name: str, model: str, task: str) -> ModelSpec:
-    from sparseticket.models import resolve
-    from sparseticket.tasks import entry
-
     spec, found = resolve(model), entry(task)
     if spec.kind != found.kind:
         raise UserError(f"recipe {name}: task {found.name!r} is for {found.kind} models, not {spec.name!r}.")

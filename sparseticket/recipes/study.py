@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sparseticket.controls import check_control
+from sparseticket.dense_round import check_alike
 from sparseticket.errors import UserError
 from sparseticket.settings import Protocol, RunSettings, Training, from_table
 
@@ -121,8 +122,6 @@ def read_study(name: str, table: dict[str, Any], load_settings: Callable[[str], 
             if step.verb == "find":
                 found[step.name] = _settings(load_settings(step.of[0]), step, model, training)
                 if step.dense_round:
-                    from sparseticket.dense_round import check_alike  # it needs torch
-
                     check_alike(found[step.name], found[step.dense_round], f"step {step.dense_round!r}")
             else:
                 from_table(Training, step.training, where="training")

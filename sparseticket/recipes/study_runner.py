@@ -16,7 +16,7 @@ from sparseticket.imp import find
 from sparseticket.launch import meet
 from sparseticket.matrix import Asked, matrix
 from sparseticket.progress import Screen
-from sparseticket.recipes.study import USES, Step, Study
+from sparseticket.recipes.study import Step, Study
 from sparseticket.recipes.study_report import markdown
 from sparseticket.runs import TICKET, RunFolder, read_json
 from sparseticket.settings import RANDOM
@@ -52,7 +52,7 @@ def run_study(
     running = _Running(study, out, data, weights, by_name, screen, team)
     for task in study.tasks:  # what is missing is said before anything is trained
         entry(task).check_installed()
-        running._data(task)
+        running.data_for(task)
     for step in study.steps if team.count > 1 else []:
         if step.verb == "find" and team.takes(f"find {step.name}"):
             if step.dense_round:  # an earlier step, so somebody has taken it
@@ -98,7 +98,14 @@ class _Running:
 
     @property
     def verbs(self) -> dict[str, Callable[[Step], dict[str, Any]]]:
-        return {verb: getattr(self, f"_{verb}") for verb in USES}
+        return {
+            "find": self._find,
+            "control": self._control,
+            "transfer": self._transfer,
+            "sweep": self._sweep,
+            "matrix": self._matrix,
+            "compare": self._compare,
+        }
 
     def _find(self, step: Step) -> dict[str, Any]:
         found = self.find(step)
@@ -110,7 +117,7 @@ class _Running:
         weights = self.by_name.get(step.weights, step.weights) if step.weights else self.weights
         settings = replace(
             settings,
-            data=str(self._data(settings.task) or settings.data),
+            data=str(self.data_for(settings.task) or settings.data),
             weights=str(weights or settings.weights),
         ).whole()
         dense_from = self.out / step.dense_round if step.dense_round else None
@@ -161,7 +168,7 @@ class _Running:
             tasks=step.tasks,
             seeds=step.seeds,
             controls=tuple(step.controls),
-            data_by_task={task: place for task in step.tasks if (place := self._data(task))},
+            data_by_task={task: place for task in step.tasks if (place := self.data_for(task))},
             training=self.study.training | step.training,
         )
         result = matrix(asked, self.out / step.name, screen=self.screen, others=self._siblings(), team=self.team)
@@ -184,7 +191,7 @@ class _Running:
         loaded, settings, _ = plan(
             path,
             task=task,
-            data=self._data(task),
+            data=self.data_for(task),
             seeds=step.seeds,
             controls=tuple(step.controls),
             training=self.study.training | step.training,
@@ -200,7 +207,7 @@ class _Running:
         rounds = len(read_json(run.path / "summary.json")["rounds"])
         return run.round(range(rounds)[number]) / TICKET
 
-    def _data(self, task: str) -> Path | None:
+    def data_for(self, task: str) -> Path | None:
         return data_of(task, self.data, alone=len(self.study.tasks) == 1)
 
     def _siblings(self) -> list[Path]:

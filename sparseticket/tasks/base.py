@@ -51,6 +51,9 @@ class Task(Protocol):
     not depend on seed, round or epoch. Split "train" is shuffled and augmented, "eval" is neither. An example's own
     randomness (augmentation, MLM masking) is a function of (seed, round, epoch, index of the example). A sequence whose
     elements take long to make says so with the attribute ``in_workers = True`` (:mod:`sparseticket.tasks.prefetch`).
+
+    A task may have two more: ``class_names``, in the order of its labels, which an export compares with the model's;
+    and ``adapt(spec)``, which gives the model's spec as this task needs it (a smaller stem for images of 32 x 32).
     """
 
     name: str

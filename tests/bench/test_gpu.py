@@ -543,7 +543,7 @@ def test_an_optimizers_cell_that_broke_the_gpu_is_dense_too(monkeypatch, tmp_pat
     with pytest.raises(DeviceLost, match="optimizer"):
         optimizers.cells(lab)[0]()
     (cell,) = lab.table.cells
-    assert (cell.case, cell.density, cell.best) == (optimizers.CELL, 0.1, Choice())
+    assert (cell.case, cell.density, cell.best) == (optimizers.OPTIMIZER, 0.1, Choice())
     assert len(optimizers.cells(lab)) == 8
 
 

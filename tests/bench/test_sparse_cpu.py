@@ -1,4 +1,4 @@
-"""The comparison of issue 6 on networks so small that only its bookkeeping is tested."""
+"""The comparison of the sparse operator with dense on networks so small that only its bookkeeping is tested."""
 
 import json
 import sys

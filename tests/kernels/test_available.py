@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from sparseticket.files import cache_folder
 from sparseticket.kernels import available, dispatch
 from sparseticket.kernels.dispatch import Table, find_table, table_path
 
@@ -11,7 +12,7 @@ def a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SPARSETICKET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(dispatch, "TABLES", tmp_path / "shipped")
 
 
@@ -46,3 +47,11 @@ def test_without_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = available.report()
     assert all("no GPU" in found[name] for name in (*available.TRITON, "2:4")) and "dense" in found["table"]
+
+
+@pytest.mark.parametrize("variable", ["SPARSETICKET_CACHE", "XDG_CACHE_HOME", "HOME"])
+def test_the_users_tables_lie_where_the_core_keeps_what_can_be_made_again(variable, tmp_path, monkeypatch):
+    monkeypatch.delenv("SPARSETICKET_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert dispatch.user_tables() == cache_folder() / "kernels" and tmp_path in dispatch.user_tables().parents

@@ -1,6 +1,8 @@
 import os
+import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,34 @@ def test_the_core_imports_kernels_export_and_bench_only_where_the_design_says():
             continue
         for part in ("kernels", "export", "bench"):
             assert f"sparseticket.{part}" not in path.read_text(), f"{path} imports {part}"
+
+
+def test_export_imports_bench_and_kernels_only_in_functions_of_one_file_each():
+    naming = {
+        (path.name, part)
+        for path in (ROOT / "export").rglob("*.py")
+        for part in ("bench", "kernels")
+        if f"sparseticket.{part}" in path.read_text()
+    }
+    assert naming == {("auto.py", "bench"), ("to_pt2.py", "kernels")}
+    python(
+        "import sys, sparseticket.export.auto, sparseticket.export.to_pt2\n"
+        "assert not {'sparseticket.bench', 'sparseticket.kernels'} & set(sys.modules)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "listing", "section"),
+    [
+        ("sparseticket", "docs/design.md", "## The core"),
+        ("kernels", "docs/design.md", "## Kernels"),
+        ("export", "export/__init__.py", "Ship tickets"),
+    ],
+)
+def test_every_file_of_a_folder_is_in_the_list_that_says_what_it_is_for(folder, listing, section):
+    listed = re.findall(r"`([\w*]+)(?:\.\w+)?`", (ROOT / listing).read_text().split(section)[1].split("\n## ")[0])
+    files = {path.stem for path in (ROOT / folder).glob("[!_]*.py")}
+    assert not [file for file in files if not any(fnmatch(file, name) for name in listed)]
 
 
 def test_nothing_is_unpickled():
