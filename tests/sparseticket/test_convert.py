@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from functools import cache
 
 import onnx
@@ -166,6 +167,19 @@ def test_regrouping_keeps_more_of_what_the_network_absorbs_and_always_the_same(t
     assert made.ticket.permutations and made.report["magnitude_kept"] > plain.report["magnitude_kept"]
     assert made.ticket.sparsity == pytest.approx(plain.ticket.sparsity, abs=16 / algebra.size(ticket.masks))
     assert made.ticket.identity == shape(ticket, network, parse(pattern), "regroup", 0.5).ticket.identity
+
+
+def test_permutations_of_one_end_alone_which_a_network_does_not_absorb_are_refused(tiny, monkeypatch):
+    network, ticket = tiny
+
+    def one_end(backbone):
+        neurons = {name: axis for name, axis in axes(backbone).items() if name.startswith("neurons/")}
+        return {name: replace(axis, ends=axis.ends[:1]) for name, axis in neurons.items()}
+
+    monkeypatch.setattr("sparseticket.convert.axes", one_end)
+    monkeypatch.setattr("sparseticket.permute.axes", one_end)
+    with pytest.raises(UserError, match="does not absorb the permutations that regrouping found"):
+        shape(ticket, network, Block(4, 4), "regroup", 0.5)
 
 
 @settings(max_examples=15, deadline=None)

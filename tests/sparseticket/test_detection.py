@@ -81,6 +81,15 @@ def test_a_batch_is_a_function_of_its_names(voc):
     assert not torch.equal(first["pixels"], other["pixels"])
 
 
+@pytest.mark.parametrize("name", DRAW)
+def test_the_order_and_the_mirrored_images_are_each_drawn_anew_by_seed_round_and_epoch(voc, name):
+    task = task_of(voc)
+    several = [task.batches("train", **DRAW | {name: value}) for value in range(4)]
+    assert len({tuple(torch.cat(batches.rows).tolist()) for batches in several}) == 4
+    boxes = [batches.make(torch.arange(6))["boxes"] for batches in several]
+    assert len({tuple(drawn.flatten().tolist()) for drawn in boxes}) > 1  # of six images there are 64 draws
+
+
 def test_difficult_boxes_are_not_trained_on_and_are_told_apart_in_evaluation(voc, tmp_path):
     root = write_voc(tmp_path / "voc", train=2, evaluation=1)
     for number in range(3):

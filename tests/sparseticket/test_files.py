@@ -1,4 +1,4 @@
-"""A folder is replaced whole or not at all, and nothing else is left beside it."""
+"""A file or folder is replaced whole or not at all, and nothing else is left beside it."""
 
 import os
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparseticket.errors import RunFailure
-from sparseticket.files import replace_folder
+from sparseticket.files import replace_folder, write_whole
 
 
 def write(path, text):
@@ -76,3 +76,51 @@ def test_an_error_in_the_block_leaves_what_was_there_and_nothing_else(tmp_path):
             new.mkdir()
             raise error
     assert (path / "file").read_text() == "first" and os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("content", ["text", b"text", lambda path: path.write_text("text")])
+def test_a_file_takes_the_place_of_the_one_that_was_there_and_others_may_read_it(tmp_path, content):
+    path = tmp_path / "deep" / "file"
+    before = os.umask(0o027)
+    try:
+        write_whole(path, "an earlier one, which was longer")
+        write_whole(path, content)
+    finally:
+        os.umask(before)
+    assert path.read_text() == "text" and os.listdir(path.parent) == ["file"]
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def half_written(path):
+    path.write_text("sec")
+    raise OSError(28, "No space left on device")
+
+
+def interrupted(path):
+    path.write_text("sec")
+    raise KeyboardInterrupt
+
+
+def failing(*_):
+    raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize(
+    ("content", "breaks", "expected"),
+    [
+        (half_written, None, RunFailure),
+        (interrupted, None, KeyboardInterrupt),
+        ("second", "fsync", RunFailure),
+        ("second", "replace", RunFailure),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_as_it_was_and_nothing_is_left_beside_it(
+    tmp_path, monkeypatch, content, breaks, expected
+):
+    path = tmp_path / "file"
+    write_whole(path, "first")
+    if breaks:
+        monkeypatch.setattr(os, breaks, failing)
+    with pytest.raises(expected):
+        write_whole(path, content)
+    assert path.read_text() == "first" and os.listdir(tmp_path) == ["file"]

@@ -115,6 +115,17 @@ def test_training_batches_are_a_function_of_seed_round_epoch_and_index_alone(pic
         assert not torch.equal(pixels, other_pixels), name
 
 
+@pytest.mark.parametrize("name", DRAW)
+@pytest.mark.parametrize("spec", [RESNET20, RESNET18], ids=["shifted", "cropped"])
+def test_the_order_and_the_view_of_an_image_are_each_drawn_anew_by_seed_round_and_epoch(pictures, spec, name):
+    task = folder_task(pictures, spec=spec)
+    one, other = (DRAW | {name: value} for value in (7, 8))
+    assert not torch.equal(*(torch.cat(task.batches("train", **draw).rows) for draw in (one, other)))
+    rows = torch.arange(6)
+    views = zip(*(task.augmented(**draw)[rows] for draw in (one, other)), strict=True)
+    assert sum(torch.equal(*pair) for pair in views) <= 1
+
+
 def test_what_an_example_looks_like_does_not_depend_on_the_batch_it_is_in(pictures):
     by_four, by_five = (together(folder_task(pictures, size).batches("train", **DRAW)) for size in (4, 5))
     assert torch.equal(by_four[0][:20], by_five[0][:20])

@@ -134,12 +134,16 @@ def test_a_finished_run_is_left_alone_when_it_is_run_again(run, settings, capsys
 def test_what_a_kill_left_beside_a_finished_round_goes_when_the_run_is_opened_again(run, settings, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
     left = [copy / "round-00" / "carry.safetensors", copy / "round-01" / "checkpoint.safetensors"]
+    left += [copy / ".summary.json.abc.part", copy / "round-02" / ".metrics.json.abc.part"]
+    left += [copy / "round-02" / ".model.abc.part" / "new" / "model.safetensors"]
     needed = copy / "round-01" / "carry.safetensors"
     for path in (*left, needed):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"as between a marker and what follows it")
     (copy / "round-02" / "done").unlink()
     RunFolder.open(copy, settings_table(settings))
     assert not any(path.exists() for path in left) and needed.exists()
+    assert not list(copy.rglob(".*.part"))
 
 
 def test_other_settings_in_the_same_folder_are_an_error_that_shows_them(run, settings):

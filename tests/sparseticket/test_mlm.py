@@ -82,6 +82,22 @@ def test_training_masks_change_with_the_epoch_and_evaluation_masks_never(spec, c
     assert torch.equal(whole(task, "train")["input_ids"], whole(task, "train")["input_ids"])
 
 
+@pytest.mark.parametrize("name", ["seed", "round", "epoch"])
+def test_the_order_and_the_mask_of_a_sequence_are_each_drawn_anew_by_seed_round_and_epoch(spec, corpus, name):
+    task = make_task("mlm", spec, options(corpus, batch_size=1000))
+
+    def drawn(value):
+        (batch,) = task.batches("train", **{"seed": 0, "round": 0, "epoch": 0} | {name: value})
+        order = [tuple(row) for row in original(batch).tolist()]
+        masks = [row.nonzero().flatten().tolist() for row in batch["labels"] != NO_TARGET]
+        return order, dict(zip(order, masks, strict=True))
+
+    (order, masks), (other_order, other_masks) = drawn(0), drawn(3)
+    assert other_order != order and sorted(other_order) == sorted(order)
+    assert sum(other_masks[row] == masks[row] for row in order) <= 1 < len(masks)
+    assert len(set(map(tuple, masks.values()))) > len(masks) / 2, "another of each sequence"
+
+
 def test_a_sequences_mask_does_not_depend_on_the_batch_it_is_in(spec, corpus):
     def masks(batch_size):
         task = make_task("mlm", spec, options(corpus, batch_size=batch_size))

@@ -159,6 +159,30 @@ def test_views_are_a_function_of_seed_round_epoch_and_image_and_two_of_one_image
     assert len(task.batches("train", **DRAW)) == 3
 
 
+@pytest.mark.parametrize("name", DRAW)
+def test_the_order_the_views_and_mocos_shuffled_keys_are_each_drawn_anew_by_seed_round_and_epoch(pictures, name):
+    task = task_of("moco", pictures)
+
+    def drawn(value):
+        batches = task.batches("train", **DRAW | {name: value})
+        order = torch.cat(batches.batches.rows).tolist()
+        views = torch.cat([batch["pixels"] for batch in batches])
+        return order, dict(zip(order, views, strict=True)), batches[1]["place"].tolist()
+
+    (order, views, keys), (other_order, other_views, other_keys) = drawn(7), drawn(8)
+    assert order != other_order and keys != other_keys
+    assert not any(torch.equal(view, other_views[row]) for row, view in views.items())
+
+
+@pytest.mark.parametrize("name", ["seed", "round"])
+def test_the_first_queue_of_a_round_is_drawn_anew_by_seed_and_round(pictures, name):
+    moco, queues = task_of("moco", pictures), []
+    for value in (0, 1, 0):
+        moco.begin(torch.nn.Linear(1, 1), **{"seed": 0, "round": 0} | {name: value})
+        queues.append(moco.queue)
+    assert torch.equal(queues[0], queues[2]) and not torch.equal(queues[0], queues[1])
+
+
 @pytest.mark.parametrize(("view", "least"), [(simclr_view, 0.08), (moco_view, 0.2)])
 @pytest.mark.parametrize(("size", "blurred"), [(32, False), (224, True)])
 def test_views_have_the_papers_transforms(view, least, size, blurred):

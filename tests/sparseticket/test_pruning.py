@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -33,6 +35,13 @@ def test_what_is_dead_is_not_ranked_however_large_it_grew():
     masks = {"w": torch.tensor([[True, False, True, True]])}
     pruned = magnitude_prune({"w": torch.tensor([[1.0, 99.0, 2.0, 3.0]])}, masks, 0.5)
     assert pruned["w"].tolist() == [[False, False, True, True]]
+
+
+def test_a_selection_that_revives_a_weight_is_an_error():
+    masks = {"w": torch.tensor([[True, False, True, True]])}
+    pruner = SimpleNamespace(select=lambda *_: {"w": torch.tensor([[True, True, False, False]])})
+    with pytest.raises(RunFailure, match="revived a weight"):
+        magnitude_prune({"w": torch.ones(1, 4)}, masks, 0.5, pruner)
 
 
 def test_equal_scores_live_in_order():

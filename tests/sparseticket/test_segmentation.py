@@ -67,6 +67,15 @@ def test_a_batch_is_a_function_of_its_names_and_leaves_torch_s_generator_alone(c
     assert not torch.equal(first["pixels"], other["pixels"])
 
 
+@pytest.mark.parametrize("name", DRAW)
+def test_the_order_and_the_crop_of_an_image_are_each_drawn_anew_by_seed_round_and_epoch(camvid, name):
+    task = task_of(camvid)
+    one, other = (task.batches("train", **DRAW | {name: value}) for value in (7, 8))
+    assert not torch.equal(torch.cat(one.rows), torch.cat(other.rows))
+    crops = (batches.make(torch.arange(6))["masks"] for batches in (one, other))
+    assert not any(torch.equal(*pair) for pair in zip(*crops, strict=True))
+
+
 def test_what_does_not_fit_into_memory_is_decoded_again_and_is_the_same(camvid, monkeypatch):
     held, decoded = task_of(camvid), task_of(camvid)
     first = list(held.batches("train", **DRAW))

@@ -17,6 +17,7 @@ from sparseticket.errors import UserError
 from sparseticket.models import resolve
 from sparseticket.tasks import TaskOptions, entries, make_task
 from sparseticket.tasks.docstrings import docstrings, order_examples, topic_examples
+from sparseticket.tasks.text_batches import TokenRows, shuffled_by_length
 from sparseticket.tasks.text_classification import Examples, TextClassification
 from sparseticket.tasks.text_files import hold_out
 
@@ -95,6 +96,21 @@ def test_an_epoch_visits_every_row_once_in_an_order_of_seed_round_and_epoch(spec
     ):
         other = decoded(spec, task.batches("train", **names))
         assert other != decoded(spec, first) and sorted(other) == sorted(decoded(spec, first))
+
+
+@pytest.mark.parametrize("name", ["seed", "round", "epoch"])
+def test_what_shares_a_batch_and_the_order_of_batches_are_each_drawn_anew_by_seed_round_and_epoch(name):
+    def drawn(lengths):
+        """Batches of 8 of 64 rows of these lengths, under two values of the name."""
+        rows = TokenRows.of([[5] * length for length in lengths])
+        names = {"seed": 0, "round": 0, "epoch": 0}
+        orders = (shuffled_by_length(rows, 8, **names | {name: value}) for value in (0, 3))
+        return [[frozenset(batch) for batch in order.reshape(-1, 8).tolist()] for order in orders]
+
+    alike, other = drawn([1] * 64)  # whose batches are as the rows were shuffled
+    assert set(alike) != set(other)
+    rising, other = drawn(range(1, 65))  # whose batches are neighbours, whatever was shuffled before
+    assert set(rising) == set(other) and rising != other
 
 
 def test_batches_are_a_sequence_that_can_be_entered_anywhere(spec, file):

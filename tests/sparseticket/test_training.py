@@ -3,7 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ from sparseticket.settings import Training
 from sparseticket.tasks import TaskOptions, make_task
 from sparseticket.theta import tensor_hashes
 from sparseticket.ticket import Ticket
-from sparseticket.training import Round, make_accelerator, make_optimizer, train
+from sparseticket.training import Round, _finisher, make_accelerator, make_optimizer, train
 from sparseticket.transfer import transfer
 from sparseticket.transfer_plan import plan
 from sparseticket.workbench import Workbench
@@ -122,10 +122,13 @@ def test_masking_gradients_then_clipping_is_clipping_the_living_gradients(work):
     pruned = MaskedParameters(network.backbone(), masks)
     for parameter in network.module.parameters():
         parameter.grad = torch.ones_like(parameter)
-    pruned.mask_gradients()
-    total = torch.nn.utils.clip_grad_norm_(network.module.parameters(), 1.0)
-    every = sum(p.numel() for p in network.module.parameters())
-    assert float(total) == pytest.approx((every - algebra.size(masks) + algebra.alive(masks)) ** 0.5, rel=1e-5)
+    optimizer = make_optimizer(list(network.module.parameters()), Training())
+    _finisher(optimizer, pruned, network.module, clip=1.0)()
+    living = sum(p.numel() for p in network.module.parameters()) - algebra.size(masks) + algebra.alive(masks)
+    gradients = torch.cat([p.grad.flatten() for p in network.module.parameters()])
+    assert gradients.count_nonzero() == living
+    assert gradients.max().item() == pytest.approx(living**-0.5, rel=1e-4)
+    assert not any(network.backbone()[name].grad[~mask].any() for name, mask in masks.items())
 
 
 class Noisy(torch.optim.SGD):
@@ -141,6 +144,22 @@ def test_an_optimizer_that_moves_zeros_is_refused_and_ours_are_not():
         refuse_if_zeros_move(lambda parameters: Noisy(parameters, lr=0.1))
     for optimizer in ("adamw", "sgd"):
         refuse_if_zeros_move(lambda p, o=optimizer: make_optimizer(p, Training(optimizer=o, lr=0.1, weight_decay=0.1)))
+
+
+def test_a_training_by_an_optimizer_that_moves_zeros_is_refused_before_its_first_step(work, monkeypatch):
+    network, task = work
+    monkeypatch.setattr("sparseticket.training.make_optimizer", lambda parameters, _: Noisy(parameters, lr=0.1))
+    monkeypatch.setattr(task, "loss", None)  # which a step would call
+    with pytest.raises(UserError, match="Noisy moves weights"):
+        run(network, task, half_masks(network))
+
+
+def test_weights_that_overflow_in_the_last_step_end_the_training_with_a_hint(work, monkeypatch):
+    network, task = work
+    loss = task.loss
+    monkeypatch.setattr(task, "loss", lambda model, batch, *, step: 1e20 * loss(model, batch, step=step))
+    with pytest.raises(RunFailure, match=r"weights became infinite or NaN in round 0.*lower --lr"):
+        run(network, task, half_masks(network), round_length="1it", optimizer="sgd", lr=1e30, clip=0.0)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_a_hint(work, monkeypatch):
@@ -176,6 +195,52 @@ def test_a_training_continued_from_a_checkpoint_is_bit_equal_to_one_that_was_not
     assert checkpoint.path.exists()
     origin.restore(network)
     assert go(Checkpoint(tmp_path / "c.safetensors", every=1e9)) == whole
+
+
+def test_pruned_weights_that_live_in_a_checkpoint_are_zero_from_the_first_step_after_it(work, tmp_path, monkeypatch):
+    network, task = work
+    masks, name, loss, seen = half_masks(network), network.prunable[0], task.loss, []
+    place = tuple((~masks[name]).nonzero()[0].tolist())
+    with torch.no_grad():
+        network.backbone()[name][place] = 1.0
+    settings = Training(round_length="12it", batch_size=8, lr=1e-3)
+    checkpoint = Checkpoint(tmp_path / "c.safetensors", every=1e9)
+    checkpoint.save(10, network.module, make_optimizer(list(network.module.parameters()), settings), task, {})
+
+    def watching(model, batch, *, step):
+        seen.append((step, network.backbone()[name][place].item()))
+        return loss(model, batch, step=step)
+
+    monkeypatch.setattr(task, "loss", watching)
+    train(network, task, masks, settings, Round(0, 0), accelerator=make_accelerator(), checkpoint=checkpoint)
+    assert seen == [(10, 0.0), (11, 0.0)] and network.backbone()[name][place] == 0
+
+
+def test_dropout_is_seeded_by_seed_round_and_step_and_alike_after_a_kill(work, tmp_path, monkeypatch):
+    network, task = work
+    loss, seeds = task.loss, []
+    settings, accelerator = Training(round_length="4it", batch_size=8, lr=1e-3), make_accelerator()
+
+    def watching(model, batch, *, step):
+        seeds.append(torch.initial_seed())
+        return loss(model, batch, step=step)
+
+    def kill(step, total, loss):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    def seeded(place, **rest):
+        seeds.clear()
+        with suppress(KeyboardInterrupt):
+            train(network, task, half_masks(network), settings, place, accelerator=accelerator, **rest)
+        return list(seeds)
+
+    monkeypatch.setattr(task, "loss", watching)
+    first, second, other = (seeded(place) for place in (Round(0, 0), Round(0, 1), Round(1, 0)))
+    assert len({*first, *second, *other}) == 12
+    path = tmp_path / "c.safetensors"
+    assert seeded(Round(0, 1), checkpoint=Checkpoint(path, every=0), on_step=kill) == second[:3]
+    assert seeded(Round(0, 1), checkpoint=Checkpoint(path, every=1e9)) == second[2:]
 
 
 def test_a_training_is_a_function_of_its_names_whatever_was_drawn_before(work):
