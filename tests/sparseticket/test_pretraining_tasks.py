@@ -63,6 +63,9 @@ def only(root, kept):
     for file in list(root.rglob("*.png")):
         if not kept(file.parts[-3], file.parts[-2], int(file.stem)):
             file.unlink()
+    for folder in root.glob("*/*"):
+        if not any(folder.iterdir()):
+            folder.rmdir()
     return root
 
 
