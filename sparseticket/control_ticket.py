@@ -20,7 +20,7 @@ from sparseticket.tensors import save_tensors
 from sparseticket.theta import file_hash, tensor_hashes
 from sparseticket.ticket import Ticket, check_ticket_out
 from sparseticket.ticket_network import network_of
-from sparseticket.transfer_plan import own_theta
+from sparseticket.transfer_plan import begins_elsewhere, own_theta
 
 
 def make_control(path: Path, kind: str, out: Path, *, seed: int, weights: Path | None) -> Ticket:
@@ -55,7 +55,7 @@ def make_control(path: Path, kind: str, out: Path, *, seed: int, weights: Path |
         ticket,
         masks=masks,
         theta=tensor_hashes(theta) if control.weights else ticket.theta,
-        theta_p=ticket.theta_p or (ticket.theta if control.weights else None),
+        theta_p=ticket.theta_p or (ticket.theta if control.weights and not begins_elsewhere(ticket) else None),
         metrics={
             **ticket.metrics,
             "control": {"kind": kind, "seed": seed, "from": ticket.identity, "theta_file": ticket.theta_file},

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,14 @@ def _swap(new: Path, path: Path, old: Path) -> None:
 
 def _remove_abandoned(path: Path) -> None:
     """Remove what a process that was killed made beside ``path``, which is whole: nobody wrote there for a day."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        written = max((part.lstat().st_mtime for part in (left, *left.rglob("*"))), default=0.0)
-        if left.is_dir() and time.time() - written > ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
+    begin, end = f".{path.name}.", ".part"
+    for left in path.parent.glob(f"{glob.escape(begin)}*{end}"):
+        if "." in left.name[len(begin) : -len(end)]:
+            continue  # of another folder, whose name begins with this one's
+        with suppress(OSError):  # another process may be at the same
+            written = max(part.lstat().st_mtime for part in (left, *left.rglob("*")))
+            if left.is_dir() and time.time() - written > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _not_written(path: Path, error: OSError) -> RunFailure:

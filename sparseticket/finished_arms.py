@@ -16,7 +16,8 @@ from sparseticket.transfer_plan import TransferSettings
 SETTINGS = "transfer.toml"
 OF_ALL = ("model", "task", "data", "training")
 OF_DENSE = (*OF_ALL, "dense_weights")
-OF_TICKET = (*OF_ALL, "ticket", "weights", "start", "allow_other_weights")  # and of controls, which are made of it
+# of controls too, which are made of it; the head may be that of the dense networks' file
+OF_TICKET = (*OF_DENSE, "ticket", "weights", "start", "allow_other_weights")
 
 
 def part_of(arm: str, seed: int) -> str:

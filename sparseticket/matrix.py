@@ -209,7 +209,8 @@ def _plan(asked: Asked, tickets: Mapping[str, Ticket], source: str, task: str) -
         data = Path(read_settings(run).data) if run.is_file() and read_settings(run).data else None
     column = (tickets[like].training if like else {}) or asdict(task_defaults(task).training)
     path = asked.sources[source]
-    needs_none = own_theta(tickets[source], path) is not None and not begins_elsewhere(tickets[source])
+    in_run = (path.resolve().parent.parent / SETTINGS).is_file()
+    needs_none = own_theta(tickets[source], path) is not None and (in_run or not begins_elsewhere(tickets[source]))
     return plan(
         path,
         task=task,
@@ -230,9 +231,14 @@ def _same_task(tickets: Mapping[str, Ticket], task: str, *, controls: bool = Fal
 def _say_whose_settings(tickets: Mapping[str, Ticket], asked: Asked, screen: Screen) -> None:
     """Where several tickets were found on a task under other settings, one of them decides for the whole column."""
     for task in asked.tasks:
-        alike = [name for name, ticket in tickets.items() if ticket.task.get("name") == task and not ticket.control]
-        if any(tickets[name].training != tickets[alike[0]].training for name in alike):
-            screen.note(f"tickets of {task} were trained differently: its column is trained as {alike[0]} was.")
+        own = {
+            name: ticket.training | asked.training
+            for name, ticket in tickets.items()
+            if ticket.task.get("name") == task and not ticket.control
+        }
+        first = next(iter(own), "")
+        if any(training != own[first] for training in own.values()):
+            screen.note(f"tickets of {task} were trained differently: its column is trained as {first} was.")
 
 
 def _cell_name(source: str, settings: TransferSettings) -> str:

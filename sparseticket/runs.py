@@ -94,13 +94,14 @@ class RunFolder:
 
 def _remove_unfinished(path: Path) -> None:
     """Remove what a kill left in a run's own folders; in others an export or a transfer may be writing."""
-    rounds = sorted(path.glob("round-*"))
-    for before, after in pairwise(rounds):
-        if (after / "done").exists():
-            (before / CARRY).unlink(missing_ok=True)  # killed between the marker and this
-    for folder in (path, path / "dense", *rounds, *path.glob("*-seed*")):
-        if (folder / "done").exists():
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+    rounds = sorted((of for of in path.glob("round-*") if of.name[6:].isdecimal()), key=lambda of: int(of.name[6:]))
+    # killed between a marker and what follows it; looked for first, for a finished run may lie on a read-only disk
+    useless = [before / CARRY for before, after in pairwise(rounds) if (after / "done").exists()]
+    folders = [path, path / "dense", *rounds, *path.glob("*-seed*")]
+    useless += [folder / CHECKPOINT for folder in folders if (folder / "done").exists()]
+    for file in filter(Path.exists, useless):
+        file.unlink(missing_ok=True)
+    for folder in folders:
         for unfinished in folder.glob(".*.part"):
             if unfinished.is_file():
                 unfinished.unlink(missing_ok=True)

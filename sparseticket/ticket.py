@@ -20,7 +20,8 @@ from sparseticket.pattern import Pattern, parse
 from sparseticket.permute import is_permutation
 from sparseticket.pruning.purity import check_masks
 
-FORMATS = (1, 2)  # 1 is unstructured; earlier versions read only that, and would count what dies with a head
+# 1 is unstructured; earlier versions read only that, and would count what dies with a head; 3 names θ_p
+FORMATS = (1, 2, 3)
 POOLER = "pooler."
 PERMUTATION = "permutation:"  # before the axis' name in the file; the rest of its tensors are masks
 
@@ -80,7 +81,7 @@ class Ticket:
         if self.theta_p is None:
             del record["theta_p"]  # so that tickets of before it was kept have the identity that they had
         shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
-        return {"format": _format(self.pattern), "sparsity": self.sparsity, "shapes": shapes, **record}
+        return {"format": _format(self), "sparsity": self.sparsity, "shapes": shapes, **record}
 
     @property
     def identity(self) -> str:
@@ -115,7 +116,7 @@ class Ticket:
             masks = {name: _unpack(name, packed[name], shape) for name, shape in shapes.items()}
             stated, version = record.pop("sparsity"), record.pop("format")
             ticket = cls(masks=masks, permutations=permutations, **_checked(record))
-            if version != _format(ticket.pattern):
+            if version != _format(ticket):
                 raise ValueError(f"format {version} is not that of the pattern {ticket.pattern}")
             check_masks(_canonical_pattern(ticket.pattern), masks)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -226,8 +227,10 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _format(pattern: str) -> int:
-    return 1 if pattern == "unstructured" else 2
+def _format(ticket: Ticket) -> int:
+    if ticket.theta_p is not None:
+        return 3
+    return 1 if ticket.pattern == "unstructured" else 2
 
 
 def _canonical_pattern(text: str) -> Pattern:

@@ -61,8 +61,7 @@ def transfer(
             team.once(f"take from others to {out}", lambda: take_finished(run, settings, others))
         accelerator.wait_for_everyone()
 
-    if all(run.finished(part_of(arm, seed)) for arm in settings.arms for seed in range(settings.seeds)):
-        screen.note(FINISHED.format(out))
+    was_finished = all(run.finished(part_of(arm, seed)) for arm in settings.arms for seed in range(settings.seeds))
     if others:
         open_folder()  # what can be taken needs no network to be built
     for seed in range(settings.seeds):
@@ -83,6 +82,8 @@ def transfer(
             arm_masks = _set_up(arm, own, ticket, masks, pruner, seed)
             _train_arm(arm, seed, arm_masks, ticket, own, settings, run, checkpoint_every)
     open_folder()
+    if was_finished:
+        screen.note(FINISHED.format(out))
     team.wait(f"the end of {out}")
     return _summarise(settings, run, ticket, main=accelerator.is_main_process)
 

@@ -134,6 +134,8 @@ def _beginnings(
 
     ``weights`` are the ticket's; where these lie beside it already and dense networks begin elsewhere, theirs.
     """
+    if weights is not None and not weights.is_file():
+        raise UserError(f"there is no file {weights}: give the weights' file with --weights.")
     kept = own_theta(ticket, path)
     if ticket.theta_file and not (kept or weights or allow_other_weights):
         raise UserError(
@@ -144,19 +146,22 @@ def _beginnings(
     own = str(weights.resolve() if weights else kept or (found.weights if found else ""))
     if not begins_elsewhere(ticket):
         return own, own
-    if weights and kept and not allow_other_weights and file_hash(weights) != ticket.theta_file:
+    if allow_other_weights:
+        return own, _theta_p(ticket, path, found)
+    tells = found is None or ticket.theta_p is not None  # or the run alone knows, whatever is given
+    if weights and kept and tells and file_hash(weights) != ticket.theta_file:
         return str(kept), own
-    return own, _theta_p(ticket, path, found)
-
-
-def _theta_p(ticket: Ticket, path: Path, found: RunSettings | None) -> str:
-    run = path.resolve().parent.parent
-    drawn = (run / "round-00" if _rewind_step(ticket) else run) / THETA  # of a run that began with random weights
-    if drawn.is_file():
-        return str(drawn)
     if found is None and ticket.theta_p is None:
         raise UserError(
             "this ticket does not say which weights dense networks beside it begin with, as tickets do today: use it "
             f"where it was written, or give that file with --weights FILE, the ticket's own {THETA} beside it."
         )
-    return found.weights if found else ""
+    return own, _theta_p(ticket, path, found)
+
+
+def _theta_p(ticket: Ticket, path: Path, found: RunSettings | None) -> str:
+    if found is None:
+        return ""
+    run = path.resolve().parent.parent
+    drawn = (run / "round-00" if _rewind_step(ticket) else run) / THETA  # of a run that began with random weights
+    return str(drawn) if drawn.is_file() else found.weights

@@ -22,7 +22,8 @@ from sparseticket.bench.gpu.figures import LOST, Figures, describe
 from sparseticket.bench.gpu.lab import DeviceLost, Lab
 from sparseticket.bench.gpu.marks import MARKS, judge
 from sparseticket.bench.gpu.prepare import end_children, pool
-from sparseticket.errors import SparseticketError, UserError
+from sparseticket.bench.messages import errors_as_messages
+from sparseticket.errors import UserError
 from sparseticket.files import write_json
 
 FOR_THE_DISPATCHER = 75.0  # seconds, in which its cells are asked in a second process
@@ -133,26 +134,23 @@ def lab_of(given: argparse.Namespace) -> Lab:
     return Lab(given.out, given.rehearse, given.minutes * 60, given.data, given.minilm)
 
 
+@errors_as_messages()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     given = parse(arguments)
     logging.basicConfig(level=logging.INFO if given.verbose else logging.WARNING, format="%(message)s")
+    lab = lab_of(given)
+    if given.check_dispatcher:
+        print(json.dumps(dispatcher.measure(lab)))
+        return
+    elsewhere = partial(go_on_elsewhere, sys.argv[1:] if arguments is None else arguments, lab)
+    lab.restart = None if lab.rehearse else elsewhere
     try:
-        lab = lab_of(given)
-        if given.check_dispatcher:
-            print(json.dumps(dispatcher.measure(lab)))
-        else:
-            elsewhere = partial(go_on_elsewhere, sys.argv[1:] if arguments is None else arguments, lab)
-            lab.restart = None if lab.rehearse else elsewhere
-            try:
-                print(run(lab))
-            except DeviceLost as lost:
-                print(f"{lost} broke the context on the GPU: going on in a new process", file=sys.stderr, flush=True)
-                elsewhere()
-            print(f"Written to {lab.results_file}")
-    except SparseticketError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        print(run(lab))
+    except DeviceLost as lost:
+        print(f"{lost} broke the context on the GPU: going on in a new process", file=sys.stderr, flush=True)
+        elsewhere()
+    print(f"Written to {lab.results_file}")
 
 
 if __name__ == "__main__":

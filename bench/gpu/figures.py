@@ -14,7 +14,7 @@ from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.provenance import versions
 
-LOST = "lost"  # key of a failed figure: the entry broke the context on the GPU
+LOST = "lost"  # key of a failed figure: the entry broke the context on the GPU, or never ended
 
 
 class Figures:
@@ -36,7 +36,7 @@ class Figures:
             write_json(file, about)
 
     def has(self, name: str) -> bool:
-        """A finished figure is there; one that failed is tried again, unless it broke the context on the GPU."""
+        """A finished figure is there; one that failed is tried again, unless it took the process along."""
         figure = self.get(name)
         return "error" not in figure or figure.get(LOST, False)
 

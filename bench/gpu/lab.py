@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +58,7 @@ class Lab:
     table_file: Path | None = None
     restart: Callable[[], None] | None = None
     begun: float = field(default_factory=time.monotonic)
+    _watch: threading.Timer | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Where the table lies follows from the folder."""
@@ -178,23 +180,34 @@ class Lab:
     def gives_up_after(self, seconds: float, note: Callable[[], object]) -> Iterator[None]:
         """Where what is inside takes longer: call ``note``, and go on in a new process.
 
-        A kernel that hangs never gives control back to Python, but waiting for it lets another thread run.
+        A kernel that hangs never gives control back to Python, but waiting for it lets another thread run. While one is
+        inside another, only the inner one counts, and the outer one begins anew behind it.
         """
         if self.restart is None:
             yield
             return
 
         def give_up() -> None:
-            note()
-            self.restart()
+            print(f"nothing came back for {seconds:.0f} s: going on in a new process", file=sys.stderr, flush=True)
+            try:
+                note()
+            finally:
+                self.restart()
 
-        timer = threading.Timer(seconds, give_up)
-        timer.daemon = True
-        timer.start()
+        outer = self._watch
+        self._watch_with(threading.Timer(seconds, give_up))
         try:
             yield
         finally:
-            timer.cancel()
+            self._watch_with(outer and threading.Timer(outer.interval, outer.function))
+
+    def _watch_with(self, timer: threading.Timer | None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = timer
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
 
     def is_lost(self) -> bool:
         """Whether a kernel broke this process's context on the GPU."""

@@ -82,7 +82,8 @@ def _table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         reader = csv.DictReader(file, **dialect)
         _check_columns(reader.fieldnames or [], str(path))
         for record in reader:
-            if surplus := record.get(None):  # where DictReader puts what has no column
+            surplus = record.get(None) or []  # where DictReader puts what has no column
+            if any(surplus):
                 separator = "tab" if tabs else "comma"
                 raise UserError(
                     f"{path}, line {reader.line_num}: {len(record) - 1 + len(surplus)} fields, and the header has "

@@ -221,6 +221,33 @@ def test_a_cell_that_never_ends_is_dense_from_then_on(measuring, monkeypatch):
     assert [cell.best for cell in seen[0].cells] == [Choice()]
 
 
+def test_a_cell_that_never_ends_inside_an_entry_is_what_is_left_out(measuring, monkeypatch):
+    lab, figures, gone = measuring
+    seen = []
+    monkeypatch.setattr(command, "HANGS", 0.3)
+    monkeypatch.setattr(labs, "CELL", 0.6)
+
+    def hangs(*_, **__):
+        gone.wait(20)
+        seen.extend((Table.load(lab.table_file).cells[0].best, figures.get("ffn")["error"]))
+        return FOUND
+
+    monkeypatch.setattr(labs, "measure", hangs)
+    command.measure(lab, figures, {"ffn": lambda lab, device: lab.cell(CASE, 16, 0.5) and {}})
+    assert seen == [Choice(), "not measured yet"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_new_process_begins_even_where_nothing_can_be_written(measuring):
+    lab, _, gone = measuring
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    with lab.gives_up_after(0.05, full):
+        assert gone.wait(20)
+
+
 def test_a_clock_is_made_once_for_a_mode(tmp_path, monkeypatch):
     made = []
     monkeypatch.setitem(labs.CLOCKS, "cold graph", lambda device: made.append(device) or FakeClock())
@@ -435,10 +462,12 @@ def workers(tmp_path, monkeypatch):
 def test_when_compiling_ahead_takes_too_long_no_worker_goes_on_beside_what_is_measured(
     workers, monkeypatch, tmp_path, caplog
 ):
-    monkeypatch.setattr(prepare, "STALLED", 8.0)
-    workers.run({"quick": partial((tmp_path / "quick").touch), "hangs": partial(time.sleep, 600)})
-    assert "1 of 2 tasks took too long" in caplog.text
+    workers.run({"quick": partial((tmp_path / "quick").touch)})  # workers take a while to begin
+    monkeypatch.setattr(prepare, "STALLED", 1.0)
+    workers.run({"hangs": partial(time.sleep, 600)})
+    assert "1 of 1 tasks took too long" in caplog.text
     assert (tmp_path / "quick").exists() and not multiprocessing.active_children()
+    monkeypatch.setattr(prepare, "STALLED", 100.0)
     workers.run({"next": partial((tmp_path / "next").touch)})
     assert (tmp_path / "next").exists()
 

@@ -41,14 +41,17 @@ def test_what_a_kill_would_leave_is_named_after_the_folder(tmp_path):
 
 
 def test_what_a_kill_left_beside_a_folder_goes_a_day_later_when_it_is_written_again(tmp_path):
-    left, recent, foreign = (tmp_path / name for name in (".model.a.part", ".model.b.part", ".models.c.part"))
-    for folder in (left, recent, foreign):
+    left, recent, foreign, longer = (
+        tmp_path / f".{name}.part" for name in ("model.a", "model.b", "models.c", "model.int8.d")
+    )
+    for folder in (left, recent, foreign, longer):
         (folder / "new").mkdir(parents=True)
         (folder / "new" / "file").touch()
-    for path in (*left.rglob("*"), left, *foreign.rglob("*"), foreign):
-        os.utime(path, (time.time() - 100_000,) * 2)
+    for folder in (left, foreign, longer):
+        for path in (*folder.rglob("*"), folder):
+            os.utime(path, (time.time() - 100_000,) * 2)
     write(tmp_path / "model", "text")
-    assert not left.exists() and (recent / "new" / "file").exists() and foreign.exists()
+    assert not left.exists() and (recent / "new" / "file").exists() and foreign.exists() and longer.exists()
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])

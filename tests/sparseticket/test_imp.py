@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from sparseticket import masks as algebra
+from sparseticket.control_ticket import make_control
 from sparseticket.errors import UserError
 from sparseticket.imp import find
 from sparseticket.models import Head, resolve
@@ -337,9 +338,21 @@ def test_away_from_its_run_a_late_tickets_dense_networks_begin_at_its_runs_theta
     assert torch.equal(begun[0], network.backbone()["layer1.0.conv1.weight"])
     assert all(torch.equal(head, network.module.linear.weight) for head in heads), "both share the head of θ_p's file"
     assert torch.equal(begun[1], late["layer1.0.conv1.weight"]) and not torch.equal(*begun)
-    replace(loaded, theta_p=None).save(away / "ticket.ticket")  # as an earlier version wrote it
+    with pytest.raises(UserError, match="there is no file"):
+        plan(away / "ticket.ticket", seeds=1, weights=tmp_path / "none.safetensors")
+    before = tmp_path / "run" / "round-01" / "before.ticket"
+    for path in (away / "ticket.ticket", before):
+        replace(loaded, theta_p=None).save(path)  # as an earlier version wrote it
     with pytest.raises(UserError, match="does not say which weights dense networks"):
         plan(away / "ticket.ticket", seeds=1)
+    assert plan(away / "ticket.ticket", seeds=1, allow_other_weights=True)[1].dense_weights == ""
+    assert plan(before, seeds=1)[1].dense_weights == str(file), "its run knows"
+    made = make_control(before, "random-weights", tmp_path / "run" / "controls" / "c.ticket", seed=0, weights=None)
+    assert made.theta_p is None and made.theta != found.theta
+    stranger = tmp_path / "stranger.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, stranger)
+    _, planned, _ = plan(before, seeds=1, weights=stranger)
+    assert planned.weights == str(stranger), "the ticket's own, which is refused when it is trained"
 
 
 def test_a_run_that_continues_with_other_data_or_weights_is_refused(settings, tmp_path, csv):

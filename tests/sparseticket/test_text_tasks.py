@@ -383,6 +383,11 @@ def test_labels_that_are_evaluated_on_and_never_trained_on_are_refused_or_said(s
     assert [note for note in notes if "the label rare: it cannot be learned" in note]
 
 
+def test_a_separator_behind_the_last_field_takes_nothing_away(spec, tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"film {n},{n % 2},\n" for n in range(20)))
+    assert make_task("text", spec, options(tmp_path / "a.csv")).head.classes == 2
+
+
 def test_a_text_may_be_longer_than_csv_takes_by_itself(spec, tmp_path):
     rows = "".join(f"{'very ' * 30_000 * (n == 0)}film {n},{n % 2}\n" for n in range(20))
     (tmp_path / "long.csv").write_text("text,label\n" + rows)

@@ -84,17 +84,24 @@ def test_a_file_that_is_no_ticket_is_refused(tmp_path):
         Ticket.load(path)
 
 
+def test_a_ticket_that_names_theta_p_is_of_a_format_that_earlier_versions_refuse_by_its_number(tmp_path):
+    late = ticket(theta_p=tensor_hashes(WEIGHTS))
+    late.save(tmp_path / "a.ticket")
+    assert Ticket.load(tmp_path / "a.ticket").theta_p == tensor_hashes(WEIGHTS)
+    assert (late.record()["format"], ticket().record()["format"]) == (3, 1) and "theta_p" not in ticket().record()
+
+
 def test_a_ticket_of_a_newer_format_says_so(tmp_path):
     path = tmp_path / "a.ticket"
     ticket().save(path)
 
     def newer(header):
-        record = json.loads(header["__metadata__"]["sparseticket"]) | {"format": 3}
+        record = json.loads(header["__metadata__"]["sparseticket"]) | {"format": 4}
         header["__metadata__"]["sparseticket"] = json.dumps(record)
         return header
 
     rewrite(path, newer)
-    with pytest.raises(UserError, match="format 3"):
+    with pytest.raises(UserError, match="format 4"):
         Ticket.load(path)
 
 
