@@ -117,7 +117,7 @@ class Ticket:
             stated, version = record.pop("sparsity"), record.pop("format")
             ticket = cls(masks=masks, permutations=permutations, **_checked(record))
             if version != _format(ticket):
-                raise ValueError(f"format {version} is not that of the pattern {ticket.pattern}")
+                raise ValueError(f"format {version} is not that of what it holds")
             check_masks(_canonical_pattern(ticket.pattern), masks)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a valid ticket: {error}. Make it again, or copy it again.") from error

@@ -147,6 +147,20 @@ def test_what_a_kill_left_beside_a_finished_round_goes_when_the_run_is_opened_ag
     assert not list(copy.rglob(".*.part"))
 
 
+def test_the_round_behind_a_hundred_and_ninth_is_no_eleventh(settings, tmp_path):
+    RunFolder.open(tmp_path, settings_table(settings))
+    for name in ("round-11", "round-109", "round-110"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "round-11" / "done").touch()
+    needed = tmp_path / "round-109" / "carry.safetensors"
+    needed.touch()
+    RunFolder.open(tmp_path, settings_table(settings))
+    assert needed.exists()
+    (tmp_path / "round-110" / "done").touch()
+    RunFolder.open(tmp_path, settings_table(settings))
+    assert not needed.exists()
+
+
 def test_other_settings_in_the_same_folder_are_an_error_that_shows_them(run, settings):
     with pytest.raises(UserError, match=r"protocol\.sparsity: 0\.6 there, 0\.5 now"):
         search(changed(settings, sparsity=0.5), run)
