@@ -191,8 +191,9 @@ class Lab:
             print(f"nothing came back for {seconds:.0f} s: going on in a new process", file=sys.stderr, flush=True)
             try:
                 note()
-            finally:
-                self.restart()
+            except Exception as error:
+                log.warning("this could not be noted: %s", error)
+            self.restart()
 
         outer = self._watch
         self._watch_with(threading.Timer(seconds, give_up))
