@@ -28,7 +28,7 @@ from sparseticket.tasks.base import MASKED_ACCURACY
 from sparseticket.team import ALONE, Team
 from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
-from sparseticket.transfer_plan import TransferSettings, begins_elsewhere, own_theta, plan, refuse_random
+from sparseticket.transfer_plan import TransferSettings, begins_elsewhere, check_weights, own_theta, plan
 from sparseticket.verdict import Verdict, at_least, judge_universal
 
 CELLS, MATRIX = "cells", "matrix.json"
@@ -259,9 +259,7 @@ def _check(tickets: Mapping[str, Ticket], asked: Asked) -> None:
             f"--data {strangers[0]}={asked.data_by_task[strangers[0]]}: {strangers[0]!r} is no column of this matrix. "
             f"Its columns: {', '.join(asked.tasks)}."
         )
-    refuse_random(asked.weights)
-    if asked.weights is not None and not asked.weights.is_file():
-        raise UserError(f"there is no file {asked.weights}: give the weights' file with --weights.")
+    check_weights(asked.weights)
     models = {ticket.model: name for name, ticket in tickets.items()}
     if len(models) > 1:
         shown = ", ".join(f"{name} is of {model!r}" for model, name in models.items())

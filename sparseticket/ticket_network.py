@@ -11,7 +11,7 @@ from sparseticket.released import ANY_HEAD
 from sparseticket.rewind import Origin
 from sparseticket.runs import SETTINGS, read_settings
 from sparseticket.ticket import Ticket
-from sparseticket.transfer_plan import own_theta, refuse_random
+from sparseticket.transfer_plan import check_weights, own_theta
 
 
 def network_of(ticket: Ticket, path: Path, weights: Path | None) -> Network:
@@ -20,9 +20,7 @@ def network_of(ticket: Ticket, path: Path, weights: Path | None) -> Network:
     Raises:
         UserError: the weights are missing, or are not the ticket's θ.
     """
-    refuse_random(weights)
-    if weights is not None and not weights.is_file():
-        raise UserError(f"there is no file {weights}: give the weights' file with --weights.")
+    check_weights(weights)
     settings = path.resolve().parent.parent / SETTINGS
     run = read_settings(settings) if settings.is_file() else None
     kept = own_theta(ticket, path)

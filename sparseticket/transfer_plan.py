@@ -54,7 +54,7 @@ def plan(
 
     Returns the ticket, the settings and the default folder: beside the run that the ticket came from.
     """
-    refuse_random(weights)
+    check_weights(weights)
     ticket = Ticket.load(ticket_path)
     if seeds < 1:
         raise UserError(f"--seeds is how many runs each arm has, from 1, not {seeds}.")
@@ -95,13 +95,15 @@ def plan(
     return ticket, settings, folder / f"transfer-{task}-{ticket.identity[:8]}"
 
 
-def refuse_random(weights: Path | None) -> None:
-    """Refuse ``--weights random``, which a search takes: each seed would draw another θ than the ticket's."""
+def check_weights(weights: Path | None) -> None:
+    """Refuse ``--weights`` of no file, and ``random``, which a search takes: each seed would draw another θ."""
     if str(weights) == RANDOM:
         raise UserError(
             "--weights random: a ticket begins at its own weights. The control random-weights trains its mask on "
             "random ones."
         )
+    if weights is not None and not weights.is_file():
+        raise UserError(f"there is no file {weights}: give the weights' file with --weights.")
 
 
 def own_theta(ticket: Ticket, path: Path) -> Path | None:
@@ -134,8 +136,6 @@ def _beginnings(
 
     ``weights`` are the ticket's; where these lie beside it already and dense networks begin elsewhere, theirs.
     """
-    if weights is not None and not weights.is_file():
-        raise UserError(f"there is no file {weights}: give the weights' file with --weights.")
     kept = own_theta(ticket, path)
     if ticket.theta_file and not (kept or weights or allow_other_weights):
         raise UserError(
