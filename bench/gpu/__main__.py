@@ -6,7 +6,6 @@ import argparse
 import gc
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,11 +16,12 @@ import torch
 
 from sparseticket.bench.gpu import dispatcher, entries, show, tuning
 from sparseticket.bench.gpu.arms import why
+from sparseticket.bench.gpu.elsewhere import go_on_elsewhere
 from sparseticket.bench.gpu.entries import Entry
 from sparseticket.bench.gpu.figures import LOST, Figures, describe
 from sparseticket.bench.gpu.lab import DeviceLost, Lab
 from sparseticket.bench.gpu.marks import MARKS, judge
-from sparseticket.bench.gpu.prepare import end_children, pool
+from sparseticket.bench.gpu.prepare import pool
 from sparseticket.bench.messages import errors_as_messages
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
@@ -82,13 +82,6 @@ def measure(lab: Lab, figures: Figures, todo: dict[str, Entry], *, again: bool =
             torch.cuda.empty_cache()
 
 
-def go_on_elsewhere(arguments: Sequence[str], lab: Lab) -> None:
-    """Run the same command in the place of this process, with the time that is left; what broke it is left out."""
-    end_children()
-    minutes = ["--minutes", str(max(lab.seconds_left / 60, 0.1))]  # the last one counts
-    os.execv(sys.executable, [sys.executable, "-m", "sparseticket.bench.gpu", *arguments, *minutes])
-
-
 def summarize(lab: Lab, figures: Figures) -> str:
     """Write all figures beside the marks into one file; return the tables."""
     found = {name: figures.get(name) for name in entries.everything(lab)}
@@ -143,7 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.check_dispatcher:
         print(json.dumps(dispatcher.measure(lab)))
         return
-    elsewhere = partial(go_on_elsewhere, sys.argv[1:] if arguments is None else arguments, lab)
+    command = ["sparseticket.bench.gpu", *(sys.argv[1:] if arguments is None else arguments)]
+    elsewhere = partial(go_on_elsewhere, command, lab)
     lab.restart = None if lab.rehearse else elsewhere
     try:
         print(run(lab))

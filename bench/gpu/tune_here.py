@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from sparseticket.bench.gpu import tuning
+from sparseticket.bench.gpu.elsewhere import go_on_elsewhere
 from sparseticket.bench.gpu.lab import DeviceLost, Lab
 from sparseticket.bench.gpu.prepare import pool
-from sparseticket.errors import RunFailure, UserError
+from sparseticket.errors import UserError
 from sparseticket.kernels.dispatch import Table, table_path, user_tables
 
 
@@ -25,7 +28,9 @@ def tune_here(file: Path | None, *, minutes: float) -> tuple[Path, Table, int]:
 
     Raises:
         UserError: there is no GPU, the time makes no sense, or the file there is no table.
-        RunFailure: a kernel broke the context on the GPU.
+
+    A cell whose kernel breaks the context on the GPU, or never ends, is left dense; the rest is measured by the same
+    command in the place of this process.
     """
     if not minutes > 0:
         raise UserError(f"--minutes {minutes} makes no sense: give more than 0.")
@@ -33,6 +38,7 @@ def tune_here(file: Path | None, *, minutes: float) -> tuple[Path, Table, int]:
         raise UserError("there is no GPU that torch can use, and so nothing to measure: every layer runs dense here.")
     file = file or table_path(torch.cuda.get_device_name(), user_tables())
     lab = Lab(file.parent, seconds=60 * minutes, table_file=file)
+    lab.restart = partial(go_on_elsewhere, ["sparseticket", "tune-kernels", "--out", str(file)], lab)
     try:
         table = lab.table
     except ValueError as error:
@@ -41,8 +47,6 @@ def tune_here(file: Path | None, *, minutes: float) -> tuple[Path, Table, int]:
         with pool(lab) as processes:
             missing = tuning.tune(lab, processes)
     except DeviceLost as lost:
-        raise RunFailure(
-            f"a kernel broke the context on the GPU, for {lost}, which is left dense. Please report it, and run the "
-            "command again to go on."
-        ) from lost
+        print(f"{lost} broke the context on the GPU: going on in a new process", file=sys.stderr, flush=True)
+        lab.restart()
     return file, table, missing

@@ -525,10 +525,10 @@ def test_an_entry_that_broke_the_gpu_is_left_out_and_the_rest_goes_on_in_a_new_p
     figures = Figures(tmp_path, describe("rehearsal", rehearsal=True))
     with pytest.raises(DeviceLost, match="broken"):
         command.measure(lab, figures, {"broken": broken})
-    command.go_on_elsewhere(["--out", "there", "--minutes", "8"], lab)
+    command.go_on_elsewhere(["a.module", "--out", "there", "--minutes", "8"], lab)
     assert figures.has("broken") and "illegal" in figures.get("broken")["error"]
-    ((*_, out, there, minutes, eight, again, left),) = executed
-    assert (out, there, minutes, eight, again) == ("--out", "there", "--minutes", "8", "--minutes")
+    ((*_, module, out, there, minutes, eight, again, left),) = executed
+    assert (module, out, there, minutes, eight, again) == ("a.module", "--out", "there", "--minutes", "8", "--minutes")
     assert 1 < float(command.parse(["--out", "there", "--minutes", "8", again, left]).minutes) <= 2
 
 

@@ -1,3 +1,8 @@
+import _thread
+import os
+import threading
+import time
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -58,10 +63,48 @@ def test_without_a_gpu_and_with_no_time_it_is_a_mistake(monkeypatch):
         module.tune_here(None, minutes=0)
 
 
-def test_a_kernel_that_broke_the_gpu_is_said_and_the_next_run_goes_on(as_if_on_a_gpu, tmp_path, monkeypatch):
-    def breaks(lab, processes):
-        raise DeviceLost("a case of 16 rows")
+class Replaced(BaseException):
+    """In the place of what ``os.execv`` does: this process is no more."""
 
-    monkeypatch.setattr(module.tuning, "tune", breaks)
-    result = CliRunner().invoke(app, ["tune-kernels", "--out", str(tmp_path / "table.json")])
-    assert "a case of 16 rows" in str(result.exception) and "run the command again" in str(result.exception)
+
+def breaks(lab, processes):
+    raise DeviceLost("a case of 16 rows")
+
+
+def hangs(lab, processes):
+    with lab.gives_up_after(0.05, lambda: lab.keep(CELL)):
+        for _ in range(400):
+            time.sleep(0.05)
+    raise AssertionError("it was waited for")
+
+
+def replaced(program, arguments):
+    """What would run in the place of this process, from where it would be replaced."""
+    REPLACED.append(arguments)
+    if threading.current_thread() is threading.main_thread():
+        raise Replaced
+    _thread.interrupt_main()
+
+
+REPLACED = []
+
+
+@pytest.mark.parametrize("wrong", [breaks, hangs])
+def test_a_kernel_that_broke_the_gpu_or_never_ends_is_left_out_and_the_same_command_goes_on(
+    wrong, as_if_on_a_gpu, tmp_path, monkeypatch, capsys
+):
+    file = tmp_path / "table.json"
+    REPLACED.clear()
+    monkeypatch.setattr(os, "execv", replaced)
+    monkeypatch.setattr(module.tuning, "tune", wrong)
+    with pytest.raises((Replaced, KeyboardInterrupt)):
+        module.tune_here(file, minutes=3)
+    ((_, m, *command),) = REPLACED
+    assert m == "-m" and "going on in a new process" in capsys.readouterr().err
+    assert file.exists() == (wrong is hangs)  # what was noted of the cell that hung
+    given = {}
+    monkeypatch.setattr(module, "tune_here", lambda out, minutes: given.update(out=out, minutes=minutes) or 1 / 0)
+    assert command[0] == "sparseticket"
+    result = CliRunner().invoke(app, command[1:])
+    assert isinstance(result.exception, ZeroDivisionError), result.output
+    assert given["out"] == file and 2 < given["minutes"] <= 3
