@@ -20,7 +20,7 @@ import numpy as np
 
 import sparseticket
 from sparseticket.bench.machine import peak_memory
-from sparseticket.bench.sessions import open_session
+from sparseticket.bench.sessions import PLAINLY, TorchCall, open_session
 from sparseticket.errors import RunFailure
 
 
@@ -38,7 +38,7 @@ def measure_alone(
     device: str,
     inputs: Mapping[str, np.ndarray],
     threads: int,
-    ticket: Path | None = None,
+    how: TorchCall = PLAINLY,
     *,
     name: str,
 ) -> Alone:
@@ -57,7 +57,7 @@ def measure_alone(
             "device": device,
             "threads": threads,
             "inputs": str(arrays),
-            "ticket": None if ticket is None else str(ticket),
+            "how": how._replace(ticket=how.ticket and str(how.ticket)),
         }
         done = subprocess.run(
             [sys.executable, "-m", "sparseticket.bench.alone", json.dumps(job), str(result)],
@@ -83,8 +83,9 @@ def main() -> None:
     _load_runtime(job["runtime"], job["device"], job["threads"])
     with peak_memory() as memory:
         begun = time.perf_counter()
-        ticket = Path(job["ticket"]) if job["ticket"] else None
-        session = open_session(job["runtime"], Path(job["path"]), job["device"], inputs, job["threads"], ticket)
+        dtype, launched, ticket = job["how"]
+        how = TorchCall(dtype, launched, ticket and Path(ticket))
+        session = open_session(job["runtime"], Path(job["path"]), job["device"], inputs, job["threads"], how)
         load_ms = 1000 * (time.perf_counter() - begun)
         session.call()
         if session.synchronize is not None:
@@ -95,7 +96,7 @@ def main() -> None:
 
 def _load_runtime(runtime: str, device: str, threads: int) -> None:
     """Import it and wake the GPU: neither is the model's doing."""
-    if runtime != "pytorch":
+    if runtime not in ("pytorch", "pt2"):
         import onnxruntime
 
         onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), device, 0)

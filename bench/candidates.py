@@ -1,4 +1,4 @@
-"""Load what is to be measured: ONNX files in ONNX Runtime, model folders in PyTorch; on the CPU, and on a GPU."""
+"""Load what is to be measured: ONNX files in ONNX Runtime, model folders and programs in PyTorch; on CPU and GPU."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import onnxruntime
 import torch
 
 from sparseticket.bench.alone import Alone, measure_alone
-from sparseticket.bench.inputs import Feeds, Needs, needs_of_model, needs_of_onnx
-from sparseticket.bench.sessions import PROVIDERS, open_session
+from sparseticket.bench.inputs import Feeds, Needs, needs_of_model, needs_of_onnx, needs_of_program
+from sparseticket.bench.sessions import PLAINLY, PROVIDERS, TorchCall, open_session
 from sparseticket.bench.timing import Timed
 from sparseticket.errors import UserError
+from sparseticket.export.exporter import REPORT
 from sparseticket.export.layers import Layer, file_layers, torch_layers
-from sparseticket.export.loaded_model import load
+from sparseticket.export.loaded_model import load, read_json
 from sparseticket.export.source import resolve
 from sparseticket.export.sparse_op import sparse_nodes
+from sparseticket.export.to_pt2 import COMPILED, FILE, load_pt2
 
 WHAT_A_CANDIDATE_IS = (
     "bench takes .onnx files, folders that `sparseticket export` wrote, runs, rounds, and model folders."
@@ -31,18 +33,19 @@ class Candidate:
 
     Attributes:
         name: how records call it.
-        path: an ``.onnx`` file or a model folder.
+        path: an ``.onnx`` file, a model folder, or a program's ``.pt2`` file.
         devices: "cpu", and "cuda" where this machine can.
         needs: what its inputs look like.
         bytes: size of its weights on disk, external data included.
         sparsity: share of exact zeros in the weights of its matrix products and convolutions.
-        sparse_operators: how many linear layers of an ONNX file run on the sparse operator, where its library is.
+        sparse_operators: how many layers of an ONNX file run on the sparse operator, where its library is; or of a
+            program block-sparse, on a GPU.
         ticket: of a model for PyTorch, the ticket beside it, by which its layers may run on sparse kernels.
     """
 
     name: str
     path: Path
-    runtime: str  # "pytorch" or "onnxruntime"
+    runtime: str  # "pytorch", "onnxruntime" or "pt2"
     devices: tuple[str, ...]
     needs: Needs
     bytes: int
@@ -75,24 +78,28 @@ def find(name: str, argument: str) -> Candidate:
         path = path / "model.onnx"
     if path.is_file() and path.suffix == ".onnx":
         return _onnx_candidate(name, path)
+    folder = path.parent if path.name in (FILE, COMPILED) else path
+    if (folder / FILE).is_file():
+        return _program_candidate(name, folder)
     if path.is_file() and path.suffix != ".ticket":
         raise UserError(f"{argument} cannot be measured. {WHAT_A_CANDIDATE_IS}")
     source = resolve(path)
     return replace(_torch_candidate(name, source.model), ticket=source.ticket)
 
 
-def prepare(candidate: Candidate, device: str, feeds: Feeds, threads: int, *, kernels: bool = True) -> Ready:
+def prepare(
+    candidate: Candidate, device: str, feeds: Feeds, threads: int, how: TorchCall = PLAINLY, *, kernels: bool = True
+) -> Ready:
     """Load ``candidate`` on ``device``, here to be timed, and once more in a process of its own for load and memory.
 
-    With ``kernels``, layers under a ticket may run on sparse kernels, on a GPU.
+    A model folder runs as ``how`` says; with ``kernels``, layers under its ticket may run on sparse ones, on a GPU.
     """
-    ticket = candidate.ticket if kernels else None
-    onnx_file = candidate.runtime == "onnxruntime"
-    inputs = feeds.for_onnx(candidate.needs) if onnx_file else feeds.for_torch(candidate.needs)
+    how = how._replace(ticket=candidate.ticket if kernels else None)
+    inputs = feeds.for_model(candidate.needs)
     for file in _weight_files(candidate.path):
         file.read_bytes()  # so that the first candidate does not pay for a cold disk
     try:
-        session = open_session(candidate.runtime, candidate.path, device, inputs, threads, ticket)
+        session = open_session(candidate.runtime, candidate.path, device, inputs, threads, how)
     except UserError:
         raise
     except Exception as error:
@@ -101,7 +108,7 @@ def prepare(candidate: Candidate, device: str, feeds: Feeds, threads: int, *, ke
         session.call()
     except Exception as error:
         raise UserError(f"{candidate.name} does not run on these inputs ({feeds.words}): {error}") from error
-    alone = measure_alone(candidate.runtime, candidate.path, device, inputs, threads, ticket, name=candidate.name)
+    alone = measure_alone(candidate.runtime, candidate.path, device, inputs, threads, how, name=candidate.name)
     timed = Timed(f"{candidate.name} ({candidate.runtime}, {device})", session.call, session.synchronize)
     return Ready(candidate, device, timed, alone, session.on_kernels)
 
@@ -136,9 +143,26 @@ def _torch_candidate(name: str, folder: Path) -> Candidate:
     return Candidate(name, folder, "pytorch", devices, needs, size, _sparsity(layers))
 
 
+def _program_candidate(name: str, folder: Path) -> Candidate:
+    """What was compiled for a GPU where there is one; on the CPU its layers would be dense products of zeros, too."""
+    program, compiled = load_pt2(folder / FILE), folder / COMPILED
+    on_gpu = torch.cuda.is_available() and compiled.is_file()
+    file, device = (compiled, "cuda") if on_gpu else (folder / FILE, "cpu")
+    try:
+        layers = [Layer(one["name"], one["zeros"], one["weights"]) for one in read_json(folder / REPORT)["layers"]]
+        sparsity = _sparsity(layers)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / REPORT} does not say what its layers hold ({error}): export it again.") from error
+    sparse = sum(str(node.target).startswith("sparseticket.") for node in program.graph.nodes)
+    needs = needs_of_program(program, folder)
+    return Candidate(name, file, "pt2", (device,), needs, _size(file), sparsity, sparse_operators=sparse)
+
+
 def _weight_files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(path.glob("model*.safetensors"))
+    if path.suffix == ".pt2":
+        return [path]
     beside = {
         entry.value
         for tensor in onnx.load(path, load_external_data=False).graph.initializer

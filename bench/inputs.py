@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto
+from torch.export import ExportedProgram
 
 from sparseticket.errors import UserError
 from sparseticket.export.loaded_model import LoadedModel
@@ -48,13 +49,9 @@ class Feeds:
     words: str
     tokens: int | None = None  # of a row; None for images
 
-    def for_onnx(self, needs: Needs) -> dict[str, np.ndarray]:
+    def for_model(self, needs: Needs) -> dict[str, np.ndarray]:
         """Only what the model takes, under its own names, in its own types."""
         return {own: self.arrays[usual].astype(needs.dtypes[usual]) for usual, own in needs.names.items()}
-
-    def for_torch(self, needs: Needs) -> dict[str, np.ndarray]:
-        """Only what the model takes."""
-        return {usual: self.arrays[usual] for usual in needs.names}
 
 
 def needs_of_model(model: LoadedModel) -> Needs:
@@ -92,6 +89,26 @@ def needs_of_onnx(file: Path) -> Needs:
         f"{file} takes {', '.join(shapes) or 'nothing'}: bench knows token inputs ({', '.join(TOKEN_INPUTS)}) "
         "and one float image input."
     )
+
+
+def needs_of_program(program: ExportedProgram, folder: Path) -> Needs:
+    """What a program in an export's folder takes, read from its inputs; the vocabulary from the ``config.json`` there.
+
+    Raises:
+        UserError: its inputs are not those that export gives a program.
+    """
+    inputs = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = {name: inputs[name] for name in program.graph_signature.user_inputs}
+    names = {name: name for name in inputs}
+    dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in inputs.items()}
+    if list(inputs) == ["pixel_values"]:
+        channels, height, width = map(int, inputs["pixel_values"].shape[1:])
+        return Needs(names, dtypes, image=(channels, height, width))
+    if "input_ids" in inputs and set(inputs) <= set(TOKEN_INPUTS):
+        vocabulary, _ = _of_config(folder) or (None, None)
+        length = inputs["input_ids"].shape[1]
+        return Needs(names, dtypes, vocabulary, max_length=int(program.range_constraints[length.node.expr].upper))
+    raise UserError(f"the program in {folder} takes {', '.join(inputs) or 'nothing'}: export it again.")
 
 
 def make_feeds(needs: dict[str, Needs], *, batch: int, length: int | None, seed: int = 0) -> Feeds:
@@ -140,17 +157,22 @@ def _length(needs: dict[str, Needs], wanted: int | None) -> int:
 
 def _limits(file: Path, graph: onnx.GraphProto, weights: dict[str, TensorProto]) -> tuple[int | None, int | None]:
     """Vocabulary and longest sequence: the config's, else the rows of the table that ``input_ids`` looks up."""
-    try:
-        config = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
-        found = config.get("vocab_size"), config.get("max_position_embeddings")
-        if all(isinstance(value, int) for value in found):
-            return found
-    except (OSError, ValueError, AttributeError):
-        pass
+    if found := _of_config(file.parent):
+        return found
     for node in graph.node:
         if node.op_type == "Gather" and node.input[1] == "input_ids" and node.input[0] in weights:
             return weights[node.input[0]].dims[0], None
     return None, None
+
+
+def _of_config(folder: Path) -> tuple[int, int] | None:
+    """Vocabulary and positions in the ``config.json`` there, if one is."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = config.get("vocab_size"), config.get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if all(isinstance(value, int) for value in found) else None
 
 
 def _words(image: tuple[int, int, int] | None) -> str:

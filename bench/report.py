@@ -100,4 +100,5 @@ def _row(record: dict[str, Any]) -> list[str]:
 
 def _machine(result: dict[str, Any]) -> str:
     machine = result["machine"]
-    return machine["cpu"] + (f", {machine['gpu']}" if machine["gpu"] else "")
+    how = f"PyTorch in {result['pytorch']}" if result["pytorch"] else None
+    return "; ".join(filter(None, (machine["cpu"], machine["gpu"], how)))

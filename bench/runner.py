@@ -17,14 +17,17 @@ from sparseticket.bench.grid import ALL, Cell, make_cells
 from sparseticket.bench.limits import Limit
 from sparseticket.bench.machine import describe
 from sparseticket.bench.report import csv_text, markdown
+from sparseticket.bench.sessions import PLAINLY, TorchCall
 from sparseticket.errors import UserError
 from sparseticket.export import native
+from sparseticket.export.loaded_model import DTYPES
 from sparseticket.files import write_json, write_whole
 
 DEFAULT_OUT = Path("runs/bench")
 SPARSE_FROM = 0.1  # below this share of zeros nobody expects a speed-up from them
 ENOUGH_FOR_P99 = 100
 RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+LAUNCHED = {"eager": "from Python", "compiled": "by torch.compile", "graph": "as CUDA graphs"}
 
 
 def bench(
@@ -37,6 +40,8 @@ def bench(
     seconds: float = 10.0,
     min_rounds: int = 5,
     kernels: str = "auto",
+    dtype: str = "fp32",
+    launched: str = "eager",
     fail_if: Sequence[str] = (),
     say: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
@@ -53,6 +58,9 @@ def bench(
         min_rounds: measure at least so many rounds of ``timing.CALLS_PER_TURN`` calls, however long that takes.
         kernels: "auto" lets PyTorch's layers under a ticket run on sparse kernels on a GPU, where they were measured to
             be faster; "off" does not.
+        dtype: "fp32", "fp16" or "bf16", to which model folders are cast for PyTorch.
+        launched: how PyTorch calls them: "eager", from Python; "compiled", by ``torch.compile``; or "graph", as CUDA
+            graphs, on a GPU only.
         fail_if: rules of :mod:`sparseticket.bench.limits`; what they are true for is listed under ``failures``.
         say: told which cell is measured.
 
@@ -62,12 +70,15 @@ def bench(
 
     Raises:
         UserError: a rule that is none, or a candidate that is not there, cannot be read, or takes other inputs than
-            the rest.
+            the rest; CUDA graphs without a GPU.
     """
     limits = [Limit.parse(rule) for rule in fail_if]
-    _check(candidates, seconds, kernels)
+    how = TorchCall(dtype, launched)
+    _check(candidates, seconds, kernels, how)
     before = torch.get_num_threads()
     found = [find(name, path) for name, path in zip(short_names(candidates), candidates, strict=True)]
+    if how != PLAINLY and all(one.runtime != "pytorch" for one in found):
+        raise UserError("--dtype and --launched are for model folders, which PyTorch runs, and none was named.")
     cells = make_cells(found, batch=batch, seq_length=seq_length, threads=threads, all_threads=before)
     if len(found) == 1 and any(limit.unit == "x" for limit in limits):
         raise UserError("--fail-if with x compares with the baseline, and only one model was named: name another.")
@@ -78,14 +89,15 @@ def bench(
         for number, cell in enumerate(cells, 1):
             say(f"{cell.words} ({number} of {len(cells)})")
             torch.set_num_threads(cell.threads)
-            records += _measure(cell, found, seconds, min_rounds, kernels == "auto")
+            records += _measure(cell, found, seconds, min_rounds, how, kernels == "auto")
     finally:
         torch.set_num_threads(before)
     result = {
         "machine": describe(max(cell.threads for cell in cells)),
         "inputs": "; ".join(dict.fromkeys(cell.feeds.words for cell in cells)),
+        "pytorch": f"{dtype}, called {LAUNCHED[launched]}" if any(one.runtime == "pytorch" for one in found) else None,
         "records": records,
-        "notes": _kernel_notes(found, records, kernels) + _notes(found, records),
+        "notes": _kernel_notes(found, records, kernels, how) + _notes(found, records),
         "failures": [line for limit in limits for line in limit.failures(records)],
     }
     write_json(out / "bench.json", result)
@@ -96,9 +108,14 @@ def bench(
 
 
 def _measure(
-    cell: Cell, found: list[Candidate], seconds: float, min_rounds: int, kernels: bool
+    cell: Cell, found: list[Candidate], seconds: float, min_rounds: int, how: TorchCall, kernels: bool
 ) -> list[dict[str, Any]]:
-    ready = [prepare(one, device, cell.feeds, cell.threads, kernels=kernels) for one in found for device in one.devices]
+    ready = [
+        prepare(one, device, cell.feeds, cell.threads, how, kernels=kernels)
+        for one in found
+        for device in one.devices
+        if device != "cpu" or one.runtime != "pytorch" or how.launched != "graph"
+    ]
     samples = timing.interleave([one.timed for one in ready], seconds=seconds * len(ready), min_rounds=min_rounds)
     return [_record(index, ready, samples, cell) for index in range(len(ready))]
 
@@ -160,11 +177,7 @@ def _notes(found: list[Candidate], records: list[dict[str, Any]]) -> list[str]:
         for one in found
         if one.sparsity >= SPARSE_FROM and one.name not in on_kernels and not one.sparse_operators
     ]
-    notes += [
-        f"{one.name} has {one.sparse_operators} sparse operators; their library: {native.report()}."
-        for one in found
-        if one.sparse_operators
-    ]
+    notes += [_operator_note(one) for one in found if one.sparse_operators]
     notes += [
         f"{record['name']} ({record['provider']}) is not faster than {record['against']} at {record['cell']}: "
         f"{record['speedup']:.2f}x, 95 % interval {record['speedup_low']:.2f} to {record['speedup_high']:.2f}."
@@ -177,23 +190,43 @@ def _notes(found: list[Candidate], records: list[dict[str, Any]]) -> list[str]:
     return notes
 
 
-def _kernel_notes(found: list[Candidate], records: list[dict[str, Any]], kernels: str) -> list[str]:
+def _operator_note(one: Candidate) -> str:
+    if one.runtime == "onnxruntime":
+        return f"{one.name} has {one.sparse_operators} sparse operators; their library: {native.report()}."
+    if one.devices == ("cuda",):
+        return f"{one.name} has {one.sparse_operators} block-sparse layers, on Triton kernels."
+    return (
+        f"{one.name} has {one.sparse_operators} block-sparse layers, which a CPU computes as dense ones: a program is "
+        "for GPUs, measure it where there is one (and export it there)."
+    )
+
+
+def _kernel_notes(found: list[Candidate], records: list[dict[str, Any]], kernels: str, how: TorchCall) -> list[str]:
     """What sparse kernels did, or why they did nothing."""
     under_ticket = [one.name for one in found if one.ticket is not None]
     if kernels == "off" or not under_ticket:
         return []
     if not torch.cuda.is_available():
         return ["no GPU: --kernels auto changes nothing here, PyTorch's layers run dense."]
-    return [
-        f"{record['name']} at {record['cell']}: {record['on_kernels']} groups of layers run on sparse kernels."
-        for record in records
-        if record["name"] in under_ticket and record["provider"] == "pytorch-cuda"
+    on_gpu = [one for one in records if one["name"] in under_ticket and one["provider"] == "pytorch-cuda"]
+    notes = [
+        f"{one['name']} at {one['cell']}: {one['on_kernels']} groups of layers run on sparse kernels." for one in on_gpu
     ]
+    if how == PLAINLY and any(one["on_kernels"] == 0 for one in on_gpu):
+        notes.append("from Python a launch takes longer than most products: try --launched graph --dtype bf16.")
+    return notes
 
 
-def _check(candidates: Sequence[str], seconds: float, kernels: str) -> None:
-    if kernels not in ("auto", "off"):
-        raise UserError(f"--kernels is auto or off, not {kernels!r}.")
+def _check(candidates: Sequence[str], seconds: float, kernels: str, how: TorchCall) -> None:
+    for name, given, known in (
+        ("kernels", kernels, ("auto", "off")),
+        ("dtype", how.dtype, DTYPES),
+        ("launched", how.launched, LAUNCHED),
+    ):
+        if given not in known:
+            raise UserError(f"--{name} is {' or '.join(known)}, not {given!r}.")
+    if how.launched == "graph" and not torch.cuda.is_available():
+        raise UserError("--launched graph is for a GPU, and there is none that torch can use: leave it out.")
     if not candidates:
         raise UserError("name a baseline first, and then what to compare with it.")
     if not (math.isfinite(seconds) and seconds > 0):

@@ -9,10 +9,27 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 WITHOUT_LIBRARY = "onnxruntime, no library"  # sparse operators run in their bodies, as where only ONNX Runtime is
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class TorchCall(NamedTuple):
+    """How PyTorch runs a model folder.
+
+    Attributes:
+        dtype: that its weights are cast to: fp32, fp16 or bf16.
+        launched: "eager", from Python; "compiled", by ``torch.compile``; "graph", as a CUDA graph.
+        ticket: by which its layers run on sparse kernels where they were measured to be faster, on a GPU.
+    """
+
+    dtype: str = "fp32"
+    launched: str = "eager"
+    ticket: Path | None = None
+
+
+PLAINLY = TorchCall()
 
 
 class Session(NamedTuple):
@@ -29,16 +46,18 @@ def open_session(
     device: str,
     inputs: Mapping[str, np.ndarray],
     threads: int,
-    ticket: Path | None = None,
+    how: TorchCall = PLAINLY,
 ) -> Session:
     """Load ``path`` and bind its ``inputs`` (by the model's own names) on ``device``.
 
-    ``runtime`` is "onnxruntime", "onnxruntime, no library" or "pytorch"; PyTorch's number of threads is the caller's to
-    set. With a ``ticket``, PyTorch's layers run on sparse kernels where they were measured to be faster, on a GPU.
+    ``runtime`` is "onnxruntime", "onnxruntime, no library", "pt2" (a program that export wrote) or "pytorch" (a model
+    folder, run as ``how`` says). PyTorch's number of threads is the caller's to set.
     """
-    if runtime != "pytorch":
-        return _onnx(path, device, inputs, threads, library=runtime != WITHOUT_LIBRARY)
-    return _torch(path, device, inputs, ticket)
+    if runtime == "pytorch":
+        return _torch(path, device, inputs, how)
+    if runtime == "pt2":
+        return _program(path, device, inputs)
+    return _onnx(path, device, inputs, threads, library=runtime != WITHOUT_LIBRARY)
 
 
 def _onnx(path: Path, device: str, inputs: Mapping[str, np.ndarray], threads: int, *, library: bool) -> Session:
@@ -63,34 +82,68 @@ def _onnx(path: Path, device: str, inputs: Mapping[str, np.ndarray], threads: in
     return Session(lambda: session.run_with_iobinding(binding), binding.synchronize_outputs)
 
 
-def _torch(path: Path, device: str, inputs: Mapping[str, np.ndarray], ticket: Path | None) -> Session:
+def _torch(path: Path, device: str, inputs: Mapping[str, np.ndarray], how: TorchCall) -> Session:
     import torch
 
-    from sparseticket.export.loaded_model import load
+    from sparseticket.export.loaded_model import DTYPES, load
+    from sparseticket.kernels.clock import graphed
 
-    module = load(path, attention=None).module.to(device)
-    on_kernels = _use_kernels(module, ticket, inputs) if ticket is not None and device == "cuda" else ()
-    tensors = {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
+    dtype = DTYPES[how.dtype]
+    module = load(path, attention=None).module.to(device, dtype).eval()
+    on_kernels = _use_kernels(module, how, inputs) if how.ticket is not None and device == "cuda" else ()
+    tensors = _tensors(inputs, device)
+    tensors = {name: one.to(dtype) if one.is_floating_point() else one for name, one in tensors.items()}
     arguments, named = ((tensors["pixel_values"],), {}) if "pixel_values" in tensors else ((), tensors)
+    run = torch.compile(module, dynamic=False) if how.launched == "compiled" else module
 
     @torch.inference_mode()
     def call() -> object:
-        return module(*arguments, **named)
+        return run(*arguments, **named)
 
-    return Session(call, torch.cuda.synchronize if device == "cuda" else None, on_kernels)
+    if how.launched != "graph":
+        return Session(call, _waits_for(device), on_kernels)
+    replay = graphed(call, device)
+
+    def call_again(held: object = call) -> object:  # a graph knows addresses, and does not keep what lies there
+        return replay()
+
+    return Session(call_again, _waits_for(device), on_kernels)
 
 
-def _use_kernels(module: nn.Module, ticket: Path, inputs: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+def _program(path: Path, device: str, inputs: Mapping[str, np.ndarray]) -> Session:
+    """A program as it is for the CPU, or as it was compiled for a GPU."""
+    import torch
+
+    from sparseticket.export.to_pt2 import load_pt2
+
+    run = torch._inductor.aoti_load_package(str(path)) if device == "cuda" else load_pt2(path).module()
+    tensors = _tensors(inputs, device)
+    return Session(torch.no_grad()(lambda: run(**tensors)), _waits_for(device))
+
+
+def _tensors(inputs: Mapping[str, np.ndarray], device: str) -> dict[str, Tensor]:
+    import torch
+
+    return {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
+
+
+def _waits_for(device: str) -> Callable[[], object] | None:
+    import torch
+
+    return torch.cuda.synchronize if device == "cuda" else None
+
+
+def _use_kernels(module: nn.Module, how: TorchCall, inputs: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     from sparseticket.errors import UserError
     from sparseticket.export.against_ticket import parameters_of
     from sparseticket.kernels import use_kernels
     from sparseticket.ticket import Ticket
 
-    loaded = Ticket.load(ticket)
+    loaded = Ticket.load(how.ticket)
     named = {own: loaded.masks[name] for name, own in parameters_of(module, loaded.masks).items()}
     rows = [array.shape[0] * array.shape[1] for name, array in inputs.items() if name == "input_ids"]
     try:
-        placed = use_kernels(module.eval(), named, "infer", measure_rows=rows)
+        placed = use_kernels(module, named, "infer", measure_rows=rows, launched=how.launched)
     except ValueError as error:
-        raise UserError(f"{ticket} does not fit the model beside it: {error}") from error
+        raise UserError(f"{how.ticket} does not fit the model beside it: {error}") from error
     return tuple(str(one) for one in placed if not one.plan.is_dense)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparseticket.errors import UserError
 from sparseticket.seeds import generator
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

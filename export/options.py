@@ -27,9 +27,11 @@ class Options:
         optimize: "ort" fuses attention, GELU and layer norms into ONNX Runtime's own operators.
         opset: version of ONNX's operators, 17 to 25.
         external_data: weights go into ``model.onnx.data``; they always do where they exceed protobuf's 2 GB.
-        atol: largest absolute difference to PyTorch, in units of the output; None is 1e-4 (fp32) or 2e-2 (fp16).
+        dtype: of the weights, and of what is computed with them; bf16 is not for ONNX.
+        atol: largest absolute difference to PyTorch, in units of the output; None is 1e-4 (fp32), 2e-2 (fp16) or 0.16
+            (bf16).
         rtol: largest relative difference on top of it; None is 0 (fp32 text), 1e-4 (fp32 vision: logits of an
-            untrained ResNet-50 reach 390, and fp32 has no more digits) or 2e-2 (fp16).
+            untrained ResNet-50 reach 390, and fp32 has no more digits), 2e-2 (fp16) or 0.16 (bf16).
         agreement: with INT8, the smallest share of decisions (largest logit, ...) that are PyTorch's; None is 0.9.
         metric_drop: what the task's metric may lose, as a fraction; None is 0.01, with INT8 0.03, or 1 - a lower
             ``agreement``. Layout "auto" considers INT8 only where it is given.
@@ -41,7 +43,7 @@ class Options:
     layout: Literal["dense", "shrunk", "sparse-storage", "sparse-op", "auto"] = "dense"
     target: Literal["this", "avx2", "avx512", "vnni"] = "this"
     quantize: Literal["none", "dynamic", "static"] = "none"
-    dtype: Literal["fp32", "fp16"] = "fp32"
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     optimize: Literal["none", "ort"] = "none"
     opset: int = 20
     external_data: bool = False
@@ -86,6 +88,10 @@ class Options:
             (
                 self.format == "pt2" and self.layout == "shrunk",
                 "--format pt2 is for live blocks, and shrunk layers have none that are dead: choose --layout dense.",
+            ),
+            (
+                self.format == "onnx" and self.dtype == "bf16",
+                "ONNX Runtime has hardly an operator in bf16: choose --dtype fp16, or another format.",
             ),
             (self.format != "onnx" and self._onnx_only(), f"--{self._onnx_only()} is for --format onnx: leave it out."),
             (

@@ -48,12 +48,12 @@ def write_pt2(
     with quiet():
         program, placed = _program(model, masks, "cpu", dtype, TRACED)  # on the CPU, or it would load on GPUs only
         torch.export.save(program, folder / FILE)
-        compared = {FILE: _compare(model, load_pt2(folder / FILE).module(), "cpu", dtype, tolerance)}
+        compared = {FILE: _compare(model, load_pt2(folder / FILE).module(), "cpu", tolerance)}
         if device == "cuda":
             compiled = str(folder / COMPILED)
             many_rows, _ = _program(model, masks, device, dtype, TRACED_FOR_GPU)
             torch._inductor.aoti_compile_and_package(many_rows, package_path=compiled)
-            compared[COMPILED] = _compare(model, torch._inductor.aoti_load_package(compiled), device, dtype, tolerance)
+            compared[COMPILED] = _compare(model, torch._inductor.aoti_load_package(compiled), device, tolerance)
     return {
         "device": device,
         "shapes": [{"file": name, **vars(one)} for name, several in compared.items() for one in several],
@@ -97,14 +97,15 @@ class _Text(nn.Module):
 
 
 class _Image(nn.Module):
-    """The same of a vision model."""
+    """The same of a vision model; images are fp32, whatever it computes in."""
 
     def __init__(self, model: LoadedModel, module: nn.Module) -> None:
         super().__init__()
         self.module, self.names = module, model.outputs
+        self.dtype = next(module.parameters()).dtype
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        result = self.module(pixel_values)
+        result = self.module(pixel_values.to(self.dtype))
         return {self.names[0]: result} if isinstance(result, Tensor) else {name: result[name] for name in self.names}
 
 
@@ -135,7 +136,7 @@ def _program(
     named = (_Text if model.kind == "text" else _Image)(model, sparse)
     batch, length = traced
     example = model.example(batch, min(length, model.max_length))
-    return _export(named, _on(example, device, DTYPES[dtype]), model), placed
+    return _export(named, _on(example, device), model), placed
 
 
 def _export(module: nn.Module, example: Mapping[str, Tensor], model: LoadedModel) -> ExportedProgram:
@@ -151,14 +152,14 @@ def _export(module: nn.Module, example: Mapping[str, Tensor], model: LoadedModel
 
 
 def _compare(
-    model: LoadedModel, run: Callable[..., dict[str, Tensor]], device: str, dtype: str, tolerance: Tolerance
+    model: LoadedModel, run: Callable[..., dict[str, Tensor]], device: str, tolerance: Tolerance
 ) -> list[Asked]:
     """The largest difference between ``run`` and the dense model, for each shape that users will send."""
 
     def ask(inputs: Mapping[str, Tensor], words: str) -> dict[str, np.ndarray]:
         try:
             with torch.no_grad():
-                answer = run(**_on(inputs, device, DTYPES[dtype]))
+                answer = run(**_on(inputs, device))
         except Exception as error:
             raise RunFailure(f"the written program cannot run at {words}: {error}") from error
         return {name: value.float().cpu().numpy() for name, value in answer.items()}
@@ -166,11 +167,8 @@ def _compare(
     return compare(model, ask, tolerance)
 
 
-def _on(inputs: Mapping[str, Tensor], device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    return {
-        name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
-        for name, value in inputs.items()
-    }
+def _on(inputs: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in inputs.items()}
 
 
 def _counted(name: str, weight: Tensor) -> dict[str, Any]:

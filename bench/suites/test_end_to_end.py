@@ -48,7 +48,7 @@ def test_one_call(
         export_model(text_model, tmp_path / "onnx")
         path = tmp_path / "onnx"
     found = candidate("model", str(path))
-    arrays = make_feeds({"model": found.needs}, batch=batch, length=length).for_onnx(found.needs)
+    arrays = make_feeds({"model": found.needs}, batch=batch, length=length).for_model(found.needs)
     call = open_session(runtime, found.path, "cpu", arrays, threads=1).call
     benchmark.extra_info["rows a call"] = batch
     assert arrays["input_ids"].shape == (batch, length)

@@ -10,7 +10,7 @@ def bench(
     baseline: Annotated[str, typer.Argument(help="What the others are compared with: an ONNX file or a model.")],
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="More: .onnx files, folders that export wrote, runs, rounds, model folders."),
+        typer.Argument(help="More: .onnx files, folders that export wrote (pt2 too), runs, rounds, model folders."),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for bench.json, bench.csv, bench.md and bench.png (replaced).")
@@ -27,6 +27,11 @@ def bench(
     kernels: Annotated[
         str, typer.Option(help="auto: on a GPU, PyTorch's layers run on sparse kernels where faster; or off.")
     ] = "auto",
+    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16: PyTorch's model folders are cast to it.")] = "fp32",
+    launched: Annotated[
+        str,
+        typer.Option(help="How PyTorch calls them: eager (from Python), compiled (torch.compile), graph (CUDA graph)."),
+    ] = "eager",
     fail_if: Annotated[
         list[str] | None,
         typer.Option(
@@ -52,6 +57,8 @@ def bench(
             threads=whole_numbers("--threads", threads, or_all=True),
             seconds=seconds,
             kernels=kernels,
+            dtype=dtype,
+            launched=launched,
             fail_if=fail_if or [],
             say=lambda words: status.update(f"measuring {words}; leave the machine alone meanwhile"),
         )

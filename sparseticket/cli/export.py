@@ -27,13 +27,16 @@ def export(
         str, Option(help="For sparse-op and auto: this (machine; auto measures), avx2, avx512 or vnni.")
     ] = "this",
     quantize: Annotated[str, Option(help="INT8: none, dynamic (text), static (vision; needs --data).")] = "none",
-    dtype: Annotated[str, Option(help="fp32 or fp16.")] = "fp32",
+    dtype: Annotated[str, Option(help="fp32, fp16, or (not for ONNX) bf16.")] = "fp32",
     optimize: Annotated[str, Option(help="none, or ort: fuse attention for ONNX Runtime alone.")] = "none",
     opset: Annotated[int, Option(help="Version of ONNX's operators, 17 to 25.")] = 20,
     external_data: Annotated[bool, Option("--external-data", help="Weights beside the file, in .data.")] = False,
-    atol: Annotated[float | None, Option(help="Absolute difference to PyTorch. Default: 1e-4; fp16 2e-2.")] = None,
+    atol: Annotated[
+        float | None, Option(help="Absolute difference to PyTorch. Default: 1e-4; fp16 2e-2; bf16 0.16.")
+    ] = None,
     rtol: Annotated[
-        float | None, Option(help="Relative difference on top. Default: 0 for text, 1e-4 for vision; fp16 2e-2.")
+        float | None,
+        Option(help="Relative difference on top. Default: 0 for text, 1e-4 for vision; fp16, bf16 as --atol."),
     ] = None,
     agreement: Annotated[
         float | None, Option(help="INT8: smallest share of decisions equal to PyTorch's. Default: 0.9.")

@@ -18,14 +18,14 @@ def test_tokens_lie_within_the_smallest_vocabulary_and_are_not_zeros():
 def test_images_are_random_and_of_the_models_size():
     needs = {"a": Needs({"pixel_values": "x"}, {"pixel_values": "float32"}, image=(3, 32, 32))}
     feeds = make_feeds(needs, batch=2, length=None)
-    array = feeds.for_onnx(needs["a"])["x"]
+    array = feeds.for_model(needs["a"])["x"]
     assert array.shape == (2, 3, 32, 32)
     assert array.std() == pytest.approx(1, abs=0.1)
 
 
 def test_each_gets_only_what_it_takes_in_its_own_types():
     one = Needs({"input_ids": "input_ids"}, {"input_ids": "int32"}, vocabulary=50)
-    feeds = make_feeds({"a": one}, batch=1, length=8).for_onnx(one)
+    feeds = make_feeds({"a": one}, batch=1, length=8).for_model(one)
     assert {name: str(array.dtype) for name, array in feeds.items()} == {"input_ids": "int32"}
 
 

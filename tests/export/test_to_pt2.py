@@ -11,7 +11,7 @@ import torch
 from sparseticket.errors import UserError
 from sparseticket.export import load_pt2
 from sparseticket.export.exporter import export_model
-from sparseticket.export.loaded_model import load
+from sparseticket.export.loaded_model import DTYPES, load
 from sparseticket.ticket import Ticket
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +45,22 @@ def blocky(classifier, tmp_path_factory):
     return under_blocks(folder, classifier, name="bert.encoder.layer.0.intermediate.dense")
 
 
+@pytest.fixture
+def blocky_resnet(tmp_path):
+    """A small ResNet with every second 16 x 16 block of one 3 x 3 convolution dead, and its ticket."""
+    from sparseticket.models import Head, resolve
+
+    network = resolve("resnet20-cifar").build(Head("image-classification", 10), seed=0)
+    name = "layer3.0.conv2.weight"
+    weight = network.module.get_parameter(name)
+    alive = (torch.arange(4)[:, None] + torch.arange(4)[None]) % 2 == 0
+    mask = alive.repeat_interleave(16, 0).repeat_interleave(16, 1)[:, :, None, None].expand_as(weight).clone()
+    weight.data.masked_fill_(~mask, 0)
+    network.save(tmp_path / "resnet")
+    Ticket({name: mask}, "resnet20-cifar", {name: "0" * 64}, 0.5, pattern="block:16x16").save(tmp_path / "conv.ticket")
+    return tmp_path / "resnet", tmp_path / "conv.ticket"
+
+
 @pytest.fixture(scope="module")
 def exported(blocky, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "pt2"
@@ -76,9 +92,22 @@ def test_the_program_runs_in_another_process_with_any_batch_and_length(exported,
     torch.testing.assert_close(answer["logits"], load(blocky[0]).answer(inputs)["logits"], rtol=0, atol=1e-4)
 
 
-def test_half_precision_is_written_and_judged_by_its_own_tolerance(blocky, tmp_path):
-    report = export_model(blocky[0], tmp_path / "half", ticket=blocky[1], format="pt2", dtype="fp16")
-    assert report["tolerance"]["atol"] == 2e-2 and 0 < report["max_abs_error"] < 2e-2
+@pytest.mark.parametrize(("dtype", "atol"), [("fp16", 2e-2), ("bf16", 0.16)])
+def test_half_precision_is_written_and_judged_by_its_own_tolerance(dtype, atol, blocky, tmp_path):
+    report = export_model(blocky[0], tmp_path / "half", ticket=blocky[1], format="pt2", dtype=dtype)
+    assert report["tolerance"]["atol"] == atol and 1e-4 < report["max_abs_error"] < atol
+    weights = load_pt2(tmp_path / "half" / "model.pt2").state_dict
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {DTYPES[dtype]}
+
+
+def test_a_program_of_images_takes_them_in_fp32_whatever_it_computes_in(blocky_resnet, tmp_path):
+    model, ticket = blocky_resnet
+    report = export_model(model, tmp_path / "out", ticket=ticket, format="pt2", dtype="fp16")
+    (kernel,) = report["kernels"]
+    assert kernel["runs"] == "bsr_conv2d"
+    images = load(model).example(2)["pixel_values"]
+    answer = load_pt2(tmp_path / "out" / "model.pt2").module()(pixel_values=images)["logits"]
+    assert images.dtype == torch.float32 and answer.dtype == torch.float16
 
 
 def test_without_a_ticket_or_without_blocks_it_is_refused(classifier, tmp_path):
