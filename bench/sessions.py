@@ -85,6 +85,7 @@ def _onnx(path: Path, device: str, inputs: Mapping[str, np.ndarray], threads: in
 def _torch(path: Path, device: str, inputs: Mapping[str, np.ndarray], how: TorchCall) -> Session:
     import torch
 
+    from sparseticket.errors import UserError, reason
     from sparseticket.export.loaded_model import DTYPES, load
     from sparseticket.kernels.clock import graphed
 
@@ -102,7 +103,12 @@ def _torch(path: Path, device: str, inputs: Mapping[str, np.ndarray], how: Torch
 
     if how.launched != "graph":
         return Session(call, _waits_for(device), on_kernels)
-    replay = graphed(call, device)
+    try:
+        replay = graphed(call, device)
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be captured in a CUDA graph ({reason(error)}): try --launched compiled."
+        ) from error
 
     def call_again(held: object = call) -> object:  # a graph knows addresses, and does not keep what lies there
         return replay()

@@ -1,7 +1,9 @@
 """bench of what PyTorch runs in other ways than from Python in fp32: programs, other dtypes, compiled code, graphs."""
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,30 @@ def test_how_a_model_is_called_reaches_the_process_that_measures_its_memory(bloc
     bench([str(blocky)], tmp_path / "out", dtype="bf16", threads=(1,), seconds=0.02, min_rounds=2)
     (how,) = {tuple(job["how"]) for job in jobs if job["device"] == "cpu"}
     assert how == ("bf16", "eager", str(blocky / "ticket.ticket"))
+
+
+def test_what_cannot_be_captured_in_a_graph_is_said_to_be_that(blocky, monkeypatch):
+    def graphed(call, device):
+        call()
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr("sparseticket.kernels.clock.graphed", graphed)
+    inputs = {"input_ids": torch.ones(1, 8, dtype=torch.int64).numpy()}
+    how = sessions.TorchCall(launched="graph")
+    with pytest.raises(UserError, match=r"CUDA graph \(.*not permitted when stream is capturing\): try"):
+        sessions.open_session("pytorch", blocky / "model", "cpu", inputs, 1, how)
+
+
+def test_a_graph_keeps_what_it_reads(blocky, monkeypatch):
+    kept = []
+    monkeypatch.setattr(
+        "sparseticket.kernels.clock.graphed", lambda call, device: kept.append(weakref.ref(call)) or str
+    )
+    inputs = {"input_ids": torch.ones(1, 8, dtype=torch.int64).numpy()}
+    how = sessions.TorchCall(launched="graph")
+    session = sessions.open_session("pytorch", blocky / "model", "cpu", inputs, 1, how)
+    gc.collect()
+    assert session.call() == "" and kept[0]() is not None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
