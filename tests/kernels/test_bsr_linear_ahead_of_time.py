@@ -6,8 +6,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton_ir import only_ir
 
-from sparseticket.kernels.aot import FEWEST_ACCUMULATORS, SHARED_LIMIT, Compiled, compile_ahead, only_ir
+from sparseticket.kernels.aot import FEWEST_ACCUMULATORS, SHARED_LIMIT, Compiled, compile_ahead
 from sparseticket.kernels.bsr import MOST_SPLITS, Tiles, default_tiles
 from sparseticket.kernels.bsr_aot import (
     SIZES,
