@@ -147,8 +147,8 @@ def _defaults() -> Found:
             launch = bitmap.default_launch(*SHAPE, DTYPE)._replace(splits=splits, overlap=overlap)
             for one in (_bitmap(rows, launch), _bitmap_sum(rows, launch)):
                 yield from _everywhere(*one, True, from_hopper=overlap == 1)
-    for name, tiles in DEFAULTS.items():
-        yield from _everywhere(*_optimizer(name, tiles), True)
+    for name, chunking in DEFAULTS.items():
+        yield from _everywhere(*_optimizer(name, chunking), True)
 
 
 def _candidates() -> Found:
@@ -169,8 +169,8 @@ def _candidates() -> Found:
         for rows in (16, bitmap.MOST_ROWS):
             yield from _everywhere(*_bitmap(rows, launch), False)
     for name in KERNELS:
-        for tiles in tensor_table.candidates():
-            yield from _everywhere(*_optimizer(name, tiles), False)
+        for chunking in tensor_table.candidates():
+            yield from _everywhere(*_optimizer(name, chunking), False)
 
 
 def _candidate_product(which: str, block: tuple[int, int], tiles: bsr.Tiles) -> Found:
@@ -179,8 +179,8 @@ def _candidate_product(which: str, block: tuple[int, int], tiles: bsr.Tiles) -> 
         yield from _everywhere(*_product(which, block, tiles, DTYPE, on_device=on_device), False, from_hopper=tma)
 
 
-def _optimizer(name: str, tiles: tensor_table.Tiles) -> tuple[str, Callable]:
-    return f"{name} {tiles.chunk}-{tiles.num_warps}", partial(compile_optimizer, name, tiles)
+def _optimizer(name: str, chunking: tensor_table.Chunking) -> tuple[str, Callable]:
+    return f"{name} {chunking.chunk}-{chunking.num_warps}", partial(compile_optimizer, name, chunking)
 
 
 def _of_tables() -> Found:
