@@ -25,7 +25,7 @@ from sparseticket.kernels.bitmap_aot import compile_bitmap, compile_bitmap_sum
 from sparseticket.kernels.blocks import SIDES
 from sparseticket.kernels.bsr_aot import compile_product, compile_wgrad, compile_wgrad_sum, compile_zero_dead_blocks
 from sparseticket.kernels.conv2d_aot import compile_conv2d
-from sparseticket.kernels.dispatch import TABLES, Choice, Measured, Table
+from sparseticket.kernels.dispatch import PASSES, TABLES, Choice, Measured, Table
 from sparseticket.kernels.launch import HOPPER
 from sparseticket.kernels.masked_aot import compile_masked
 from sparseticket.kernels.optimizers_aot import DEFAULTS, KERNELS, compile_optimizer
@@ -129,7 +129,7 @@ def _defaults() -> Found:
                 yield from _everywhere(*_masked(which, masked.default_tiles(m, dtype), dtype), True)
             for side in SIDES:
                 tiles = bsr.default_tiles((side, side), m, dtype)
-                passes = dict(zip(("forward", "dgrad", "wgrad"), tiles, strict=True)) | {"packed+gelu": tiles[0]}
+                passes = dict(zip(PASSES, tiles, strict=True)) | {"packed+gelu": tiles[0]}
                 for which, of_pass in passes.items():
                     yield from _everywhere(*_product(which, (side, side), of_pass, dtype), True)
         for side in SIDES:
@@ -154,7 +154,7 @@ def _defaults() -> Found:
 def _candidates() -> Found:
     for side in SIDES:
         block = (side, side)
-        for which in ("forward", "dgrad", "wgrad"):
+        for which in PASSES:
             for tiles in bsr.candidate_tiles(block, which, DTYPE):
                 yield from _candidate_product(which, block, tiles)
         for activation, which in (("none", "packed"), ("gelu", "packed+gelu")):

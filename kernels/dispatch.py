@@ -21,7 +21,8 @@ FORMAT = 2
 READABLE = (1, FORMAT)  # 1 had no `launched`: its cells had to pay from Python, as those of "eager"
 LEAST_GAIN = 1.03  # a kernel is picked only where the lower 95 % bound of its speed-up is at least this
 DENSE = "dense"
-PASSES = ("forward", "dgrad", "wgrad", "infer", "convolution", "optimizer")
+PASSES = ("forward", "dgrad", "wgrad")  # of a training step
+KINDS = (*PASSES, "infer", "convolution", "optimizer")  # of cases
 LAUNCHES = ("eager", "compiled", "graph")
 
 
@@ -216,7 +217,7 @@ def _cell(line: dict[str, Any]) -> Measured:
     cell = Measured(case, line["m"], line["density"], best, line["ratio"], line["low"], line["high"])
     kinds = {"n": int, "k": int}
     odd = any(not isinstance(getattr(case, f.name), kinds.get(f.name, str)) for f in fields(case))
-    if odd or case.which not in PASSES or case.launched not in LAUNCHES:
+    if odd or case.which not in KINDS or case.launched not in LAUNCHES:
         raise ValueError(f"{line['case']} is no case")
     if not (isinstance(cell.m, int) and cell.m > 0 and 0 <= cell.density <= 1 and 0 < cell.low <= cell.high):
         raise ValueError(f"a cell of {case} holds impossible numbers")

@@ -23,14 +23,13 @@ from sparseticket.kernels.bsr import (
 )
 from sparseticket.kernels.bsr_resident import has_tma
 from sparseticket.kernels.clock import Clock, GraphClock, LaunchClock
-from sparseticket.kernels.dispatch import Case, Choice, Measured
+from sparseticket.kernels.dispatch import PASSES, Case, Choice, Measured
 from sparseticket.kernels.launch import as_compiled
 from sparseticket.kernels.packing import Packing, packing_for
 from sparseticket.kernels.pattern import SEMI_STRUCTURED, block_of
 from sparseticket.kernels.tune_convolution import ConvolutionProblem
 
 AGREEMENT = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 5e-3}  # of the largest value; fp32 may be TF32
-PASSES = ("forward", "dgrad", "wgrad")
 log = logging.getLogger(__name__)
 
 

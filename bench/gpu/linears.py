@@ -18,9 +18,9 @@ from sparseticket.bench.gpu.roofline import linear_ms
 from sparseticket.kernels.blocks import BlockLayout
 from sparseticket.kernels.bsr import bsr_linear
 from sparseticket.kernels.bsr_packed import PackedBlocks, bsr_linear_packed
-from sparseticket.kernels.dispatch import Case
+from sparseticket.kernels.dispatch import PASSES, Case
 from sparseticket.kernels.masked import masked_linear
-from sparseticket.kernels.tune import PASSES, Problem
+from sparseticket.kernels.tune import Problem
 from sparseticket.kernels.words import pack_words
 
 ZEROS, PRUNE, CORE, PAIRS = "zeros in place", "nn.utils.prune", "core BSR, tuned", "2:4 of cuSPARSELt"
