@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 import sparseticket
 from sparseticket.errors import UserError, reason
-from sparseticket.export.loaded_model import read_json
 from sparseticket.export.shrink import Kept, Shrunk, backbone_of, cut, removable
 from sparseticket.export.text_model import PATH_KEYS, architecture, companions
-from sparseticket.files import replace_folder, write_json, write_whole
+from sparseticket.files import read_json, replace_folder, write_json, write_whole
 from sparseticket.hub import quiet_transformers
 from sparseticket.models.vision import DESCRIPTION, WEIGHTS, make_saved
 from sparseticket.models.vision_weights import check_fit

@@ -19,10 +19,9 @@ from sparseticket import recipes
 from sparseticket.bench.runner import bench
 from sparseticket.errors import SparseticketError, UserError
 from sparseticket.export.exporter import REPORT, ZEROS_NOTE, export_model
-from sparseticket.files import write_json
+from sparseticket.files import read_json, write_json
 from sparseticket.imp import find
 from sparseticket.progress import Screen, clock
-from sparseticket.runs import read_json
 from sparseticket.show import mean_and_spread, percent, show_find, show_transfer
 from sparseticket.transfer import transfer
 from sparseticket.transfer_plan import plan

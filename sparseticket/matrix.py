@@ -19,10 +19,10 @@ from typing import Any
 
 from sparseticket.data_places import data_of, is_there
 from sparseticket.errors import UserError
-from sparseticket.files import write_json
+from sparseticket.files import read_json, write_json
 from sparseticket.progress import Screen
 from sparseticket.recipes import task_defaults
-from sparseticket.runs import SETTINGS, read_json, read_settings
+from sparseticket.runs import SETTINGS, read_settings
 from sparseticket.tasks import entry
 from sparseticket.tasks.base import MASKED_ACCURACY
 from sparseticket.team import ALONE, Team

@@ -11,14 +11,14 @@ from sparseticket.compare import compare
 from sparseticket.control_ticket import make_control
 from sparseticket.data_places import data_of
 from sparseticket.errors import UserError
-from sparseticket.files import write_json, write_whole
+from sparseticket.files import read_json, write_json, write_whole
 from sparseticket.imp import find
 from sparseticket.launch import meet
 from sparseticket.matrix import Asked, matrix
 from sparseticket.progress import Screen
 from sparseticket.recipes.study import Step, Study
 from sparseticket.recipes.study_report import markdown
-from sparseticket.runs import TICKET, RunFolder, read_json
+from sparseticket.runs import TICKET, RunFolder
 from sparseticket.settings import RANDOM
 from sparseticket.show import show_beside_paper, show_compared, show_find, show_matrix, show_sweep, show_transfer
 from sparseticket.tasks import entry
