@@ -15,6 +15,7 @@ from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.finished_arms import SETTINGS, part_of, take_finished
 from sparseticket.masks import Masks
+from sparseticket.models.base import POOLER
 from sparseticket.on_kernels import say_where_not
 from sparseticket.permute import check_fits
 from sparseticket.progress import Screen
@@ -23,7 +24,7 @@ from sparseticket.runs import CHECKPOINT, FINISHED, TICKET, RunFolder
 from sparseticket.settings import Rewind
 from sparseticket.tasks import TaskOptions
 from sparseticket.team import ALONE, Team
-from sparseticket.ticket import POOLER, Ticket
+from sparseticket.ticket import Ticket
 from sparseticket.training import Round, make_accelerator, total_steps, train
 from sparseticket.transfer_plan import TransferSettings
 from sparseticket.verdict import Arm, Verdict, judge
