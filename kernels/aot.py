@@ -26,7 +26,6 @@ class Compiled:
     ttir: str
     ptx: str
     shared: int
-    registers: int
     spilled: int
 
     @property
@@ -89,12 +88,11 @@ def compile_ahead(
 def compile_source(source: ASTSource, target: GPUTarget, options: Mapping[str, Any]) -> Compiled:
     """The last step of :func:`compile_ahead`."""
     made = triton.compile(source, target=target, options=options)
-    registers, spilled = _resources(made.asm["cubin"])
-    return Compiled(made.asm["ttir"], made.asm["ptx"], made.metadata.shared, registers, spilled)
+    return Compiled(made.asm["ttir"], made.asm["ptx"], made.metadata.shared, _spilled(made.asm["cubin"]))
 
 
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack (which is where spilled registers go) of the kernel in ``cubin``."""
+def _spilled(cubin: bytes) -> int:
+    """Bytes of stack, which is where spilled registers go, of the kernel in ``cubin``."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -102,7 +100,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         text = subprocess.run(
             [str(tool), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    found = re.search(r"STACK:(\d+)", text)
     if not found:
         raise RuntimeError(f"cuobjdump did not say what the kernel uses: {text}")
-    return int(found[1]), int(found[2])
+    return int(found[1])

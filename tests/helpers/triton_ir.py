@@ -19,4 +19,4 @@ def _ir_of(source, target, options):
     backend.load_dialects(context)
     parsed = backend.parse_options(options)
     functions, modules = backend.get_codegen_implementation(parsed), backend.get_module_map()
-    return aot.Compiled(str(source.make_ir(target, parsed, functions, modules, context)), "", 0, 0, 0)
+    return aot.Compiled(str(source.make_ir(target, parsed, functions, modules, context)), "", 0, 0)

@@ -101,7 +101,7 @@ def test_results_that_are_selected_before_their_product_has_ended_are_counted():
         (ended + selected + running, 0),
         ("", 0),
     ):
-        assert Compiled("", ptx, 0, 0, 0).selected_in_flight == count
+        assert Compiled("", ptx, 0, 0).selected_in_flight == count
 
 
 def test_the_weight_gradient_by_tma_is_pipelined_too():
