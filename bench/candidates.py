@@ -17,10 +17,11 @@ from sparseticket.bench.timing import Timed
 from sparseticket.errors import UserError
 from sparseticket.export.exporter import REPORT
 from sparseticket.export.layers import Layer, file_layers, torch_layers
-from sparseticket.export.loaded_model import load, read_json
+from sparseticket.export.loaded_model import load
 from sparseticket.export.source import resolve
 from sparseticket.export.sparse_op import sparse_nodes
 from sparseticket.export.to_pt2 import COMPILED, FILE, load_pt2
+from sparseticket.files import read_json
 
 WHAT_A_CANDIDATE_IS = (
     "bench takes .onnx files, folders that `sparseticket export` wrote, runs, rounds, and model folders."

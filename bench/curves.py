@@ -19,9 +19,9 @@ import matplotlib.pyplot as plt
 
 from sparseticket.bench.messages import errors_as_messages
 from sparseticket.errors import UserError
-from sparseticket.files import write_whole
+from sparseticket.files import read_json, write_whole
 from sparseticket.markdown import table
-from sparseticket.runs import SETTINGS, SUMMARY, read_json, read_settings
+from sparseticket.runs import SETTINGS, SUMMARY, read_settings
 from sparseticket.schedule import SNAP
 from sparseticket.show import mean_and_spread
 

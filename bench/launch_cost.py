@@ -119,14 +119,14 @@ def measure(seconds: float) -> dict[str, Any]:
 
 
 def _by(way: str, call: Call) -> Call:
-    plainly, never = operators._called_plainly, lambda _: False
+    plainly, never = operators.called_plainly, lambda _: False
 
     def through_library() -> None:
-        operators._called_plainly = never
+        operators.called_plainly = never
         try:
             call()
         finally:
-            operators._called_plainly = plainly
+            operators.called_plainly = plainly
 
     return through_library if way == LIBRARY else call
 

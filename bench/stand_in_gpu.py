@@ -80,7 +80,7 @@ def stand_in_gpu() -> Iterator[Driver]:
             if name.startswith("sparseticket.kernels") and hasattr(module, "runs_kernel"):
                 undo.enter_context(patch.object(module, "runs_kernel", _everywhere))
         undo.enter_context(patch.object(bsr_resident, "has_tma", lambda _: True))
-        undo.enter_context(patch.object(bsr_resident, "_multiprocessors", lambda _: MULTIPROCESSORS))
+        undo.enter_context(patch.object(bsr_resident, "multiprocessors", lambda _: MULTIPROCESSORS))
         for name, value in {
             "get_device_capability": (9, 0),
             "get_device_properties": properties,

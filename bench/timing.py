@@ -37,7 +37,6 @@ def interleave(
     seconds: float = 10.0,
     min_rounds: int = 10,
     max_rounds: int = 10_000,
-    seed: int = 0,
 ) -> list[np.ndarray]:
     """Time ``candidates`` in rounds; in each round every one has a turn, in an order drawn anew.
 
@@ -50,7 +49,7 @@ def interleave(
     for candidate in candidates:
         for _ in range(WARM_UP_CALLS):
             _time_one(candidate)
-    order = np.random.default_rng(seed)
+    order = np.random.default_rng(0)
     samples: list[list[list[float]]] = [[] for _ in candidates]
     until = time.perf_counter() + seconds
     while len(samples[0]) < max_rounds and (len(samples[0]) < min_rounds or time.perf_counter() < until):
@@ -66,14 +65,14 @@ def percentiles(samples: np.ndarray) -> dict[str, float]:
     return dict(zip(("p50_ms", "p90_ms", "p95_ms", "p99_ms"), map(float, values), strict=True))
 
 
-def speedup(baseline: np.ndarray, candidate: np.ndarray, *, seed: int = 0) -> Ratio:
+def speedup(baseline: np.ndarray, candidate: np.ndarray) -> Ratio:
     """How many times as fast ``candidate`` is, from times [rounds, calls] of the same rounds.
 
     The ratio is taken within each round, where both met the same machine; its median over rounds is the speed-up, and
     a bootstrap over rounds gives the interval.
     """
     ratios = np.median(baseline, axis=1) / np.median(candidate, axis=1)
-    drawn = np.random.default_rng(seed).choice(ratios, size=(RESAMPLES, len(ratios)))
+    drawn = np.random.default_rng(0).choice(ratios, size=(RESAMPLES, len(ratios)))
     low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
     return Ratio(float(np.median(ratios)), float(low), float(high))
 

@@ -6,7 +6,8 @@ from torch import nn
 
 from sparseticket.errors import UserError
 from sparseticket.masks import Masks, counted
-from sparseticket.ticket import POOLER, Ticket
+from sparseticket.models.base import POOLER
+from sparseticket.ticket import Ticket
 
 BY_CHANCE = 1e-3  # share of a ticket's living weights that may be 0; in trained networks none was (MiniLM, ResNet-20)
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sparseticket.errors import UserError
 from sparseticket.seeds import generator
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -91,17 +90,6 @@ def load(folder: Path, *, attention: str | None = "eager") -> LoadedModel:
 def kind_of(folder: Path) -> Literal["text", "vision"]:
     """What a model folder holds, by its description; loads nothing."""
     return "vision" if (folder / "model.json").is_file() else "text"
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in ``file``; :class:`UserError` where it is none."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as JSON ({error}): write the model folder again.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file} should hold a JSON object: write the model folder again.")
-    return value
 
 
 def _load_vision(folder: Path) -> LoadedModel:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from onnx_ir import Node
     from torch.onnx import ONNXProgram
 
-WEIGHT_OPERATORS = ("MatMul", "Gemm", "Conv")
+TRACED_OPERATORS = ("MatMul", "Gemm", "Conv")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def expected_zeros(program: ONNXProgram, module: nn.Module, places: Mapping[str,
 
 def _uses(program: ONNXProgram) -> Iterator[_Use]:
     for node in program.model.graph.all_nodes():
-        if node.op_type not in WEIGHT_OPERATORS:
+        if node.op_type not in TRACED_OPERATORS:
             continue
         for value in node.inputs[:2]:
             producer = value.producer() if value is not None else None

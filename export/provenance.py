@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sparseticket import __version__
 from sparseticket.export.source import Source
-from sparseticket.runs import read_json
+from sparseticket.files import read_json
 from sparseticket.ticket import Ticket
 
 DEFAULT_LENGTH, DEFAULT_BATCH = 128, 32

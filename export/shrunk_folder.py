@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 import sparseticket
 from sparseticket.errors import UserError, reason
-from sparseticket.export.loaded_model import read_json
 from sparseticket.export.shrink import Kept, Shrunk, backbone_of, cut, removable
 from sparseticket.export.text_model import PATH_KEYS, architecture, companions
-from sparseticket.files import replace_folder, write_json, write_whole
+from sparseticket.files import read_json, replace_folder, write_json, write_whole
 from sparseticket.hub import quiet_transformers
+from sparseticket.models.base import POOLER
 from sparseticket.models.vision import DESCRIPTION, WEIGHTS, make_saved
 from sparseticket.models.vision_weights import check_fit
 from sparseticket.ticket import Ticket
@@ -84,7 +84,7 @@ def load_shrunk(folder: str | Path, attention: str | None = None) -> nn.Module:
     layers = _read_layers(folder)
     module = make_saved(folder) if (folder / DESCRIPTION).is_file() else _make_text(folder, attention)
     stored = _read_weights(folder / WEIGHTS)
-    if hasattr(module, "pooler") and not any(name.startswith("pooler.") for name in stored):
+    if hasattr(module, "pooler") and not any(name.startswith(POOLER) for name in stored):
         module.pooler = None  # a bare encoder may have been shrunk without
     backbone = backbone_of(module)
     known = {(family.kind, family.layer): family for family in removable(backbone)}

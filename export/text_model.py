@@ -11,7 +11,8 @@ import transformers
 from torch import Tensor, nn
 
 from sparseticket.errors import UserError, reason
-from sparseticket.export.loaded_model import LoadedModel, read_json
+from sparseticket.export.loaded_model import LoadedModel
+from sparseticket.files import read_json
 from sparseticket.hub import quiet_transformers
 
 TOKENIZER_FILES = (

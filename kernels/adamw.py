@@ -21,9 +21,9 @@ from sparseticket.kernels.launch import runs_kernel
 from sparseticket.kernels.live_words import check_dense, flat, mask_of
 from sparseticket.kernels.masked_optimizer import MaskedOptimizer, Params, Part, split_lr
 from sparseticket.kernels.operators import opaque_operator
-from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, live_entries, step_scaling
+from sparseticket.kernels.tensor_table import Chunking, column, find_chunk, launches, live_entries, step_scaling
 
-TILES = Tiles(512, 4)  # 565 µs for BERT-base's encoder at 70 %, fp32, on an H200; with 1024 and 4 warps, 585
+CHUNKING = Chunking(512, 4)  # 565 µs for BERT-base's encoder at 70 %, fp32, on an H200; with 1024 and 4 warps, 585
 
 
 @triton.jit
@@ -154,8 +154,10 @@ def _masked_adamw(
         masked_adamw_reference(*columns, settings, grad_scale, found_inf)
         return
     numbers = scalars(lr, beta1, beta2, eps, weight_decay)
-    for launch in launches(columns, TILES.chunk):
-        launch.run(masked_adamw_kernel, *numbers, lr_tensor, grad_scale, found_inf, *launch.dtypes[:3], tiles=TILES)
+    for launch in launches(columns, CHUNKING.chunk):
+        launch.run(
+            masked_adamw_kernel, *numbers, lr_tensor, grad_scale, found_inf, *launch.dtypes[:3], chunking=CHUNKING
+        )
 
 
 def scalars(lr: float, beta1: float, beta2: float, eps: float, decay: float) -> tuple[float, ...]:

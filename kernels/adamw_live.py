@@ -31,10 +31,10 @@ from sparseticket.kernels.adamw import (
 from sparseticket.kernels.launch import runs_kernel
 from sparseticket.kernels.live_words import check_dense, flat, mask_of
 from sparseticket.kernels.operators import opaque_operator
-from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, step_scaling
+from sparseticket.kernels.tensor_table import Chunking, column, find_chunk, launches, step_scaling
 from sparseticket.kernels.words import popcount
 
-TILES = Tiles(4096, 8)  # 421 µs for BERT-base's encoder at 70 %, bf16, on an H200; with 1024 and 4 warps, 480
+CHUNKING = Chunking(4096, 8)  # 421 µs for BERT-base's encoder at 70 %, bf16, on an H200; with 1024 and 4 warps, 480
 
 
 @triton.jit
@@ -166,8 +166,8 @@ def _live_adamw(
         live_adamw_reference(weights, gradients, states, words, steps, settings, grad_scale, found_inf)
         return
     numbers = scalars(lr, beta1, beta2, eps, weight_decay)
-    for launch in launches((weights, gradients, *states, words, prefixes, steps), TILES.chunk):
-        launch.run(live_adamw_kernel, *numbers, lr_tensor, grad_scale, found_inf, *launch.dtypes[:2], tiles=TILES)
+    for launch in launches((weights, gradients, *states, words, prefixes, steps), CHUNKING.chunk):
+        launch.run(live_adamw_kernel, *numbers, lr_tensor, grad_scale, found_inf, *launch.dtypes[:2], chunking=CHUNKING)
 
 
 def live_adamw(

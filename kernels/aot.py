@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import triton
-from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
+from triton.compiler import ASTSource
 
-_only_ir = False
 SELECTION, BRANCH = re.compile(r"selp\.f32"), re.compile(r"\bbra\b|wait_group\.sync\.aligned 0")
 FEWEST_ACCUMULATORS = 16  # of a thread: a tile of 64 x 32 over four warps
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 120: 99 * 1024}  # bytes a program may have, by compute capability
@@ -29,7 +26,6 @@ class Compiled:
     ttir: str
     ptx: str
     shared: int
-    registers: int
     spilled: int
 
     @property
@@ -86,35 +82,17 @@ def compile_ahead(
     }
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=attrs)
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-    if _only_ir:
-        return Compiled(_triton_ir(source, GPUTarget("cuda", arch, 32), options), "", 0, 0, 0)
-    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    registers, spilled = _resources(made.asm["cubin"])
-    return Compiled(made.asm["ttir"], made.asm["ptx"], made.metadata.shared, registers, spilled)
+    return compile_source(source, GPUTarget("cuda", arch, 32), options)
 
 
-@contextmanager
-def only_ir() -> Iterator[None]:
-    """Inside, :func:`compile_ahead` stops at Triton's IR (``ttir``, before its passes), which takes no time."""
-    global _only_ir
-    _only_ir = True
-    try:
-        yield
-    finally:
-        _only_ir = False
+def compile_source(source: ASTSource, target: GPUTarget, options: Mapping[str, Any]) -> Compiled:
+    """The last step of :func:`compile_ahead`."""
+    made = triton.compile(source, target=target, options=options)
+    return Compiled(made.asm["ttir"], made.asm["ptx"], made.metadata.shared, _spilled(made.asm["cubin"]))
 
 
-def _triton_ir(source: ASTSource, target: GPUTarget, options: dict[str, Any]) -> str:
-    backend, context = make_backend(target), ir.context()
-    ir.load_dialects(context)
-    backend.load_dialects(context)
-    parsed = backend.parse_options(options)
-    functions, modules = backend.get_codegen_implementation(parsed), backend.get_module_map()
-    return str(source.make_ir(target, parsed, functions, modules, context))
-
-
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack (which is where spilled registers go) of the kernel in ``cubin``."""
+def _spilled(cubin: bytes) -> int:
+    """Bytes of stack, which is where spilled registers go, of the kernel in ``cubin``."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -122,7 +100,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         text = subprocess.run(
             [str(tool), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    found = re.search(r"STACK:(\d+)", text)
     if not found:
         raise RuntimeError(f"cuobjdump did not say what the kernel uses: {text}")
-    return int(found[1]), int(found[2])
+    return int(found[1])

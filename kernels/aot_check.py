@@ -25,7 +25,7 @@ from sparseticket.kernels.bitmap_aot import compile_bitmap, compile_bitmap_sum
 from sparseticket.kernels.blocks import SIDES
 from sparseticket.kernels.bsr_aot import compile_product, compile_wgrad, compile_wgrad_sum, compile_zero_dead_blocks
 from sparseticket.kernels.conv2d_aot import compile_conv2d
-from sparseticket.kernels.dispatch import TABLES, Choice, Measured, Table
+from sparseticket.kernels.dispatch import PASSES, TABLES, Choice, Measured, Table
 from sparseticket.kernels.launch import HOPPER
 from sparseticket.kernels.masked_aot import compile_masked
 from sparseticket.kernels.optimizers_aot import DEFAULTS, KERNELS, compile_optimizer
@@ -129,7 +129,7 @@ def _defaults() -> Found:
                 yield from _everywhere(*_masked(which, masked.default_tiles(m, dtype), dtype), True)
             for side in SIDES:
                 tiles = bsr.default_tiles((side, side), m, dtype)
-                passes = dict(zip(("forward", "dgrad", "wgrad"), tiles, strict=True)) | {"packed+gelu": tiles[0]}
+                passes = dict(zip(PASSES, tiles, strict=True)) | {"packed+gelu": tiles[0]}
                 for which, of_pass in passes.items():
                     yield from _everywhere(*_product(which, (side, side), of_pass, dtype), True)
         for side in SIDES:
@@ -147,14 +147,14 @@ def _defaults() -> Found:
             launch = bitmap.default_launch(*SHAPE, DTYPE)._replace(splits=splits, overlap=overlap)
             for one in (_bitmap(rows, launch), _bitmap_sum(rows, launch)):
                 yield from _everywhere(*one, True, from_hopper=overlap == 1)
-    for name, tiles in DEFAULTS.items():
-        yield from _everywhere(*_optimizer(name, tiles), True)
+    for name, chunking in DEFAULTS.items():
+        yield from _everywhere(*_optimizer(name, chunking), True)
 
 
 def _candidates() -> Found:
     for side in SIDES:
         block = (side, side)
-        for which in ("forward", "dgrad", "wgrad"):
+        for which in PASSES:
             for tiles in bsr.candidate_tiles(block, which, DTYPE):
                 yield from _candidate_product(which, block, tiles)
         for activation, which in (("none", "packed"), ("gelu", "packed+gelu")):
@@ -169,8 +169,8 @@ def _candidates() -> Found:
         for rows in (16, bitmap.MOST_ROWS):
             yield from _everywhere(*_bitmap(rows, launch), False)
     for name in KERNELS:
-        for tiles in tensor_table.candidates():
-            yield from _everywhere(*_optimizer(name, tiles), False)
+        for chunking in tensor_table.candidates():
+            yield from _everywhere(*_optimizer(name, chunking), False)
 
 
 def _candidate_product(which: str, block: tuple[int, int], tiles: bsr.Tiles) -> Found:
@@ -179,8 +179,8 @@ def _candidate_product(which: str, block: tuple[int, int], tiles: bsr.Tiles) -> 
         yield from _everywhere(*_product(which, block, tiles, DTYPE, on_device=on_device), False, from_hopper=tma)
 
 
-def _optimizer(name: str, tiles: tensor_table.Tiles) -> tuple[str, Callable]:
-    return f"{name} {tiles.chunk}-{tiles.num_warps}", partial(compile_optimizer, name, tiles)
+def _optimizer(name: str, chunking: tensor_table.Chunking) -> tuple[str, Callable]:
+    return f"{name} {chunking.chunk}-{chunking.num_warps}", partial(compile_optimizer, name, chunking)
 
 
 def _of_tables() -> Found:

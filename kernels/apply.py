@@ -17,6 +17,7 @@ from sparseticket.kernels.conv2d import PackedConv2d
 from sparseticket.kernels.dispatch import (
     DENSE,
     LAUNCHES,
+    PASSES,
     Case,
     Choice,
     Table,
@@ -35,7 +36,6 @@ from sparseticket.kernels.plan import ANY, Plan
 from sparseticket.kernels.tune import measure
 from sparseticket.kernels.tune_convolution import convolution_case
 
-TRAIN = ("forward", "dgrad", "wgrad")
 DENSE_PLAN = Plan.always(Choice())
 WRAPPED = (BsrLinear, PackedLinear, PackedConv)
 Layer = tuple[str, nn.Linear | nn.Conv2d, Tensor]
@@ -232,7 +232,7 @@ def _train(layer: Layer, how: _How) -> Placement:
         return Placement((name,), pattern, density, DENSE_PLAN)
     dtype = _name(how.dtype or module.weight.dtype)
     epilogue = "none" if module.bias is None else "bias"
-    cases = [Case(which, *mask.shape, pattern, dtype, epilogue if which == "forward" else "none") for which in TRAIN]
+    cases = [Case(which, *mask.shape, pattern, dtype, epilogue if which == "forward" else "none") for which in PASSES]
     plan = Plan.always(*[Choice("bsr_linear")] * 3) if how.everywhere else how.plan(cases, density, mask.device)
     if not plan.is_dense:
         BsrLinear.wrap(module, BlockLayout.from_mask(mask, block), plan)

@@ -38,7 +38,6 @@ PROGRAMS = 528  # four for each multiprocessor of an H100: with fewer blocks of 
 MOST_SPLITS = 32  # the second kernel adds them unrolled
 SUMMED_ROWS = 16  # of W, by a program of the second kernel
 SUMMED_TOGETHER = 4  # of what is left over of a row: with 8, and 8 rows, it takes 1.3 times the instructions
-ARRAYS = Fours._fields
 
 
 @dataclass(frozen=True)
@@ -349,10 +348,10 @@ class BitmapLinear(torch.nn.Module):
     @property
     def packed(self) -> BitmapWeight:
         """The weight, for :meth:`BitmapWeight.to_dense` and the functional form."""
-        return BitmapWeight(self.shape, Fours(*(getattr(self, name) for name in ARRAYS)))
+        return BitmapWeight(self.shape, Fours(*(getattr(self, name) for name in Fours._fields)))
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
-        given = {name: state.get(prefix + name) for name in ARRAYS}
+        given = {name: state.get(prefix + name) for name in Fours._fields}
         if all(isinstance(array, Tensor) for array in given.values()):
             try:
                 check_fours(Fours(**given), *self.shape)

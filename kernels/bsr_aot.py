@@ -1,8 +1,6 @@
-"""Compile the block-sparse kernels for given tiles without a GPU, and the dense control that they are held against."""
+"""Compile the block-sparse kernels for given tiles without a GPU."""
 
 from __future__ import annotations
-
-from functools import cache
 
 import torch
 
@@ -16,7 +14,6 @@ from sparseticket.kernels.bsr import (
     zero_dead_blocks_kernel,
 )
 from sparseticket.kernels.bsr_resident import bsr_resident_kernel, bsr_tma_wgrad_kernel
-from sparseticket.kernels.dense_control import dense_matmul_kernel
 
 TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 SIZES = {"m_size": "i32", "o_size": "i32", "r_size": "i32", "stride_am": "i32"}
@@ -51,18 +48,6 @@ def compile_product(
             BLOCK_O=block_o, BLOCK_R=block_r, TILE_M=tiles.rows, TILE_O=tiles.out, TILE_R=tiles.reduce, PACKED=packed,
             EVEN=True, HAS_BIAS=True, KEEP_PRE=False, ACTIVATION=activation, PRECISION=precision,
         ),
-        arch=arch, num_warps=tiles.warps, num_stages=tiles.stages, ones=("stride_ar", one),
-    )  # fmt: skip
-
-
-@cache
-def compile_dense(which: str, tiles: Tiles, arch: int, dtype: torch.dtype = torch.float16) -> Compiled:
-    """The control: the same tiles over a dense weight."""
-    wide, one = STRIDES[which]
-    return compile_ahead(
-        dense_matmul_kernel,
-        SIZES | dict.fromkeys("ABC", TYPES[dtype]) | {wide: "i32"},
-        dict(TILE_M=tiles.rows, TILE_O=tiles.out, TILE_R=tiles.reduce, PRECISION="tf32"),
         arch=arch, num_warps=tiles.warps, num_stages=tiles.stages, ones=("stride_ar", one),
     )  # fmt: skip
 

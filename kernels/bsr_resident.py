@@ -230,7 +230,7 @@ def launch_resident(
         )
     (m, r), o = a.shape, size[0]
     row_tiles = ceil_div(m, rows)
-    programs = residents * _multiprocessors(a.device)
+    programs = residents * multiprocessors(a.device)
     groups = groups_for(row_tiles, programs) if isinstance(m, int) else GROUPS_FOR_ANY_M
     c = a.new_empty(m, o)
     pre = torch.empty_like(c) if keep_pre else a.new_empty(0)
@@ -276,5 +276,6 @@ def has_tma(device: torch.device) -> bool:
 
 
 @cache
-def _multiprocessors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
+    """How many this GPU has; in the interpreter a few, so that programs stay for several rows there too."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

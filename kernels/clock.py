@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 Z95 = 1.96
+CALLS = 10  # of which a median is taken
 FLUSH_BYTES = 256 * 2**20  # more than any GPU's L2 (50 MB on an H100)
 
 
@@ -55,10 +56,10 @@ class Clock:
         """What is timed in the place of ``call``."""
         return call
 
-    def median(self, call: Callable[[], object], *, times: int = 10) -> float:
-        """Milliseconds of a call, the median of ``times``."""
+    def median(self, call: Callable[[], object]) -> float:
+        """Milliseconds of a call, the median of :data:`CALLS`."""
         call = self.prepared(call)
-        return statistics.median(self.time(call) for _ in range(times))
+        return statistics.median(self.time(call) for _ in range(CALLS))
 
     def compare(self, baseline: Callable[[], object], other: Callable[[], object], *, rounds: int = 30) -> Speedup:
         """How many times as fast ``other`` is, from ``rounds`` in which both have a turn, in alternating order."""

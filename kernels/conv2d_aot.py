@@ -24,7 +24,6 @@ def compile_conv2d(
     stride: int = 1,
     residual: bool = False,
     even: bool = True,
-    precision: str = "tf32",
 ) -> Compiled:
     """Bias and ReLU in the epilogue; padded as ResNets do (3×3 by 1, 1×1 not at all)."""
     return compile_ahead(
@@ -35,7 +34,7 @@ def compile_conv2d(
         dict(
             BLOCK_O=block[0], BLOCK_C=block[1], TILE_M=tiles.rows, TILE_O=tiles.out, TILE_C=tiles.reduce,
             KERNEL_W=kernel_size, STRIDE_H=stride, STRIDE_W=stride, PADDED=kernel_size > 1, EVEN=even,
-            HAS_BIAS=True, HAS_RESIDUAL=residual, ACTIVATION="relu", PRECISION=precision,
+            HAS_BIAS=True, HAS_RESIDUAL=residual, ACTIVATION="relu", PRECISION="tf32",
         ),
         arch=arch, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

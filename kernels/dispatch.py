@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,8 @@ FORMAT = 2
 READABLE = (1, FORMAT)  # 1 had no `launched`: its cells had to pay from Python, as those of "eager"
 LEAST_GAIN = 1.03  # a kernel is picked only where the lower 95 % bound of its speed-up is at least this
 DENSE = "dense"
-PASSES = ("forward", "dgrad", "wgrad", "infer", "convolution", "optimizer")
+PASSES = ("forward", "dgrad", "wgrad")  # of a training step
+KINDS = (*PASSES, "infer", "convolution", "optimizer")  # of cases
 LAUNCHES = ("eager", "compiled", "graph")
 
 
@@ -148,8 +149,8 @@ class Table:
             ) from error
 
 
-def table_path(gpu: str, folder: Path = TABLES) -> Path:
-    """Where the table of a GPU of this name lies."""
+def table_path(gpu: str, folder: Path) -> Path:
+    """Where in ``folder`` the table of a GPU of this name lies."""
     return folder / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
 
 
@@ -165,16 +166,16 @@ def user_tables() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparseticket" / "kernels"
 
 
-def find_table(gpu: str, folders: Iterable[Path] | None = None) -> Path | None:
+def find_table(gpu: str) -> Path | None:
     """The file of a GPU of this name: the user's own, else the one that came with the package."""
-    paths = [table_path(gpu, folder) for folder in folders or (user_tables(), TABLES)]
+    paths = [table_path(gpu, folder) for folder in (user_tables(), TABLES)]
     return next((path for path in paths if path.is_file()), None)
 
 
-def table_for(device: torch.device | str, folders: Iterable[Path] | None = None) -> Table | None:
+def table_for(device: torch.device | str) -> Table | None:
     """The table of this device's GPU, by :func:`find_table`; None where nothing was measured."""
     name = gpu_name(device)
-    path = find_table(name, folders) if name else None
+    path = find_table(name) if name else None
     return Table.load(path) if path else None
 
 
@@ -216,7 +217,7 @@ def _cell(line: dict[str, Any]) -> Measured:
     cell = Measured(case, line["m"], line["density"], best, line["ratio"], line["low"], line["high"])
     kinds = {"n": int, "k": int}
     odd = any(not isinstance(getattr(case, f.name), kinds.get(f.name, str)) for f in fields(case))
-    if odd or case.which not in PASSES or case.launched not in LAUNCHES:
+    if odd or case.which not in KINDS or case.launched not in LAUNCHES:
         raise ValueError(f"{line['case']} is no case")
     if not (isinstance(cell.m, int) and cell.m > 0 and 0 <= cell.density <= 1 and 0 < cell.low <= cell.high):
         raise ValueError(f"a cell of {case} holds impossible numbers")

@@ -17,10 +17,10 @@ from torch import Tensor
 from sparseticket.kernels.launch import INTERPRETED, on_device_of, runs_kernel
 from sparseticket.kernels.live_words import check_dense, flat, mask_of, mask_words
 from sparseticket.kernels.operators import opaque_operator
-from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, live_entries
+from sparseticket.kernels.tensor_table import Chunking, column, find_chunk, launches, live_entries
 
 NO_WORDS = torch.empty(0, dtype=torch.int32)
-TILES = Tiles(4096, 8)  # 95 µs for BERT-base's encoder in fp32 on an H200; with 1024 and 4 warps, 118
+CHUNKING = Chunking(4096, 8)  # 95 µs for BERT-base's encoder in fp32 on an H200; with 1024 and 4 warps, 118
 
 
 @triton.jit
@@ -57,13 +57,13 @@ def masked_norm_reference(gradients: Sequence[Tensor], words: Sequence[Tensor]) 
 def masked_norm_unchecked(gradients: list[Tensor], words: list[Tensor]) -> Tensor:
     if not runs_kernel(gradients[0]):
         return masked_norm_reference(gradients, words)
-    todo = launches((gradients, words), TILES.chunk)
+    todo = launches((gradients, words), CHUNKING.chunk)
     device = gradients[0].device
     partial = torch.empty(sum(launch.programs for launch in todo), dtype=torch.float32, device=device)
     norm = torch.zeros((), dtype=torch.float32, device=device)
     begin = 0
     for launch in todo:
-        launch.run(squares_kernel, partial[begin:], launch.dtypes[0], tiles=TILES)
+        launch.run(squares_kernel, partial[begin:], launch.dtypes[0], chunking=CHUNKING)
         begin += launch.programs
     with on_device_of(partial):
         total_kernel[(1,)](partial, norm, begin, 64 if INTERPRETED else 4096, num_warps=8)

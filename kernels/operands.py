@@ -8,7 +8,7 @@ from torch import Tensor
 from sparseticket.kernels.launch import FLOATS
 
 MOST_SIDE = 16 * 65535  # of a weight: the smallest tile by what a grid has in its second dimension
-MOST_ROWS = 2**31 - 256  # a row's number is an int32; 256 is the largest tile
+ROW_LIMIT = 2**31 - 256  # a row's number is an int32; 256 is the largest tile
 
 
 def check_linear(x: Tensor, size: tuple[int, int], bias: Tensor | None, *, index: Tensor, **weights: Tensor) -> None:
@@ -28,8 +28,8 @@ def check_linear(x: Tensor, size: tuple[int, int], bias: Tensor | None, *, index
         raise ValueError(f"a weight of {(n, k)} has nothing to sum over")
     if max(n, k) > MOST_SIDE:
         raise ValueError(f"a weight of {(n, k)} is too large for a grid, which takes sides of {MOST_SIDE}: split it")
-    if not torch.compiler.is_compiling() and x.numel() // k > MOST_ROWS:
-        raise ValueError(f"x has {x.numel() // k} rows, and a kernel takes {MOST_ROWS}: split it")
+    if not torch.compiler.is_compiling() and x.numel() // k > ROW_LIMIT:
+        raise ValueError(f"x has {x.numel() // k} rows, and a kernel takes {ROW_LIMIT}: split it")
     if bias is not None and bias.shape != (n,):
         raise ValueError(f"the bias has to be of {(n,)} for a weight of {(n, k)}, and is {tuple(bias.shape)}")
     if x.dtype not in FLOATS:

@@ -35,7 +35,7 @@ class Operator:
     def __call__(self, *inputs: Any) -> Any:
         """Its result, through the library only where that is needed."""
         tensors = [each for each in inputs if isinstance(each, Tensor)]
-        if not _called_plainly(tensors):
+        if not called_plainly(tensors):
             return self._overload(*inputs)
         if not torch.is_grad_enabled() or not any(each.requires_grad for each in tensors):
             return self._body(*inputs)
@@ -90,7 +90,7 @@ class OpaqueOperator:
 
     def __call__(self, *inputs: Any) -> Any:
         """Its result, through the library only where that is needed."""
-        if torch.is_grad_enabled() or not _called_plainly([*inputs[0], *inputs[1]]):
+        if torch.is_grad_enabled() or not called_plainly([*inputs[0], *inputs[1]]):
             return self._library(*inputs)
         result = self._body(*inputs)
         torch.autograd.graph.increment_version([tensor for place in self._written for tensor in inputs[place]])
@@ -102,7 +102,8 @@ def opaque_operator(name: str, *, mutates: Sequence[str] = ()) -> Callable[[Body
     return lambda body: OpaqueOperator(name, body, mutates)
 
 
-def _called_plainly(tensors: Sequence[Tensor]) -> bool:
+def called_plainly(tensors: Sequence[Tensor]) -> bool:
+    """True where a call with these needs nothing of the library: the first one says where it runs."""
     return (
         not torch.compiler.is_compiling()
         and runs_kernel(tensors[0])

@@ -9,7 +9,7 @@ from sparseticket.kernels.dispatch import DENSE
 from sparseticket.kernels.frozen import Frozen
 from sparseticket.kernels.plan import Plan
 
-ARRAYS = ("values", "crow", "place", "row")
+PACKED_ARRAYS = ("values", "crow", "place", "row")
 
 
 class PackedConv(Frozen, nn.Conv2d):
@@ -18,12 +18,12 @@ class PackedConv(Frozen, nn.Conv2d):
     def wrap(self, packed: PackedConv2d, plan: Plan) -> None:
         """Hold the blocks in non-persistent buffers, and the choice by output pixels."""
         self._shape, self._plan = packed.shape, plan
-        for name in ARRAYS:
+        for name in PACKED_ARRAYS:
             self.register_buffer(f"packed_{name}", getattr(packed, name), persistent=False)
 
     def unwrap(self) -> None:
         """Drop what :meth:`wrap` added."""
-        for name in ARRAYS:
+        for name in PACKED_ARRAYS:
             delattr(self, f"packed_{name}")
         del self._shape, self._plan
 
@@ -48,7 +48,7 @@ class PackedConv(Frozen, nn.Conv2d):
         return self._packed().to_dense()
 
     def _packed(self) -> PackedConv2d:
-        return PackedConv2d(*(getattr(self, f"packed_{name}") for name in ARRAYS), self._shape)
+        return PackedConv2d(*(getattr(self, f"packed_{name}") for name in PACKED_ARRAYS), self._shape)
 
 
 def runs_packed(conv: nn.Conv2d) -> bool:

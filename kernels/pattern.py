@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sparseticket.kernels.blocks import SIDES, BlockLayout
+from sparseticket.kernels.semi_structured import SIDE_MULTIPLE
 
-SIDE_MULTIPLE = 16  # of both sides of a 2:4 weight, for cuSPARSELt
 UNSTRUCTURED, SEMI_STRUCTURED = "unstructured", "2:4"
 
 

@@ -18,7 +18,7 @@ from sparseticket.kernels.launch import runs_kernel
 from sparseticket.kernels.live_words import check_dense, flat, mask_of
 from sparseticket.kernels.masked_optimizer import MaskedOptimizer, Params, Part, split_lr
 from sparseticket.kernels.operators import opaque_operator
-from sparseticket.kernels.tensor_table import Tiles, column, find_chunk, launches, live_entries, step_scaling
+from sparseticket.kernels.tensor_table import Chunking, column, find_chunk, launches, live_entries, step_scaling
 
 
 @triton.jit
@@ -99,9 +99,9 @@ def _masked_sgd(
         settings = (lr if lr_tensor is None else lr_tensor.item(), momentum, weight_decay, nesterov)
         masked_sgd_reference(*columns, settings, grad_scale, found_inf)
         return
-    tiles, numbers = Tiles(), (lr, float(momentum), float(weight_decay), lr_tensor, grad_scale, found_inf)
-    for launch in launches(columns, tiles.chunk):
-        launch.run(masked_sgd_kernel, *numbers, *launch.dtypes[:3], momentum != 0, nesterov, tiles=tiles)
+    chunking, numbers = Chunking(), (lr, float(momentum), float(weight_decay), lr_tensor, grad_scale, found_inf)
+    for launch in launches(columns, chunking.chunk):
+        launch.run(masked_sgd_kernel, *numbers, *launch.dtypes[:3], momentum != 0, nesterov, chunking=chunking)
 
 
 def masked_sgd(

@@ -27,21 +27,21 @@ OWNERS_KEPT = 64
 
 
 @dataclass(frozen=True)
-class Tiles:
+class Chunking:
     """Entries that a program handles (a multiple of 32), and its warps."""
 
     chunk: int = 1024
     num_warps: int = 4
 
 
-def candidates() -> list[Tiles]:
+def candidates() -> list[Chunking]:
     """Configurations worth timing."""
     chunks = (512, 1024, 2048, 4096)  # with over 512 a warp, live-only AdamW spills on sm_90
-    return [Tiles(chunk, warps) for chunk in chunks for warps in (4, 8) if 128 <= chunk // warps <= 512]
+    return [Chunking(chunk, warps) for chunk in chunks for warps in (4, 8) if 128 <= chunk // warps <= 512]
 
 
 @dataclass(frozen=True)
-class Table:
+class TensorTable:
     """What a launch is given: ``rows`` int64 ``[tensors, 2 + columns]``, ``owners`` int32, a row for each program.
 
     A row holds the number of entries, the number of its first program, and an address for each column (0 for none).
@@ -61,7 +61,7 @@ class Launch:
         even: every address is aligned to 16 bytes and every size a multiple of 32, so that loads may be wide.
     """
 
-    table: Table
+    table: TensorTable
     dtypes: tuple[tl.dtype, ...]
     even: bool
 
@@ -70,11 +70,11 @@ class Launch:
         """Size of the grid."""
         return len(self.table.owners)
 
-    def run(self, kernel: Any, *arguments: object, tiles: Tiles) -> None:
+    def run(self, kernel: Any, *arguments: object, chunking: Chunking) -> None:
         """Launch: the table, ``arguments``, and the constants that end every such kernel's list, CHUNK and EVEN."""
         with on_device_of(self.table.rows):
             kernel[(self.programs,)](
-                self.table.rows, self.table.owners, *arguments, tiles.chunk, self.even, num_warps=tiles.num_warps
+                self.table.rows, self.table.owners, *arguments, chunking.chunk, self.even, num_warps=chunking.num_warps
             )
 
 
@@ -133,7 +133,9 @@ def _launches(
     return made
 
 
-def _table(sizes: tuple[int, ...], addresses: Tensor, chunk: int, device: torch.device, *, capturing: bool) -> Table:
+def _table(
+    sizes: tuple[int, ...], addresses: Tensor, chunk: int, device: torch.device, *, capturing: bool
+) -> TensorTable:
     counts = torch.tensor([-(-size // chunk) for size in sizes])
     starts = counts.cumsum(0) - counts
     rows, host = _uploaded(torch.cat([torch.tensor(sizes)[:, None], starts[:, None], addresses], 1), device)
@@ -144,7 +146,7 @@ def _table(sizes: tuple[int, ...], addresses: Tensor, chunk: int, device: torch.
         _owners.move_to_end(key)
         if len(_owners) > OWNERS_KEPT:
             _owners.popitem(last=False)
-    return Table(rows, owners[0], (host, owners[1]))
+    return TensorTable(rows, owners[0], (host, owners[1]))
 
 
 def _owners_of(counts: Tensor) -> Tensor:

@@ -23,14 +23,13 @@ from sparseticket.kernels.bsr import (
 )
 from sparseticket.kernels.bsr_resident import has_tma
 from sparseticket.kernels.clock import Clock, GraphClock, LaunchClock
-from sparseticket.kernels.dispatch import Case, Choice, Measured
+from sparseticket.kernels.dispatch import PASSES, Case, Choice, Measured
 from sparseticket.kernels.launch import as_compiled
 from sparseticket.kernels.packing import Packing, packing_for
 from sparseticket.kernels.pattern import SEMI_STRUCTURED, block_of
 from sparseticket.kernels.tune_convolution import ConvolutionProblem
 
 AGREEMENT = {torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.float32: 5e-3}  # of the largest value; fp32 may be TF32
-PASSES = ("forward", "dgrad", "wgrad")
 log = logging.getLogger(__name__)
 
 
@@ -44,7 +43,6 @@ def measure(
     rounds: int = 30,
     clock: Clock | None = None,
     launched: Clock | None = None,
-    seed: int = 0,
 ) -> Measured:
     """The best kernel for ``case`` with ``m`` rows at ``density``, and its speed-up over dense with a cold L2 cache.
 
@@ -54,7 +52,7 @@ def measure(
     """
     clock, launched = clock or GraphClock(device), launched or LaunchClock(device)
     kind = ConvolutionProblem if case.which == "convolution" else Problem
-    problem = kind.draw(case, m, density, device, seed)
+    problem = kind.draw(case, m, density, device, seed=0)
     dense, expected = problem.dense, problem.dense().float()
     times: list[tuple[float, Choice, Callable[[], Tensor]]] = []
     for choice, call in problem.candidates(thorough):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from sparseticket.errors import UserError
 from sparseticket.models import Network
+from sparseticket.models.base import POOLER
 from sparseticket.rewind import head_state
 from sparseticket.settings import Protocol
 from sparseticket.tensors import load_tensors, save_tensors
-from sparseticket.ticket import POOLER
 
 
 def save_carry(path: Path, network: Network, optimizer_state: dict[str, Tensor], protocol: Protocol) -> None:

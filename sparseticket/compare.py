@@ -14,8 +14,9 @@ from sparseticket import masks as mask_algebra
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
 from sparseticket.masks import Masks, overlap
+from sparseticket.models.base import POOLER
 from sparseticket.permute import axes, check_fits, permuted
-from sparseticket.ticket import POOLER, Ticket
+from sparseticket.ticket import Ticket
 from sparseticket.ticket_network import network_of
 
 

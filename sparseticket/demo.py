@@ -19,10 +19,9 @@ from sparseticket import recipes
 from sparseticket.bench.runner import bench
 from sparseticket.errors import SparseticketError, UserError
 from sparseticket.export.exporter import REPORT, ZEROS_NOTE, export_model
-from sparseticket.files import write_json
+from sparseticket.files import read_json, write_json
 from sparseticket.imp import find
 from sparseticket.progress import Screen, clock
-from sparseticket.runs import read_json
 from sparseticket.show import mean_and_spread, percent, show_find, show_transfer
 from sparseticket.transfer import transfer
 from sparseticket.transfer_plan import plan
@@ -68,27 +67,25 @@ class Made:
         return self.folder / "bench"
 
 
-def run_demo(
-    folder: Path = FOLDER, names: Sequence[str] = RECIPES, *, screen: Screen, seconds: float = 3.0
-) -> dict[str, Any]:
-    """Run each recipe into its own folder in ``folder``; returns (and leaves) ``demo.json``.
+def run_demo(names: Sequence[str] = RECIPES, *, screen: Screen, seconds: float = 3.0) -> dict[str, Any]:
+    """Run each recipe into its own folder in :data:`FOLDER`; returns (and leaves) ``demo.json``.
 
     ``seconds`` is how long each model is measured.
     """
     begun = time.monotonic()
     result = {
-        "tasks": [run_task(recipes.load(name), folder, screen=screen, seconds=seconds) for name in names],
+        "tasks": [run_task(recipes.load(name), screen=screen, seconds=seconds) for name in names],
         "note": ZEROS_NOTE,
         "seconds": time.monotonic() - begun,
     }
-    write_json(folder / "demo.json", result)
+    write_json(FOLDER / "demo.json", result)
     return result
 
 
-def run_task(recipe: recipes.Recipe, folder: Path, *, screen: Screen, seconds: float) -> dict[str, Any]:
+def run_task(recipe: recipes.Recipe, *, screen: Screen, seconds: float) -> dict[str, Any]:
     """Find, transfer, export and measure what one recipe says."""
     screen.say(f"\n{recipe.title} ({recipe.name})")
-    run = folder / recipe.settings.task
+    run = FOLDER / recipe.settings.task
     found = find(recipe.settings, run, screen=screen)
     show_find(screen, found, run)
 
@@ -150,7 +147,7 @@ def column(task: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def show_demo(screen: Screen, result: dict[str, Any], folder: Path = FOLDER) -> None:
+def show_demo(screen: Screen, result: dict[str, Any]) -> None:
     """The table, an honest word on its last line, and where everything is."""
     (_, *tasks), *lines = zip(HEADINGS, *map(column, result["tasks"]), strict=True)
     table = Table(HEADINGS[0], *tasks, title="What was found")
@@ -162,7 +159,7 @@ def show_demo(screen: Screen, result: dict[str, Any], folder: Path = FOLDER) -> 
     for task in result["tasks"]:
         for what, path in task["files"].items():
             screen.say(f"{task['task']}, {what}: {path}")
-    screen.say(f"All of it: {folder / 'demo.json'}, after {clock(result['seconds'])}")
+    screen.say(f"All of it: {FOLDER / 'demo.json'}, after {clock(result['seconds'])}")
 
 
 def _once(result: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

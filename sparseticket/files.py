@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sparseticket.errors import RunFailure
+from sparseticket.errors import RunFailure, UserError
 
 ABANDONED = 86_400.0  # seconds without a write
 
@@ -112,3 +112,15 @@ def report_path(ticket: Path) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole; NaN is refused."""
     write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; :class:`UserError` where it cannot be read."""
+    advice = "Copy it again, or make it again in a new folder."
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is missing or damaged: it cannot be read as JSON ({error}). {advice}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object. {advice}")
+    return found

@@ -11,9 +11,8 @@ from typing import Any
 from sparseticket.errors import UserError
 from sparseticket.runs import RunFolder
 from sparseticket.settings import Training, from_table
-from sparseticket.transfer_plan import TransferSettings
+from sparseticket.transfer_plan import TRANSFER_SETTINGS, TransferSettings
 
-SETTINGS = "transfer.toml"
 OF_ALL = ("model", "task", "data", "training")
 OF_DENSE = (*OF_ALL, "dense_weights")
 # of controls too, which are made of it; the head may be that of the dense networks' file
@@ -51,7 +50,7 @@ def _key(settings: TransferSettings, arm: str) -> dict[str, Any]:
 def _settings(folder: Path) -> TransferSettings | None:
     """The settings of a transfer's folder; None where it has none, or those of another version."""
     try:
-        table = tomllib.loads((folder / SETTINGS).read_text())
+        table = tomllib.loads((folder / TRANSFER_SETTINGS).read_text())
         if table.keys() != {item.name for item in fields(TransferSettings)}:
             return None
         return TransferSettings(**table | {"training": from_table(Training, table["training"], where=str(folder))})

@@ -21,7 +21,7 @@ from sparseticket.carry import load_carry, save_carry
 from sparseticket.checkpoint import Checkpoint, check_interval
 from sparseticket.dense_round import check_same_dense_round, take_dense_round
 from sparseticket.errors import UserError
-from sparseticket.files import write_json
+from sparseticket.files import read_json, write_json
 from sparseticket.masks import Masks
 from sparseticket.models import resolve
 from sparseticket.on_kernels import say_where_not
@@ -41,7 +41,6 @@ from sparseticket.runs import (
     THETA,
     TICKET,
     RunFolder,
-    read_json,
     settings_table,
 )
 from sparseticket.settings import Rewind, RunSettings

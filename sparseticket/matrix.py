@@ -19,16 +19,23 @@ from typing import Any
 
 from sparseticket.data_places import data_of, is_there
 from sparseticket.errors import UserError
-from sparseticket.files import write_json
+from sparseticket.files import read_json, write_json
 from sparseticket.progress import Screen
 from sparseticket.recipes import task_defaults
-from sparseticket.runs import SETTINGS, read_json, read_settings
+from sparseticket.runs import SETTINGS, read_settings
 from sparseticket.tasks import entry
 from sparseticket.tasks.base import MASKED_ACCURACY
 from sparseticket.team import ALONE, Team
 from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
-from sparseticket.transfer_plan import TransferSettings, begins_elsewhere, check_weights, own_theta, plan
+from sparseticket.transfer_plan import (
+    TRANSFER_SETTINGS,
+    TransferSettings,
+    begins_elsewhere,
+    check_weights,
+    own_theta,
+    plan,
+)
 from sparseticket.verdict import Verdict, at_least, judge_universal
 
 CELLS, MATRIX = "cells", "matrix.json"
@@ -83,7 +90,7 @@ def matrix(
     for number, ((source, task), settings) in enumerate(planned.items(), 1):
         folder = out / CELLS / _cell_name(source, settings)
         screen.say(f"{source} on {task}: cell {number} of {len(planned)} ({folder.name})")
-        known = [*others, *sorted(path.parent for path in (out / CELLS).glob("*/transfer.toml"))]
+        known = [*others, *sorted(path.parent for path in (out / CELLS).glob(f"*/{TRANSFER_SETTINGS}"))]
         done = transfer(
             tickets[source], settings, folder, screen=screen, checkpoint_every=checkpoint_every, others=known, team=team
         )

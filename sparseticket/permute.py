@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparseticket.errors import UserError
 from sparseticket.models import Network
+from sparseticket.models.base import POOLER
 from sparseticket.models.families import Family, Slice, families
 
 RESIDUAL = "residual"
@@ -193,7 +194,7 @@ def head_ends(network: Network) -> dict[str, tuple[int, ...]]:
     Raises:
         UserError: a head that is none of: classifier on a pooler, masked LM, question answering.
     """
-    has_pooler = any(name.startswith("pooler.") for name in network.backbone())
+    has_pooler = any(name.startswith(POOLER) for name in network.backbone())
     ends: dict[str, tuple[int, ...]] = {}
     for name in network.head:
         dims = (0,) * name.endswith(HEAD_ROWS) + (1,) * name.endswith(HEAD_COLUMNS)

@@ -13,7 +13,7 @@ from typing import Any
 
 from sparseticket import toml
 from sparseticket.errors import RunFailure, UserError
-from sparseticket.files import write_json, write_whole
+from sparseticket.files import read_json, write_json, write_whole
 from sparseticket.settings import Protocol, RunSettings, Training, from_table
 
 SETTINGS = "run.toml"
@@ -123,17 +123,6 @@ def read_settings(path: Path) -> RunSettings:
     table["protocol"] = from_table(Protocol, table.get("protocol", {}), where=str(path))
     table["training"] = from_table(Training, table.get("training", {}), where=str(path))
     return from_table(RunSettings, table, where=str(path))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a run; :class:`UserError` where it cannot be read."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}). Copy it again, or start in a new folder.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object. Copy it again, or start in a new folder.")
-    return found
 
 
 def check_same_settings(path: Path, wanted: dict[str, Any], option: str = "--out") -> None:

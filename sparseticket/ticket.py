@@ -16,13 +16,13 @@ from sparseticket import masks as mask_algebra
 from sparseticket.errors import UserError
 from sparseticket.files import write_whole
 from sparseticket.masks import Masks
+from sparseticket.models.base import POOLER
 from sparseticket.pattern import Pattern, parse
 from sparseticket.permute import is_permutation
 from sparseticket.pruning.purity import check_masks
 
 # 1 is unstructured; earlier versions read only that, and would count what dies with a head; 3 names θ_p
 FORMATS = (1, 2, 3)
-POOLER = "pooler."
 PERMUTATION = "permutation:"  # before the axis' name in the file; the rest of its tensors are masks
 
 

@@ -13,8 +13,9 @@ from sparseticket.checkpoint import Checkpoint, check_interval
 from sparseticket.controls import Control, control_of
 from sparseticket.errors import UserError
 from sparseticket.files import write_json
-from sparseticket.finished_arms import SETTINGS, part_of, take_finished
+from sparseticket.finished_arms import part_of, take_finished
 from sparseticket.masks import Masks
+from sparseticket.models.base import POOLER
 from sparseticket.on_kernels import say_where_not
 from sparseticket.permute import check_fits
 from sparseticket.progress import Screen
@@ -23,9 +24,9 @@ from sparseticket.runs import CHECKPOINT, FINISHED, TICKET, RunFolder
 from sparseticket.settings import Rewind
 from sparseticket.tasks import TaskOptions
 from sparseticket.team import ALONE, Team
-from sparseticket.ticket import POOLER, Ticket
+from sparseticket.ticket import Ticket
 from sparseticket.training import Round, make_accelerator, total_steps, train
-from sparseticket.transfer_plan import TransferSettings
+from sparseticket.transfer_plan import TRANSFER_SETTINGS, TransferSettings
 from sparseticket.verdict import Arm, Verdict, judge
 from sparseticket.workbench import Workbench
 
@@ -57,7 +58,7 @@ def transfer(
 
     def open_folder() -> None:
         with accelerator.main_process_first():
-            team.once(f"open {out}", lambda: RunFolder.open(out, asdict(settings), what=SETTINGS))
+            team.once(f"open {out}", lambda: RunFolder.open(out, asdict(settings), what=TRANSFER_SETTINGS))
             team.once(f"take from others to {out}", lambda: take_finished(run, settings, others))
         accelerator.wait_for_everyone()
 

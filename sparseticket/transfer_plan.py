@@ -16,6 +16,8 @@ from sparseticket.settings import RANDOM, RunSettings, Training, from_table
 from sparseticket.theta import file_hash
 from sparseticket.ticket import Ticket
 
+TRANSFER_SETTINGS = "transfer.toml"
+
 
 @dataclass(frozen=True)
 class TransferSettings:

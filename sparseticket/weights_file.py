@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparseticket.errors import UserError
 
-WRAPPERS = ("state_dict", "model")  # where a training checkpoint keeps its tensors
+KEPT_UNDER = ("state_dict", "model")  # where a training checkpoint keeps its tensors
 
 
 def read_tensors(path: Path, what: str = "--weights") -> dict[str, Tensor]:
@@ -38,8 +38,8 @@ def read_tensors(path: Path, what: str = "--weights") -> dict[str, Tensor]:
             "when loaded.\nPickled code is never run: save the dictionary of tensors alone, with torch.save or as "
             "safetensors."
         ) from error
-    for _ in WRAPPERS:  # one may lie in the other
-        inside = [key for key in WRAPPERS if isinstance(stored, Mapping) and isinstance(stored.get(key), Mapping)]
+    for _ in KEPT_UNDER:  # one may lie in the other
+        inside = [key for key in KEPT_UNDER if isinstance(stored, Mapping) and isinstance(stored.get(key), Mapping)]
         filled = [key for key in inside if any(isinstance(value, Tensor) for value in stored[key].values())]
         if len(filled) > 1:
             raise UserError(f"{what} {path} holds both {' and '.join(filled)}: save the one that is meant alone.")

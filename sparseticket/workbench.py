@@ -15,11 +15,11 @@ from sparseticket.errors import RunFailure, UserError
 from sparseticket.finite import finite_answers
 from sparseticket.masks import Masks
 from sparseticket.models import ModelSpec, Network, resolve
+from sparseticket.models.base import POOLER
 from sparseticket.permute import permute
 from sparseticket.rewind import Origin, head_state
 from sparseticket.settings import RANDOM, Protocol
 from sparseticket.tasks import Task, TaskOptions, make_task
-from sparseticket.ticket import POOLER
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

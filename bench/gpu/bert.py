@@ -51,12 +51,12 @@ def encoder_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if ".encoder.layer." in n and p.ndim == 2}
 
 
-def masks_for(model: nn.Module, density: float, block: tuple[int, int], seed: int = 0) -> dict[str, Tensor]:
+def masks_for(model: nn.Module, density: float, block: tuple[int, int]) -> dict[str, Tensor]:
     """Masks ranked over all encoder weights at once (over random normal weights of one scale)."""
     weights = encoder_weights(model)
     shapes = [tuple(weight.shape) for weight in weights.values()]
     device = str(next(iter(weights.values())).device)
-    masks = ranked_masks(shapes, block, density, seed, device, range(len(shapes)))
+    masks = ranked_masks(shapes, block, density, 0, device, range(len(shapes)))
     return dict(zip(weights, masks, strict=True))
 
 

@@ -18,9 +18,9 @@ from sparseticket.bench.gpu.roofline import linear_ms
 from sparseticket.kernels.blocks import BlockLayout
 from sparseticket.kernels.bsr import bsr_linear
 from sparseticket.kernels.bsr_packed import PackedBlocks, bsr_linear_packed
-from sparseticket.kernels.dispatch import Case
+from sparseticket.kernels.dispatch import PASSES, Case
 from sparseticket.kernels.masked import masked_linear
-from sparseticket.kernels.tune import PASSES, Problem
+from sparseticket.kernels.tune import Problem
 from sparseticket.kernels.words import pack_words
 
 ZEROS, PRUNE, CORE, PAIRS = "zeros in place", "nn.utils.prune", "core BSR, tuned", "2:4 of cuSPARSELt"
@@ -44,9 +44,9 @@ class Linear:
         """``(N, K)``."""
         return lab.side(self.n), lab.side(self.k)
 
-    def case(self, lab: Lab, which: str, block: int) -> Case:
+    def case(self, lab: Lab, which: str) -> Case:
         """The dispatcher's name for it."""
-        rows, columns = lab.block(block)
+        rows, columns = lab.block(128)
         epilogue = "none" if which in ("dgrad", "wgrad") else "bias"
         return Case(which, *self.size(lab), f"block:{rows}x{columns}", "bfloat16", epilogue, "graph")
 
@@ -92,9 +92,9 @@ def forward(
     lab: Lab, device: dict[str, Any], linear: Linear, density: float, *, against_core: bool = False
 ) -> dict[str, Any]:
     """The forward product with bias, M = 4096, blocks of 128²; core's tuner takes long, so not everywhere."""
-    case, m = linear.case(lab, "forward", 128), lab.rows(M)
+    case, m = linear.case(lab, "forward"), lab.rows(M)
     tiles = lab.tiles(case, m, density)
-    packed_tiles = lab.tiles(linear.case(lab, "infer", 128), m, density)
+    packed_tiles = lab.tiles(linear.case(lab, "infer"), m, density)
     figure = _both_kinds(lab, linear, case, density, partial(_forward_arms, lab, tiles, packed_tiles, against_core))
     kinds = [figure["uniform"], figure["ranked"]]
     figure["ratios"] = {
@@ -141,7 +141,7 @@ def _forward_arms(
 
 def train_step(lab: Lab, device: dict[str, Any], linear: Linear, density: float) -> dict[str, Any]:
     """Forward and both gradients, in one call."""
-    cases, m = [linear.case(lab, which, 128) for which in PASSES], lab.rows(M)
+    cases, m = [linear.case(lab, which) for which in PASSES], lab.rows(M)
     tiles = tuple(lab.tiles(case, m, density) for case in cases)
     figure = _both_kinds(lab, linear, cases[0], density, partial(_step_arms, lab, tiles))
     kinds = [figure["uniform"], figure["ranked"]]
@@ -189,7 +189,7 @@ def _step_arms(lab: Lab, tiles: tuple[list[int], ...], problem: Problem, seed: i
 @torch.no_grad()
 def masked_forward(lab: Lab, device: dict[str, Any], linear: Linear, density: float) -> dict[str, Any]:
     """``masked_linear``: where dead values have to survive. It is not expected to beat dense; beside ``prune`` only."""
-    case = replace(linear.case(lab, "infer", 128), pattern="unstructured")
+    case = replace(linear.case(lab, "infer"), pattern="unstructured")
 
     def arms(problem: Problem, seed: int) -> dict[str, Callable[[], Arm]]:
         x, bias, whole = problem.x, problem.bias, torch.randn_like(problem.weight)

@@ -10,8 +10,7 @@ from typing import Any
 from sparseticket.bench.runner import bench
 from sparseticket.bench.shapes.study import BASELINE, TASK, THREADS, Cell, Study
 from sparseticket.export.exporter import REPORT, export_model
-from sparseticket.files import write_json
-from sparseticket.runs import read_json
+from sparseticket.files import read_json, write_json
 
 LENGTH = 128
 PROVIDER = "onnxruntime-cpu"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparseticket.errors import UserError
+from sparseticket.files import read_json
 from sparseticket.options import find_settings
-from sparseticket.runs import SETTINGS, check_same_settings, read_json, settings_table
+from sparseticket.runs import SETTINGS, check_same_settings, settings_table
 from sparseticket.settings import RunSettings
 
 TASK = "sst2"

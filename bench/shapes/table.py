@@ -14,9 +14,8 @@ from typing import Any
 from sparseticket.bench.messages import errors_as_messages
 from sparseticket.bench.shapes.study import DENSE, PRECISIONS, SHAPES, THREADS
 from sparseticket.errors import UserError
-from sparseticket.files import write_whole
+from sparseticket.files import read_json, write_whole
 from sparseticket.markdown import table
-from sparseticket.runs import read_json
 
 RESULTS, DOCUMENT = Path("bench/results/shapes"), Path("docs/shapes.md")
 Key = tuple[str, float, str]  # pattern, sparsity, precision

@@ -13,8 +13,9 @@ from typing import Any
 
 from sparseticket.bench.shapes.process import last_words, start
 from sparseticket.bench.shapes.study import Shape, Study
+from sparseticket.files import read_json
 from sparseticket.progress import clock
-from sparseticket.runs import SUMMARY, RunFolder, read_json
+from sparseticket.runs import SUMMARY, RunFolder
 from sparseticket.settings import RunSettings
 
 EVERY = 1.0  # seconds between two looks at the processes

@@ -11,6 +11,7 @@ from sparseticket.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+POOLER = "pooler."  # what names of a BERT's pooler begin with inside the backbone; some heads do without it
 HeadKind = Literal[
     "sequence-classification",
     "regression",

@@ -18,10 +18,9 @@ from sparseticket.errors import UserError, reason
 from sparseticket.files import replace_folder
 from sparseticket.hub import is_reachable, quiet_transformers
 from sparseticket.models import register
-from sparseticket.models.base import Head, ModelSpec, Network
+from sparseticket.models.base import POOLER, Head, ModelSpec, Network
 from sparseticket.models.text_weights import replace_backbone
 from sparseticket.seeds import derive
-from sparseticket.ticket import POOLER
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

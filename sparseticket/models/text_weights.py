@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from sparseticket.errors import UserError
-from sparseticket.models.base import Network
-from sparseticket.ticket import POOLER
+from sparseticket.models.base import POOLER, Network
 from sparseticket.weights_file import read_tensors
 
 

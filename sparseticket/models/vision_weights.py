@@ -97,7 +97,7 @@ def coverage(
     return "; ".join(said)
 
 
-def _list(title: str, names: Iterable[str], shown: int = 3) -> str:
+def _list(title: str, names: Iterable[str]) -> str:
     found = list(names)
-    more = f" and {len(found) - shown} more" if len(found) > shown else ""
-    return f"{title}{', '.join(found[:shown])}{more}" if found else ""
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"{title}{', '.join(found[:3])}{more}" if found else ""

@@ -11,21 +11,21 @@ from sparseticket.compare import compare
 from sparseticket.control_ticket import make_control
 from sparseticket.data_places import data_of
 from sparseticket.errors import UserError
-from sparseticket.files import write_json, write_whole
+from sparseticket.files import read_json, write_json, write_whole
 from sparseticket.imp import find
 from sparseticket.launch import meet
 from sparseticket.matrix import Asked, matrix
 from sparseticket.progress import Screen
 from sparseticket.recipes.study import Step, Study
 from sparseticket.recipes.study_report import markdown
-from sparseticket.runs import TICKET, RunFolder, read_json
+from sparseticket.runs import SUMMARY, TICKET, RunFolder
 from sparseticket.settings import RANDOM
 from sparseticket.show import show_beside_paper, show_compared, show_find, show_matrix, show_sweep, show_transfer
 from sparseticket.tasks import entry
 from sparseticket.team import ALONE, Team
 from sparseticket.ticket import Ticket
 from sparseticket.transfer import transfer
-from sparseticket.transfer_plan import plan
+from sparseticket.transfer_plan import TRANSFER_SETTINGS, plan
 from sparseticket.verdict import Verdict, highest_matching
 
 
@@ -146,7 +146,7 @@ class _Running:
 
     def _sweep(self, step: Step) -> dict[str, Any]:
         points = []
-        for number, trained in enumerate(read_json(self.out / step.of[0] / "summary.json")["rounds"]):
+        for number, trained in enumerate(read_json(self.out / step.of[0] / SUMMARY)["rounds"]):
             if trained["sparsity"] > 0:
                 folder = self.out / step.name / f"round-{number:02d}"
                 done = self._train(step, self._ticket(step.of[0], number), folder, others=self._siblings())
@@ -204,7 +204,7 @@ class _Running:
         if step.verb == "control":
             return self.out / step.of[0] / step.name / f"{step.name}.ticket"
         run = RunFolder(self.out / name)
-        rounds = len(read_json(run.path / "summary.json")["rounds"])
+        rounds = len(read_json(run.path / SUMMARY)["rounds"])
         return run.round(range(rounds)[number]) / TICKET
 
     def data_for(self, task: str) -> Path | None:
@@ -212,4 +212,4 @@ class _Running:
 
     def _siblings(self) -> list[Path]:
         """Every transfer of this study: what they finished under the same settings is not trained again."""
-        return sorted(path.parent for path in self.out.rglob("transfer.toml"))
+        return sorted(path.parent for path in self.out.rglob(TRANSFER_SETTINGS))

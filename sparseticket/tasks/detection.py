@@ -21,9 +21,10 @@ from sparseticket.seeds import generator
 from sparseticket.tasks import register
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
 from sparseticket.tasks.data_identity import identify_pairs
+from sparseticket.tasks.evaluating import evaluating
 from sparseticket.tasks.image_files import DataFiles
-from sparseticket.tasks.image_pixels import DecodedPixels, Pixels, hold_if_it_fits, resize_to
-from sparseticket.tasks.scene_batches import EVAL_BATCH, SceneBatches, evaluating, for_scenes, normalised
+from sparseticket.tasks.image_pixels import DecodedPixels, Pixels, hold_if_it_fits, normalised, resize_to
+from sparseticket.tasks.scene_batches import EVAL_BATCH, SceneBatches, for_scenes
 from sparseticket.tasks.voc import LAYOUT, Annotation, open_layout, read_annotations, read_splits, sizes_of
 
 NO_BOX = -1  # the label of what fills up a batch to as many boxes as its richest image has

@@ -1,4 +1,4 @@
-"""Where a batch's pixels come from: held in memory or decoded on demand, as they are or augmented.
+"""Where a batch's pixels come from: held in memory or decoded on demand, as they are or augmented; normalising them.
 
 Every source answers ``source[rows]`` with uint8 pixels [B, 3, S, S] for int64 rows [B]; a tensor [N, 3, S, S] is one.
 Augmentation is a function of (seed, round, epoch, row) alone, so that a resumed round repeats itself.
@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as VF
 
+from sparseticket.models.vision import ImageFormat
 from sparseticket.seeds import derive, generator
 from sparseticket.tasks.image_files import DataFiles, decode_all
 
@@ -43,6 +45,13 @@ class DecodedPixels:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         return torch.stack(decode_all(self.files, [self.names[row] for row in rows.tolist()], self.shape))
+
+
+def normalised(pixels: Tensor, format: ImageFormat) -> Tensor:
+    """uint8 [B, 3, S, S] as the model takes it: fp32, (x / 255 - mean) / std, channels last."""
+    scaled = VF.to_dtype(pixels, torch.float32, scale=True)
+    # ResNet-20 on two CPU threads: 0.66 s a training step channels last, 0.88 s otherwise
+    return VF.normalize(scaled, list(format.mean), list(format.std)).contiguous(memory_format=torch.channels_last)
 
 
 def hold_if_it_fits(pixels: DecodedPixels, size: int) -> Pixels:

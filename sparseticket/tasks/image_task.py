@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
-from torchvision.transforms.v2 import functional as VF
 
 from sparseticket.models import Head
 from sparseticket.models.vision import ImageFormat, VisionModel
 from sparseticket.seeds import generator
 from sparseticket.tasks.base import Batch, Stateless
-from sparseticket.tasks.image_pixels import Pixels, ShiftedPixels
+from sparseticket.tasks.evaluating import evaluating
+from sparseticket.tasks.image_pixels import Pixels, ShiftedPixels, normalised
 from sparseticket.tasks.prefetch import made_ahead
 
 SMALL_SIDE = 64  # pixels; larger images are augmented and evaluated as ImageNet is
@@ -53,13 +53,7 @@ class ImageBatches(Sequence[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         rows = self.rows[index]
-        scaled = VF.to_dtype(self.split.pixels[rows], torch.float32, scale=True)
-        pixels = VF.normalize(scaled, list(self.format.mean), list(self.format.std))
-        # ResNet-20 on two CPU threads: 0.66 s a training step channels last, 0.88 s otherwise
-        return {
-            "pixels": pixels.contiguous(memory_format=torch.channels_last),
-            "labels": self.split.labels[rows],
-        }
+        return {"pixels": normalised(self.split.pixels[rows], self.format), "labels": self.split.labels[rows]}
 
 
 class ImageTask(Stateless):
@@ -123,15 +117,8 @@ class ImageTask(Stateless):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """``{"accuracy": share of the evaluation images that are classified right}``, on the model's device."""
-        device = next(model.parameters()).device
-        accuracy = MulticlassAccuracy(self.head.classes, average="micro").to(device)
-        modes = [(part, part.training) for part in model.modules()]
-        model.eval()
-        try:
-            with torch.inference_mode():
-                for batch in made_ahead(self.batches("eval", seed=0, round=0, epoch=0), device):
-                    accuracy.update(model(batch["pixels"].to(device)), batch["labels"].to(device))
-        finally:
-            for part, training in modes:
-                part.training = training
-        return {"accuracy": accuracy.compute().item()}
+        with evaluating(model) as device:
+            accuracy = MulticlassAccuracy(self.head.classes, average="micro").to(device)
+            for batch in made_ahead(self.batches("eval", seed=0, round=0, epoch=0), device):
+                accuracy.update(model(batch["pixels"].to(device)), batch["labels"].to(device))
+            return {"accuracy": accuracy.compute().item()}

@@ -21,7 +21,8 @@ from sparseticket.models.text import TextModel
 from sparseticket.seeds import generator
 from sparseticket.tasks import register
 from sparseticket.tasks.base import MASKED_ACCURACY, Batch, Stateless, TaskOptions
-from sparseticket.tasks.text_batches import CHUNK, RowBatches, TokenRows, device_of, digest, fitting_length, shuffled
+from sparseticket.tasks.evaluating import evaluating
+from sparseticket.tasks.text_batches import CHUNK, RowBatches, TokenRows, digest, fitting_length, shuffled
 from sparseticket.tasks.token_cache import Tensors, cached
 
 MASKED_SHARE = 0.15
@@ -84,18 +85,13 @@ class MaskedLanguageModelling(Stateless):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The share of the hidden tokens of the evaluation split that the model names."""
-        was_training, device = model.training, device_of(model)
         network = extract_model_from_parallel(model)  # every process evaluates everything: nothing to synchronize
-        score = MulticlassAccuracy(len(self._tokenizer), average="micro", validate_args=False).to(device)
-        model.eval()
-        try:
-            with torch.inference_mode():
-                for batch in self.batches("eval", seed=0, round=0, epoch=0):
-                    logits, targets = logits_at_hidden(network, {name: t.to(device) for name, t in batch.items()})
-                    score.update(logits.argmax(-1), targets)
-        finally:
-            model.train(was_training)
-        return {self.metric: float(score.compute())}
+        with evaluating(model) as device:
+            score = MulticlassAccuracy(len(self._tokenizer), average="micro", validate_args=False).to(device)
+            for batch in self.batches("eval", seed=0, round=0, epoch=0):
+                logits, targets = logits_at_hidden(network, {name: t.to(device) for name, t in batch.items()})
+                score.update(logits.argmax(-1), targets)
+            return {self.metric: float(score.compute())}
 
 
 def logits_at_hidden(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,11 @@ from sparseticket.seeds import derive, generator
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
 from sparseticket.tasks.class_folders import LAYOUT, identify, open_class_folders, split_by_folders
 from sparseticket.tasks.contrast import nearest_of_same_class, processes, retrieved
-from sparseticket.tasks.image_pixels import DecodedPixels, hold_if_it_fits, resize_and_crop_to, resize_to
+from sparseticket.tasks.evaluating import evaluating
+from sparseticket.tasks.image_pixels import DecodedPixels, hold_if_it_fits, normalised, resize_and_crop_to, resize_to
 from sparseticket.tasks.image_task import SMALL_SIDE
 from sparseticket.tasks.prefetch import made_ahead
-from sparseticket.tasks.two_views import TwoViews, View, as_input
+from sparseticket.tasks.two_views import TwoViews, View
 
 DIMENSIONS = 128  # of the projection, in both papers and both released codes
 POOL = 256  # evaluation images among which a view is to find its other one: the paper's batch
@@ -87,9 +88,8 @@ class PreTraining(Stateless):
         of the same image. ``class_retrieval``: the share of images, as they are, whose nearest other image of the whole
         split is of the same class.
         """
-        device = next(model.parameters()).device
         found, features = [], []
-        with torch.inference_mode(), evaluated_without(self.head_name, model):
+        with evaluating(model) as device, without_head(self.head_name, model):
             for batch in made_ahead(self.batches("eval", seed=0, round=0, epoch=0), device):
                 first, second = (model(batch[name].to(device)) for name in ("first", "second"))
                 found.append(retrieved(first, second))
@@ -121,7 +121,7 @@ class _Evaluation(Sequence[Batch]):
         task = self.task
         first, second = self._held.get(index) or self._drawn(index)
         pixels = {"pixels": task._eval_whole[self.rows[index]], "first": first, "second": second}
-        return {name: as_input(images, task.format) for name, images in pixels.items()}
+        return {name: normalised(images, task.format) for name, images in pixels.items()}
 
     def _drawn(self, index: int) -> tuple[Tensor, Tensor]:
         task = self.task
@@ -132,20 +132,16 @@ class _Evaluation(Sequence[Batch]):
 
 
 @contextmanager
-def evaluated_without(head: str, model: nn.Module) -> Iterator[None]:
-    """Let ``model`` end in its pooled features, in eval mode, for a while; an exported file has no head to take off."""
-    modes = [(part, part.training) for part in model.modules()]
+def without_head(head: str, model: nn.Module) -> Iterator[None]:
+    """Let ``model`` end in its pooled features for a while; an exported file has no head to take off."""
     kept = getattr(model, head, None)
     if kept is not None:
         setattr(model, head, nn.Identity())
-    model.eval()
     try:
         yield
     finally:
         if kept is not None:
             setattr(model, head, kept)
-        for part, training in modes:
-            part.training = training
 
 
 def _unchanged(image: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ from sparseticket.tasks import register
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
 from sparseticket.tasks.contrast import processes
 from sparseticket.tasks.data_identity import identify_pairs
-from sparseticket.tasks.image_pixels import resize_to
+from sparseticket.tasks.evaluating import evaluating
+from sparseticket.tasks.image_pixels import normalised, resize_to
 from sparseticket.tasks.mask_files import LAYOUT, VOID, MaskedImages, find_layout
-from sparseticket.tasks.scene_batches import EVAL_BATCH, SceneBatches, evaluating, for_scenes, normalised
+from sparseticket.tasks.scene_batches import EVAL_BATCH, SceneBatches, for_scenes
 
 CROP = (0.25, 1.0)  # of the image's area: sides of a half to all of it
 

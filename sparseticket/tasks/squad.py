@@ -13,6 +13,7 @@ from sparseticket.models import Head
 from sparseticket.models.text import TextModel
 from sparseticket.tasks import register
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
+from sparseticket.tasks.evaluating import evaluating
 from sparseticket.tasks.squad_data import Passages, read
 from sparseticket.tasks.squad_score import exact_match, f1
 from sparseticket.tasks.squad_windows import Windows, best_spans, cut, encode
@@ -20,7 +21,6 @@ from sparseticket.tasks.text_batches import (
     EVAL_BATCH,
     RowBatches,
     by_length,
-    device_of,
     digest,
     fitting_length,
     shuffled_by_length,
@@ -74,13 +74,8 @@ class QuestionAnswering(Stateless):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """F1 and exact match over the questions of the evaluation split."""
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.inference_mode():
-                predictions = self._predict(extract_model_from_parallel(model))
-        finally:
-            model.train(was_training)
+        with evaluating(model) as device:
+            predictions = self._predict(extract_model_from_parallel(model), device)
         scores = {"f1": 0.0, "exact_match": 0.0}
         for question, prediction in zip(self._evaluation.questions, predictions, strict=True):
             answers = [answer.text for answer in question.answers]
@@ -88,9 +83,9 @@ class QuestionAnswering(Stateless):
             scores["exact_match"] += exact_match(prediction, answers)
         return {name: total / len(predictions) for name, total in scores.items()}
 
-    def _predict(self, network: nn.Module) -> list[str]:
+    def _predict(self, network: nn.Module, device: torch.device) -> list[str]:
         """The answer to each question; "" where its passage has no token."""
-        windows, device = self._windows["eval"], device_of(network)
+        windows = self._windows["eval"]
         best: list[tuple[float, str]] = [(-torch.inf, "")] * len(self._evaluation.questions)
         for batch in self.batches("eval", seed=0, round=0, epoch=0):
             rows = batch["window"]

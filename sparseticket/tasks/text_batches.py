@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sparseticket.errors import UserError
@@ -167,8 +167,3 @@ def digest(*parts: Iterable[object]) -> str:
             total.update(len(text).to_bytes(8, "little") + text)
         total.update(b"\xff" * 8)  # no text is that long: the end of a part
     return total.hexdigest()
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's parameters are."""
-    return next(model.parameters()).device

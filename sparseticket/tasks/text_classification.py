@@ -17,12 +17,12 @@ from torchmetrics.regression import PearsonCorrCoef
 from sparseticket.models import Head
 from sparseticket.models.text import TextModel
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
+from sparseticket.tasks.evaluating import evaluating
 from sparseticket.tasks.text_batches import (
     EVAL_BATCH,
     RowBatches,
     TokenRows,
     by_length,
-    device_of,
     digest,
     fitting_length,
     shuffled_by_length,
@@ -132,21 +132,15 @@ class TextClassification(Stateless):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The task's metric over the evaluation split, and over each other set that it evaluates on."""
-        was_training = model.training
         network = extract_model_from_parallel(model)  # every process evaluates everything: nothing to synchronize
-        model.eval()
-        try:
-            with torch.inference_mode():
-                return {
-                    self.metric + split.removeprefix("eval"): self._score(network, split)
-                    for split in self._splits
-                    if split != "train"
-                }
-        finally:
-            model.train(was_training)
+        with evaluating(model) as device:
+            return {
+                self.metric + split.removeprefix("eval"): self._score(network, split, device)
+                for split in self._splits
+                if split != "train"
+            }
 
-    def _score(self, network: nn.Module, split: str) -> float:
-        device = device_of(network)
+    def _score(self, network: nn.Module, split: str, device: torch.device) -> float:
         score = METRICS[self.metric](self.head.classes).to(device)
         for batch in self.batches(split, seed=0, round=0, epoch=0):
             on_device = {name: tensor.to(device) for name, tensor in batch.items()}

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as VF
 
 from sparseticket.models.vision import ImageFormat
 from sparseticket.seeds import derive
 from sparseticket.tasks.base import Batch
 from sparseticket.tasks.image_files import decode_all
-from sparseticket.tasks.image_pixels import DecodedPixels, Pixels
+from sparseticket.tasks.image_pixels import DecodedPixels, Pixels, normalised
 from sparseticket.tasks.image_task import SMALL_SIDE
 
 View = Callable[[Tensor], Tensor]
@@ -62,7 +61,7 @@ class TwoViews(Sequence[Batch]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Batch:
-        first, second = (as_input(views, self.format) for views in self.drawn(index))
+        first, second = (normalised(views, self.format) for views in self.drawn(index))
         return {"pixels": first, "other": second}
 
     def drawn(self, index: int) -> tuple[Tensor, Tensor]:
@@ -75,13 +74,6 @@ class TwoViews(Sequence[Batch]):
                 pairs.append((self.view(image), self.view(image)))
         first, second = (torch.stack(views) for views in zip(*pairs, strict=True))
         return first, second
-
-
-def as_input(pixels: Tensor, format: ImageFormat) -> Tensor:
-    """uint8 [B, 3, S, S] as the model takes them: float32, normalised, channels last."""
-    scaled = VF.to_dtype(pixels, torch.float32, scale=True)
-    normalised = VF.normalize(scaled, list(format.mean), list(format.std))
-    return normalised.contiguous(memory_format=torch.channels_last)
 
 
 def _whole(pixels: Pixels, rows: Tensor) -> Sequence[Tensor]:

@@ -261,6 +261,7 @@ def test_a_model_that_lacks_weights_is_refused_and_never_filled_with_random_ones
     ("file", "content", "words"),
     [
         ("config.json", b"{", "JSON"),
+        ("config.json", b"[" * 100_000, "JSON"),
         ("config.json", b'{"architectures": ["NoSuchModel"]}', "NoSuchModel"),
         ("config.json", b'{"architectures": ["torch"]}', "does not have"),
         ("model.safetensors", b"damaged", "cannot be loaded"),

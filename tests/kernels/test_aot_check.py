@@ -7,7 +7,7 @@ from sparseticket.kernels.dispatch import Case, Choice, Measured, Table, table_p
 
 
 def made(shared=1024, spilled=0):
-    return Compiled("", "", shared, 64, spilled)
+    return Compiled("", "", shared, spilled)
 
 
 def broken():

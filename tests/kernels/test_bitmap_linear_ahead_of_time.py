@@ -6,9 +6,10 @@ from itertools import product
 
 import pytest
 import torch
+from triton_ir import only_ir
 
 from sparseticket.kernels import fours
-from sparseticket.kernels.aot import SHARED_LIMIT, only_ir
+from sparseticket.kernels.aot import SHARED_LIMIT
 from sparseticket.kernels.bitmap import MOST_SPLITS, default_launch
 from sparseticket.kernels.bitmap_aot import compile_bitmap, compile_bitmap_sum
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton_ir import only_ir
 
-from sparseticket.kernels.aot import SHARED_LIMIT, compile_ahead, only_ir
+from sparseticket.kernels.aot import SHARED_LIMIT, compile_ahead
 from sparseticket.kernels.bsr_aot import TYPES
 from sparseticket.kernels.conv2d import default_tiles
 from sparseticket.kernels.conv2d_aot import SIZES, compile_conv2d

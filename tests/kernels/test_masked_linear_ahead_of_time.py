@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from triton_ir import only_ir
 
-from sparseticket.kernels.aot import SHARED_LIMIT, only_ir
+from sparseticket.kernels.aot import SHARED_LIMIT
 from sparseticket.kernels.masked import default_tiles
 from sparseticket.kernels.masked_aot import compile_masked
 

@@ -7,7 +7,7 @@ import triton.language as tl
 from sparseticket.kernels import LiveAdamW, MaskedAdamW, MaskedSGD, masked_clip_grad_norm_, masked_grad_norm
 from sparseticket.kernels.live_words import mask_words
 from sparseticket.kernels.optimizers_aot import compile_optimizer
-from sparseticket.kernels.tensor_table import Tiles
+from sparseticket.kernels.tensor_table import Chunking
 
 SHAPES = [(40, 33), (64, 48), (3, 7), (5,), (1,)]  # odd ones, one of whole chunks, two without a mask
 MASKED = 3
@@ -225,21 +225,21 @@ def test_steps_replay_in_a_cuda_graph_with_another_learning_rate(close, how):
 
 @pytest.mark.parametrize("arch", [80, 90, 120])
 def test_adamw_reads_and_writes_16_bytes_at_a_time_under_its_masks(arch):
-    made = compile_optimizer("masked_adamw", Tiles(), arch)
+    made = compile_optimizer("masked_adamw", Chunking(), arch)
     assert made.spilled == 0
     assert made.ptx.count("ld.global.v4.b32") == 8  # 4 arrays, 8 entries a thread
     assert made.ptx.count("st.global.v4.b32") == 6
 
 
 def test_sgd_and_the_norm_read_16_bytes_at_a_time():
-    step, norm = (compile_optimizer(name, Tiles(), 90) for name in ("masked_sgd", "masked_norm"))
+    step, norm = (compile_optimizer(name, Chunking(), 90) for name in ("masked_sgd", "masked_norm"))
     assert step.spilled == norm.spilled == 0
     assert (step.ptx.count("ld.global.v4.b32"), norm.ptx.count("ld.global.v4.b32")) == (6, 2)
 
 
 def test_live_adamw_is_the_same_program_in_bf16_and_fp16():
     dtypes = (tl.float16, tl.bfloat16)
-    half, brain = (compile_optimizer("live_adamw", Tiles(), 90, WEIGHT=t, GRADIENT=t) for t in dtypes)
+    half, brain = (compile_optimizer("live_adamw", Chunking(), 90, WEIGHT=t, GRADIENT=t) for t in dtypes)
     assert brain.spilled == 0
     assert _operations(brain.ttir.replace("bf16", "f16")) == _operations(half.ttir)
 

@@ -18,6 +18,7 @@ from sparseticket import transfer as transfers
 from sparseticket.checkpoint import Checkpoint
 from sparseticket.data_places import data_of
 from sparseticket.errors import RunFailure, UserError
+from sparseticket.files import read_json
 from sparseticket.imp import Search, find
 from sparseticket.lars import Lars
 from sparseticket.masking import MaskedParameters
@@ -25,7 +26,6 @@ from sparseticket.models import Head, resolve
 from sparseticket.options import find_settings
 from sparseticket.progress import Screen
 from sparseticket.rewind import head_state
-from sparseticket.runs import read_json
 from sparseticket.settings import Training
 from sparseticket.tasks import TaskOptions, make_task
 from sparseticket.tasks.contrast import info_nce, nearest_of_same_class, nt_xent, retrieved
