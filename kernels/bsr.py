@@ -23,6 +23,7 @@ from torch import Tensor
 from sparseticket.kernels.activation import (
     activate,
     activate_and_keep,
+    activate_reference,
     check_activation,
     linear_gradients,
 )
@@ -415,6 +416,13 @@ def check_tiles(tiles: list[int], *pieces: tuple[int, int]) -> None:
     """Raise ValueError where a tile does not divide its side of the block: it would read beyond it."""
     if any(tile < 1 or side % tile for tile, side in pieces):
         raise ValueError(f"tiles {tiles} do not divide a block: {pieces}")
+
+
+def reference_bsr_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, activation: str = "none"
+) -> Tensor:
+    """What :func:`bsr_linear` computes, in plain PyTorch: ``mask`` is the layout's :meth:`BlockLayout.dense_mask`."""
+    return activate_reference(F.linear(x, weight.masked_fill(~mask, 0), bias), activation)
 
 
 @operator("bsr_linear")

@@ -66,6 +66,11 @@ def unpack_blocks(values: Tensor, row: Tensor, col: Tensor, shape: tuple[int, in
     return dense.transpose(1, 2).reshape(dense.shape[0] * block_n, -1)[:n, :k].contiguous()
 
 
+def reference_bsr_linear_packed(x: Tensor, weight: PackedBlocks, bias: Tensor | None, activation: str) -> Tensor:
+    """What :func:`bsr_linear_packed` computes, in plain PyTorch."""
+    return activate_reference(F.linear(x, weight.to_dense(), bias), activation)
+
+
 @operator("bsr_linear_packed")
 def _forward(
     x: Tensor,

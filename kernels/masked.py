@@ -21,6 +21,7 @@ from torch import Tensor
 from sparseticket.kernels.activation import (
     activate,
     activate_and_keep,
+    activate_reference,
     check_activation,
     linear_gradients,
 )
@@ -177,6 +178,13 @@ def _launch_product(
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return c, pre
+
+
+def reference_masked_linear(
+    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """What :func:`masked_linear` computes, in plain PyTorch, from a bool mask ``[N, K]``."""
+    return activate_reference(F.linear(x, weight.masked_fill(~mask, 0), bias), activation)
 
 
 def _live(weight: Tensor, words: Tensor) -> Tensor:

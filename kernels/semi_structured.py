@@ -135,6 +135,13 @@ def semi_structured_linear(
     return activate_reference(y, activation).reshape(*x.shape[:-1], n)
 
 
+def reference_semi_structured_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none"
+) -> Tensor:
+    """What :func:`semi_structured_linear` computes, in plain PyTorch, of the dense weight ``[N, K]``."""
+    return activate_reference(F.linear(x, weight, bias), activation)
+
+
 class SemiStructuredLinear(nn.Module):
     """What replaces an ``nn.Linear`` for inference. ``state_dict`` is the dense linear's.
 
