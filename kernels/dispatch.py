@@ -143,7 +143,7 @@ class Table:
                 raise ValueError(f"it is of format {record['format']}, and this version reads {FORMAT}")
             cells = [_cell(line) for line in record["cells"]]
             return cls(record["gpu"], record["versions"], record["date"], cells)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not a table of measured kernels: {error}. Run `tune-kernels` again."
             ) from error

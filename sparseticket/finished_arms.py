@@ -50,7 +50,7 @@ def _key(settings: TransferSettings, arm: str) -> dict[str, Any]:
 def _settings(folder: Path) -> TransferSettings | None:
     """The settings of a transfer's folder; None where it has none, or those of another version."""
     try:
-        table = tomllib.loads((folder / TRANSFER_SETTINGS).read_text())
+        table = tomllib.loads((folder / TRANSFER_SETTINGS).read_text(encoding="utf-8"))
         if table.keys() != {item.name for item in fields(TransferSettings)}:
             return None
         return TransferSettings(**table | {"training": from_table(Training, table["training"], where=str(folder))})

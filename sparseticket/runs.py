@@ -117,7 +117,7 @@ def settings_table(settings: RunSettings) -> dict[str, Any]:
 def read_settings(path: Path) -> RunSettings:
     """The settings in a run.toml."""
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}. Copy it again, or start in a new folder.") from error
     table["protocol"] = from_table(Protocol, table.get("protocol", {}), where=str(path))
@@ -131,7 +131,7 @@ def check_same_settings(path: Path, wanted: dict[str, Any], option: str = "--out
     A field of protocol or training that the file lacks has its default: a run begun before there was one goes on.
     """
     try:
-        found = tomllib.loads(path.read_text())
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}. Choose another folder with {option}.") from error
     if not found:

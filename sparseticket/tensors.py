@@ -39,7 +39,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(str(path), framework="pt") as file:
             record = json.loads((file.metadata() or {}).get("record", "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is missing or damaged ({error}). Copy it again, or remove it and run again."
         ) from error

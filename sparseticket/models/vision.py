@@ -231,8 +231,8 @@ def describe_saved(folder: Path) -> SavedModel:
     """Read and check ``model.json``; :class:`UserError` where it is not one that :meth:`VisionModel.save` wrote."""
     path = folder / DESCRIPTION
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder} holds no saved vision model: {path.name} cannot be read ({error}).") from error
     if isinstance(found, dict):
         found = {"head": "image-classification", **found}  # not said by files from before there were others

@@ -5,9 +5,14 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
-from sparseticket.errors import RunFailure
-from sparseticket.files import replace_folder, write_whole
+from sparseticket.errors import RunFailure, UserError
+from sparseticket.files import read_json, replace_folder, write_whole
+from sparseticket.kernels.dispatch import Table
+from sparseticket.models.vision import describe_saved
+from sparseticket.tensors import load_tensors
 
 
 def write(path, text):
@@ -127,3 +132,25 @@ def test_a_file_that_cannot_be_written_is_as_it_was_and_nothing_is_left_beside_i
     with pytest.raises(expected):
         write_whole(path, content)
     assert path.read_text() == "first" and os.listdir(tmp_path) == ["file"]
+
+
+TOO_DEEP = "[" * 200_000  # json gives up with RecursionError, which is no ValueError
+
+
+def tensors_with(record):
+    return lambda path: safetensors.torch.save_file({"a": torch.zeros(1)}, path, {"record": record})
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "read", "error"),
+    [
+        ("summary.json", lambda path: path.write_text(TOO_DEEP), read_json, UserError),
+        ("model.json", lambda path: path.write_text(TOO_DEEP), lambda path: describe_saved(path.parent), UserError),
+        ("a.safetensors", tensors_with(TOO_DEEP), load_tensors, UserError),
+        ("table.json", lambda path: path.write_text(TOO_DEEP), Table.load, ValueError),
+    ],
+)
+def test_a_file_that_nests_too_deep_is_said_to_be_damaged(name, write, read, error, tmp_path):
+    write(tmp_path / name)
+    with pytest.raises(error, match=name):
+        read(tmp_path / name)
