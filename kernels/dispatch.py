@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -160,7 +161,11 @@ def gpu_name(device: torch.device | str) -> str | None:
 
 
 def user_tables() -> Path:
-    """Where ``sparseticket tune-kernels`` writes: in ``$SPARSETICKET_CACHE``, else in the user's cache folder."""
+    """Where ``sparseticket tune-kernels`` writes: in ``$SPARSETICKET_CACHE``, else in the user's cache folder.
+
+    Raises:
+        RuntimeError: there is neither, as for a user without a home in a container.
+    """
     if chosen := os.environ.get("SPARSETICKET_CACHE"):
         return Path(chosen) / "kernels"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparseticket" / "kernels"
@@ -168,8 +173,11 @@ def user_tables() -> Path:
 
 def find_table(gpu: str) -> Path | None:
     """The file of a GPU of this name: the user's own, else the one that came with the package."""
-    paths = [table_path(gpu, folder) for folder in (user_tables(), TABLES)]
-    return next((path for path in paths if path.is_file()), None)
+    folders = [TABLES]
+    with suppress(RuntimeError):  # a user without a home has no table
+        folders.insert(0, user_tables())
+    paths = [table_path(gpu, folder) for folder in folders]
+    return next((path for path in paths if os.path.isfile(path)), None)  # Path's own raises in another user's folder
 
 
 def table_for(device: torch.device | str) -> Table | None:
@@ -181,14 +189,14 @@ def table_for(device: torch.device | str) -> Table | None:
 
 def save_user_table(table: Table) -> None:
     """Write the user's table of this GPU, whole or not at all; a folder that cannot be written is left alone."""
-    path = table_path(table.gpu, user_tables())
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path = table_path(table.gpu, user_tables())
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(table.to_json())
         part.replace(path)
-    except OSError as error:
-        log.warning("%s was not written (%s): it will be measured again", path, error)
+    except (OSError, RuntimeError) as error:
+        log.warning("the table of %s was not written (%s): it will be measured again", table.gpu, error)
 
 
 def decided_by_one(decide: Callable[[], T]) -> T:

@@ -34,9 +34,7 @@ def write_whole(path: Path, content: bytes | str | Callable[[Path], None]) -> No
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(_mode())
         os.replace(temporary, path)
     except OSError as error:
         raise _not_written(path, error) from error
@@ -58,6 +56,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
         scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
         new, old = scratch / "new", scratch / "old"  # mkdtemp's own folder can be read by its owner alone
         yield new
+        _let_others_read(new)
         _swap(new, path, old)
         _remove_abandoned(path)
     except OSError as error:
@@ -65,6 +64,20 @@ def replace_folder(path: Path) -> Iterator[Path]:
     finally:
         if scratch is not None and (path.exists() or not old.exists()):  # never the only copy
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _mode() -> int:
+    """Of a new file, as the umask says."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def _let_others_read(folder: Path) -> None:
+    """Give its files the mode that others have: safetensors writes for the owner alone."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(_mode())
 
 
 def _swap(new: Path, path: Path, old: Path) -> None:
@@ -98,10 +111,17 @@ def _not_written(path: Path, error: OSError) -> RunFailure:
 
 
 def cache_folder() -> Path:
-    """Where what can be made or fetched again is kept: ``$SPARSETICKET_CACHE``, else the user's cache folder."""
+    """Where what can be made or fetched again is kept: ``$SPARSETICKET_CACHE``, else the user's cache folder.
+
+    Raises:
+        UserError: there is neither, as for a user without a home in a container.
+    """
     if chosen := os.environ.get("SPARSETICKET_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "sparseticket"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "sparseticket"
+    except RuntimeError as error:
+        raise UserError("you have no home folder to keep files in: name a folder in SPARSETICKET_CACHE.") from error
 
 
 def report_path(ticket: Path) -> Path:

@@ -36,7 +36,10 @@ def tune_here(file: Path | None, *, minutes: float) -> tuple[Path, Table, int]:
         raise UserError(f"--minutes {minutes} makes no sense: give more than 0.")
     if not torch.cuda.is_available():
         raise UserError("there is no GPU that torch can use, and so nothing to measure: every layer runs dense here.")
-    file = file or table_path(torch.cuda.get_device_name(), user_tables())
+    try:
+        file = file or table_path(torch.cuda.get_device_name(), user_tables())
+    except RuntimeError as error:
+        raise UserError(f"there is no folder for the table ({error}): name a file with --out.") from error
     lab = Lab(file.parent, seconds=60 * minutes, table_file=file)
     lab.restart = partial(go_on_elsewhere, ["sparseticket", "tune-kernels", "--out", str(file)], lab)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sparseticket.tasks.text_classification import Examples, TextClassification
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit is 131,072
 EVAL_NAMES = ("eval", "dev", "valid", "validation", "test")
+HALF_A_LETTER = re.compile("[\ud800-\udfff]")  # a lone surrogate, which JSON can escape and nothing can encode
 LAYOUT = (
     "--data takes a .csv, .tsv or .jsonl file with the columns text and label (and text_b for pairs), or a folder with "
     "one such file called train and one called eval, dev, valid or test."
@@ -121,7 +123,9 @@ def _row(record: dict[str, Any], where: str) -> Row:
     text, second, label = record["text"], record.get("text_b"), record["label"]
     if not isinstance(text, str) or not isinstance(second, str | None):
         raise UserError(f"{where}: text and text_b must be texts.")
-    if not isinstance(label, str | int | float) or not str(label).strip():
+    if HALF_A_LETTER.search(text + (second or "")):
+        raise UserError(f"{where}: half of a surrogate pair (\\\\ud800 to \\\\udfff) is no letter: mend the text.")
+    if not isinstance(label, str | int | float) or label != label or not str(label).strip():  # not itself: NaN
         raise UserError(f"{where}: the label is missing.")
     return text, second, str(label).strip()
 

@@ -28,10 +28,14 @@ def cached(tokenizer: PreTrainedTokenizerBase, *content: object, make: Callable[
     """What ``make`` returns, or returned in an earlier run for the same tokenizer and the same ``content``.
 
     ``content`` is everything else that the tensors depend on: what they are, a digest of the texts, the longest
-    sequence. A file that is missing, damaged or of another key is made again; where none can be written, none is.
+    sequence. A file that is missing, damaged, another user's or of another key is made again; where none can be
+    written, none is.
     """
     key = hashlib.sha256(json.dumps([_identity(tokenizer), *content]).encode()).hexdigest()
-    path = cache_folder() / f"{key}.safetensors"
+    try:
+        path = cache_folder() / f"{key}.safetensors"
+    except UserError:
+        return make()
     tensors = _read(path, key)
     if tensors is None:
         tensors = make()
@@ -41,8 +45,6 @@ def cached(tokenizer: PreTrainedTokenizerBase, *content: object, make: Callable[
 
 
 def _read(path: Path, key: str) -> Tensors | None:
-    if not path.is_file():
-        return None
     try:
         tensors, record = load_tensors(path)
     except UserError:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparseticket.kernels import dispatch
 from sparseticket.kernels.dispatch import LEAST_GAIN, Case, Choice, Measured, Table, table_path
 from sparseticket.kernels.plan import Plan
 
@@ -107,3 +108,16 @@ def test_a_table_of_the_first_format_speaks_for_what_is_launched_from_python(tmp
 
 def test_each_gpu_has_a_file_of_its_own(tmp_path):
     assert table_path("NVIDIA H100 80GB HBM3", tmp_path).name == "nvidia-h100-80gb-hbm3.json"
+
+
+def test_a_user_without_a_home_or_with_one_that_cannot_be_looked_into_gets_the_packages_table(monkeypatch, tmp_path):
+    gpu = "NVIDIA H200"
+    monkeypatch.setenv("SPARSETICKET_CACHE", str(tmp_path / ("long" * 100)))
+    assert dispatch.find_table(gpu) == dispatch.table_path(gpu, dispatch.TABLES)
+    monkeypatch.setattr(dispatch, "user_tables", without_a_home)
+    assert dispatch.find_table(gpu) == dispatch.table_path(gpu, dispatch.TABLES)
+    dispatch.save_user_table(Table(gpu))
+
+
+def without_a_home():
+    raise RuntimeError("Could not determine home directory.")

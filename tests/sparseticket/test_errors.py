@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from sparseticket.errors import reason
@@ -14,3 +19,13 @@ from sparseticket.errors import reason
 )
 def test_a_reason_is_the_first_line_of_an_error_or_its_name(error, said):
     assert reason(error) == said
+
+
+def test_what_the_outputs_encoding_cannot_show_is_no_error():
+    shown = subprocess.run(
+        [sys.executable, "-m", "sparseticket", "recipes", "show", "cvpr21/cifar10"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert b"?" in shown.stdout and shown.stdout.isascii()

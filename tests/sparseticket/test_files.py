@@ -154,3 +154,16 @@ def test_a_file_that_nests_too_deep_is_said_to_be_damaged(name, write, read, err
     write(tmp_path / name)
     with pytest.raises(error, match=name):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_in_a_folder_may_be_read_by_whom_the_umask_lets(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        with replace_folder(tmp_path / "model") as new:
+            (new / "deep").mkdir(parents=True)
+            safetensors.torch.save_file({"a": torch.zeros(1)}, new / "deep" / "model.safetensors")  # writes 0600
+    finally:
+        os.umask(before)
+    file = tmp_path / "model" / "deep" / "model.safetensors"
+    assert file.stat().st_mode & 0o777 == 0o666 & ~umask

@@ -1,11 +1,13 @@
 """Tokenization is kept between runs: made once, found by content, never half there, and made again when damaged."""
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from sparseticket import files
+from sparseticket.errors import UserError
 from sparseticket.models import resolve
 from sparseticket.tasks import text_batches
 from sparseticket.tasks.mlm import pack
@@ -131,3 +133,18 @@ def test_without_a_variable_it_is_in_the_users_cache_folder(monkeypatch, tmp_pat
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "sparseticket"
+
+
+def test_where_there_is_no_home_or_the_folder_cannot_be_looked_into_the_run_goes_on(tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setenv("SPARSETICKET_CACHE", str(tmp_path / ("long" * 100)))  # an error also for root
+    first = tokenize(tokenizer, TEXTS, PAIRS, 16)
+    monkeypatch.delenv("SPARSETICKET_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", without_a_home)
+    assert same(tokenize(tokenizer, TEXTS, PAIRS, 16), first)
+    with pytest.raises(UserError, match="SPARSETICKET_CACHE"):
+        files.cache_folder()
+
+
+def without_a_home(path):
+    raise RuntimeError("Could not determine home directory.")
