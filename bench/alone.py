@@ -29,7 +29,7 @@ class Alone:
     """Milliseconds to load, and bytes of resident memory that loading and one call took at their peak."""
 
     load_ms: float
-    memory_bytes: int | None  # None on a GPU, and where the system cannot tell
+    memory_bytes: int | None  # None on a GPU, where the call compiles first, and where the system cannot tell
 
 
 def measure_alone(
@@ -60,7 +60,7 @@ def measure_alone(
             "how": how._replace(ticket=how.ticket and str(how.ticket)),
         }
         done = subprocess.run(
-            [sys.executable, "-m", "sparseticket.bench.alone", json.dumps(job), str(result)],
+            [sys.executable, "-P", "-m", "sparseticket.bench.alone", json.dumps(job), str(result)],
             env=os.environ | {"PYTHONPATH": os.pathsep.join([package_root, os.environ.get("PYTHONPATH", "")])},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -90,7 +90,8 @@ def main() -> None:
         session.call()
         if session.synchronize is not None:
             session.synchronize()
-    found = {"load_ms": load_ms, "memory_bytes": memory.bytes if job["device"] == "cpu" else None}
+    of_the_model = job["device"] == "cpu" and how.launched != "compiled"
+    found = {"load_ms": load_ms, "memory_bytes": memory.bytes if of_the_model else None}
     Path(sys.argv[2]).write_text(json.dumps(found))
 
 
@@ -104,6 +105,12 @@ def _load_runtime(runtime: str, device: str, threads: int) -> None:
     import torch
     from transformers import AutoModel  # noqa: F401  (it is imported when it is first asked for)
 
+    if runtime == "pt2":
+        import torch._inductor.package
+
+        import sparseticket.export.to_pt2
+        import sparseticket.kernels.bsr_packed
+        import sparseticket.kernels.conv2d  # noqa: F401  (what loading a program would import)
     torch.set_num_threads(threads)
     torch.zeros(1, device=device)
 

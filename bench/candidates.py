@@ -17,7 +17,7 @@ from sparseticket.bench.timing import Timed
 from sparseticket.errors import UserError
 from sparseticket.export.exporter import REPORT
 from sparseticket.export.layers import Layer, file_layers, torch_layers
-from sparseticket.export.loaded_model import load
+from sparseticket.export.loaded_model import DTYPES, load
 from sparseticket.export.source import resolve
 from sparseticket.export.sparse_op import sparse_nodes
 from sparseticket.export.to_pt2 import COMPILED, FILE, load_pt2
@@ -41,6 +41,7 @@ class Candidate:
         sparsity: share of exact zeros in the weights of its matrix products and convolutions.
         sparse_operators: how many layers of an ONNX file run on the sparse operator, where its library is; or of a
             program block-sparse, on a GPU.
+        dtype: that a program computes in.
         ticket: of a model for PyTorch, the ticket beside it, by which its layers may run on sparse kernels.
     """
 
@@ -53,6 +54,7 @@ class Candidate:
     sparsity: float
     ticket: Path | None = None
     sparse_operators: int = 0
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -149,14 +151,15 @@ def _program_candidate(name: str, folder: Path) -> Candidate:
     program, compiled = load_pt2(folder / FILE), folder / COMPILED
     on_gpu = torch.cuda.is_available() and compiled.is_file()
     file, device = (compiled, "cuda") if on_gpu else (folder / FILE, "cpu")
+    report = read_json(folder / REPORT)
     try:
-        layers = [Layer(one["name"], one["zeros"], one["weights"]) for one in read_json(folder / REPORT)["layers"]]
-        sparsity = _sparsity(layers)
+        layers = [Layer(one["name"], one["zeros"], one["weights"]) for one in report["layers"]]
+        sparsity, dtype = _sparsity(layers), DTYPES[report["dtype"]] and report["dtype"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / REPORT} does not say what its layers hold ({error}): export it again.") from error
     sparse = sum(str(node.target).startswith("sparseticket.") for node in program.graph.nodes)
     needs = needs_of_program(program, folder)
-    return Candidate(name, file, "pt2", (device,), needs, _size(file), sparsity, sparse_operators=sparse)
+    return Candidate(name, file, "pt2", (device,), needs, _size(file), sparsity, sparse_operators=sparse, dtype=dtype)
 
 
 def _weight_files(path: Path) -> list[Path]:

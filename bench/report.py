@@ -100,5 +100,5 @@ def _row(record: dict[str, Any]) -> list[str]:
 
 def _machine(result: dict[str, Any]) -> str:
     machine = result["machine"]
-    how = f"PyTorch in {result['pytorch']}" if result["pytorch"] else None
+    how = f"model folders in PyTorch: {result['pytorch']}" if result["pytorch"] else None
     return "; ".join(filter(None, (machine["cpu"], machine["gpu"], how)))

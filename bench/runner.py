@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sparseticket.bench.grid import ALL, Cell, make_cells
 from sparseticket.bench.limits import Limit
 from sparseticket.bench.machine import describe
 from sparseticket.bench.report import csv_text, markdown
-from sparseticket.bench.sessions import PLAINLY, TorchCall
+from sparseticket.bench.sessions import PLAINLY, TorchCall, compiling_anew
 from sparseticket.errors import UserError
 from sparseticket.export import native
 from sparseticket.export.loaded_model import DTYPES
@@ -26,7 +27,7 @@ from sparseticket.files import write_json, write_whole
 DEFAULT_OUT = Path("runs/bench")
 SPARSE_FROM = 0.1  # below this share of zeros nobody expects a speed-up from them
 ENOUGH_FOR_P99 = 100
-RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "pt2": "PyTorch"}
 LAUNCHED = {"eager": "from Python", "compiled": "by torch.compile", "graph": "as CUDA graphs"}
 
 
@@ -60,7 +61,8 @@ def bench(
             be faster; "off" does not.
         dtype: "fp32", "fp16" or "bf16", to which model folders are cast for PyTorch.
         launched: how PyTorch calls them: "eager", from Python; "compiled", by ``torch.compile``; or "graph", as CUDA
-            graphs, on a GPU only.
+            graphs, on a GPU only. Neither dtype nor launched as they are by default, folders run on the GPU alone
+            where there is one.
         fail_if: rules of :mod:`sparseticket.bench.limits`; what they are true for is listed under ``failures``.
         say: told which cell is measured.
 
@@ -97,7 +99,7 @@ def bench(
         "inputs": "; ".join(dict.fromkeys(cell.feeds.words for cell in cells)),
         "pytorch": f"{dtype}, called {LAUNCHED[launched]}" if any(one.runtime == "pytorch" for one in found) else None,
         "records": records,
-        "notes": _kernel_notes(found, records, kernels, how) + _notes(found, records),
+        "notes": _kernel_notes(found, records, kernels, how) + _notes(found, records, how),
         "failures": [line for limit in limits for line in limit.failures(records)],
     }
     write_json(out / "bench.json", result)
@@ -110,14 +112,26 @@ def bench(
 def _measure(
     cell: Cell, found: list[Candidate], seconds: float, min_rounds: int, how: TorchCall, kernels: bool
 ) -> list[dict[str, Any]]:
-    ready = [
-        prepare(one, device, cell.feeds, cell.threads, how, kernels=kernels)
-        for one in found
-        for device in one.devices
-        if device != "cpu" or one.runtime != "pytorch" or how.launched != "graph"
-    ]
-    samples = timing.interleave([one.timed for one in ready], seconds=seconds * len(ready), min_rounds=min_rounds)
+    with compiling_anew() if how.launched == "compiled" else nullcontext():
+        ready = [
+            prepare(one, device, cell.feeds, cell.threads, how, kernels=kernels)
+            for one in found
+            for device in _devices(one, found[0], how)
+        ]
+        timed = [one.timed for one in ready]
+        samples = timing.interleave(timed, seconds=seconds * len(ready), min_rounds=min_rounds)
     return [_record(index, ready, samples, cell) for index in range(len(ready))]
+
+
+def _devices(one: Candidate, baseline: Candidate, how: TorchCall) -> tuple[str, ...]:
+    """Where a candidate is measured: on the CPU only where the baseline is, if it can run elsewhere."""
+
+    def can(candidate: Candidate) -> tuple[str, ...]:
+        return candidate.devices[-1:] if candidate.runtime == "pytorch" and how != PLAINLY else candidate.devices
+
+    if "cpu" in can(baseline) or can(one) == ("cpu",):
+        return can(one)
+    return tuple(device for device in can(one) if device != "cpu")
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -169,7 +183,7 @@ def _baseline(one: Ready, ready: list[Ready]) -> int:
     return next(same, 0)
 
 
-def _notes(found: list[Candidate], records: list[dict[str, Any]]) -> list[str]:
+def _notes(found: list[Candidate], records: list[dict[str, Any]], how: TorchCall = PLAINLY) -> list[str]:
     on_kernels = {record["name"] for record in records if record["on_kernels"]}
     notes = [
         f"{one.name} is {100 * one.sparsity:.0f} % zeros; {RUNTIMES[one.runtime]} multiplies by zeros as by any other "
@@ -178,6 +192,7 @@ def _notes(found: list[Candidate], records: list[dict[str, Any]]) -> list[str]:
         if one.sparsity >= SPARSE_FROM and one.name not in on_kernels and not one.sparse_operators
     ]
     notes += [_operator_note(one) for one in found if one.sparse_operators]
+    notes += [note for one in found if one.runtime == "pt2" for note in _unlike_folders(one, found, how)]
     notes += [
         f"{record['name']} ({record['provider']}) is not faster than {record['against']} at {record['cell']}: "
         f"{record['speedup']:.2f}x, 95 % interval {record['speedup_low']:.2f} to {record['speedup_high']:.2f}."
@@ -199,6 +214,16 @@ def _operator_note(one: Candidate) -> str:
         f"{one.name} has {one.sparse_operators} block-sparse layers, which a CPU computes as dense ones: a program is "
         "for GPUs, measure it where there is one (and export it there)."
     )
+
+
+def _unlike_folders(one: Candidate, found: list[Candidate], how: TorchCall) -> Iterator[str]:
+    """What else than its zeros tells a program from the model folders that it is measured beside."""
+    if all(other.runtime != "pytorch" for other in found):
+        return
+    if one.dtype != how.dtype:
+        yield (f"{one.name} computes in {one.dtype}, model folders in {how.dtype}: compare with --dtype {one.dtype}.")
+    if one.devices == ("cuda",) and how.launched == "eager":
+        yield f"{one.name} is compiled, model folders are called from Python: compare with --launched compiled."
 
 
 def _kernel_notes(found: list[Candidate], records: list[dict[str, Any]], kernels: str, how: TorchCall) -> list[str]:

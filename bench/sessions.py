@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -114,6 +115,19 @@ def _torch(path: Path, device: str, inputs: Mapping[str, np.ndarray], how: Torch
         return replay()
 
     return Session(call_again, _waits_for(device), on_kernels)
+
+
+@contextmanager
+def compiling_anew() -> Iterator[None]:
+    """Inside, ``torch.compile`` has seen no model yet, and says so where it gives up on one.
+
+    It keeps 8 forms of a function, for all models and shapes together, and would run what comes next as from Python.
+    """
+    import torch
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
 
 
 def _program(path: Path, device: str, inputs: Mapping[str, np.ndarray]) -> Session:

@@ -76,7 +76,8 @@ def load_pt2(path: Path) -> ExportedProgram:
     if not path.is_file():
         raise UserError(f"there is no file {path}: export with --format pt2 first.")
     try:
-        return torch.export.load(path)
+        with quiet():
+            return torch.export.load(path)
     except Exception as error:
         raise UserError(f"{path} is no program that this PyTorch ({torch.__version__}) loads: {error}") from error
 

@@ -21,7 +21,7 @@ TOLERANCES = {  # atol, rtol
     ("fp32", "vision"): (1e-4, 1e-4),
     ("fp16", "text"): (2e-2, 2e-2),
     ("fp16", "vision"): (2e-2, 2e-2),
-    ("bf16", "text"): (0.16, 0.16),  # three bits fewer than fp16; MiniLM's MLM needed 0.10, ResNets on CIFAR 0.15
+    ("bf16", "text"): (0.16, 0.16),  # three bits fewer than fp16; trained MiniLMs needed 0.10, ResNets 0.15
     ("bf16", "vision"): (0.16, 0.16),
 }
 Shape = tuple[int, int, bool]  # batch, tokens (0 for images), padded

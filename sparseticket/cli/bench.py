@@ -27,10 +27,13 @@ def bench(
     kernels: Annotated[
         str, typer.Option(help="auto: on a GPU, PyTorch's layers run on sparse kernels where faster; or off.")
     ] = "auto",
-    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16: PyTorch's model folders are cast to it.")] = "fp32",
+    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16: model folders are cast to it for PyTorch.")] = "fp32",
     launched: Annotated[
         str,
-        typer.Option(help="How PyTorch calls them: eager (from Python), compiled (torch.compile), graph (CUDA graph)."),
+        typer.Option(
+            help="How PyTorch calls them: eager (from Python), compiled (torch.compile), graph (CUDA graph). With this "
+            "or --dtype they run on the GPU alone, where there is one."
+        ),
     ] = "eager",
     fail_if: Annotated[
         list[str] | None,

@@ -4,12 +4,13 @@ import gc
 import json
 import shutil
 import weakref
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from sparseticket.bench import candidates, sessions
+from sparseticket.bench import alone, candidates, runner, sessions
 from sparseticket.bench.alone import Alone
 from sparseticket.bench.runner import bench
 from sparseticket.errors import UserError
@@ -119,8 +120,61 @@ def test_compiled_is_by_torch_compile_and_said(blocky, quick, tmp_path, monkeypa
     monkeypatch.setattr(torch, "compile", lambda module, **_: compiled.append(module) or module)
     result = quick(blocky, launched="compiled", seq_length=[8])
     assert len(compiled) == 1 and not compiled[0].training
-    assert "PyTorch in fp32, called by torch.compile" in (tmp_path / "out" / "bench.md").read_text()
+    assert "model folders in PyTorch: fp32, called by torch.compile" in (tmp_path / "out" / "bench.md").read_text()
     assert result["pytorch"] == "fp32, called by torch.compile"
+
+
+def test_every_cell_of_a_compiled_model_runs_compiled_code(blocky, quick, monkeypatch):
+    """Of one function torch keeps 8 forms, and would call the ninth shape from Python without an error."""
+    runs, compile_with = [], torch.compile
+
+    def counting(graph, example):
+        return lambda *inputs: runs.append(graph) or graph(*inputs)
+
+    monkeypatch.setattr(torch, "compile", lambda module, **how: compile_with(module, backend=counting, **how))
+    after = []
+    result = quick(
+        blocky, launched="compiled", batch=[1, 2, 3], seq_length=[4, 5, 6], say=lambda _: after.append(len(runs))
+    )
+    assert len(result["records"]) == 9
+    assert all(one < next_one for one, next_one in pairwise([*after, len(runs)]))
+
+
+def test_memory_is_not_said_where_the_call_compiles(blocky, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    inputs = {"input_ids": torch.ones(1, 8, dtype=torch.int64).numpy()}
+    for launched, known in (("eager", True), ("compiled", False)):
+        how = sessions.TorchCall(launched=launched)
+        found = alone.measure_alone("pytorch", blocky / "model", "cpu", inputs, 1, how, name="it")
+        assert (found.memory_bytes is not None) == known and found.load_ms > 0
+
+
+BOTH, CPU, GPU = ("cpu", "cuda"), ("cpu",), ("cuda",)
+
+
+@pytest.mark.parametrize(
+    ("one", "baseline", "how", "measured"),
+    [
+        (("pytorch", BOTH), ("pytorch", BOTH), sessions.PLAINLY, BOTH),
+        (("pytorch", BOTH), ("pytorch", BOTH), sessions.TorchCall("bf16"), GPU),
+        (("pytorch", CPU), ("pytorch", CPU), sessions.TorchCall("bf16"), CPU),
+        (("onnxruntime", BOTH), ("pytorch", BOTH), sessions.TorchCall(launched="graph"), GPU),
+        (("onnxruntime", BOTH), ("pytorch", BOTH), sessions.PLAINLY, BOTH),
+        (("onnxruntime", CPU), ("pytorch", BOTH), sessions.TorchCall(launched="graph"), CPU),  # it can run nowhere else
+        (("pytorch", BOTH), ("pt2", GPU), sessions.PLAINLY, GPU),
+        (("pytorch", BOTH), ("onnxruntime", CPU), sessions.PLAINLY, BOTH),
+    ],
+)
+def test_the_cpu_is_left_out_where_the_baseline_is_not_measured_there(one, baseline, how, measured):
+    named = [type("Found", (), {"runtime": runtime, "devices": devices}) for runtime, devices in (one, baseline)]
+    assert runner._devices(*named, how) == measured
+
+
+def test_a_program_in_another_dtype_than_the_folders_is_said_to_be(blocky, tmp_path, quick):
+    export_model(blocky, tmp_path / "half", format="pt2", dtype="bf16")
+    unlike = "half computes in bf16, model folders in fp32: compare with --dtype bf16."
+    assert unlike in quick(blocky, tmp_path / "half", seq_length=[8])["notes"]
+    assert not any("computes in" in n for n in quick(blocky, tmp_path / "half", seq_length=[8], dtype="bf16")["notes"])
 
 
 def test_how_a_model_is_called_reaches_the_process_that_measures_its_memory(blocky, tmp_path, monkeypatch):
