@@ -97,7 +97,8 @@ def prepare(
 
     A model folder runs as ``how`` says; with ``kernels``, layers under its ticket may run on sparse ones, on a GPU.
     """
-    how = how._replace(ticket=candidate.ticket if kernels else None)
+    of_folder = how._replace(ticket=candidate.ticket if kernels else None)
+    how = of_folder if candidate.runtime == "pytorch" else PLAINLY
     inputs = feeds.for_model(candidate.needs)
     for file in _weight_files(candidate.path):
         file.read_bytes()  # so that the first candidate does not pay for a cold disk

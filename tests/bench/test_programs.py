@@ -177,7 +177,7 @@ def test_a_program_in_another_dtype_than_the_folders_is_said_to_be(blocky, tmp_p
     assert not any("computes in" in n for n in quick(blocky, tmp_path / "half", seq_length=[8], dtype="bf16")["notes"])
 
 
-def test_how_a_model_is_called_reaches_the_process_that_measures_its_memory(blocky, tmp_path, monkeypatch):
+def test_how_a_model_is_called_reaches_the_process_that_measures_its_memory(blocky, program, tmp_path, monkeypatch):
     jobs = []
 
     def run(command, **_):
@@ -186,9 +186,11 @@ def test_how_a_model_is_called_reaches_the_process_that_measures_its_memory(bloc
         return type("Done", (), {"returncode": 0, "stderr": ""})
 
     monkeypatch.setattr("subprocess.run", run)
-    bench([str(blocky)], tmp_path / "out", dtype="bf16", threads=(1,), seconds=0.02, min_rounds=2)
-    (how,) = {tuple(job["how"]) for job in jobs if job["device"] == "cpu"}
-    assert how == ("bf16", "eager", str(blocky / "ticket.ticket"))
+    both = [str(blocky), str(program)]
+    bench(both, tmp_path / "out", dtype="bf16", threads=(1,), seconds=0.02, min_rounds=2)
+    how = {job["runtime"]: tuple(job["how"]) for job in jobs}
+    assert how["pytorch"] == ("bf16", "eager", str(blocky / "ticket.ticket"))
+    assert how["pt2"] == ("fp32", "eager", None)  # as it is
 
 
 def test_what_cannot_be_captured_in_a_graph_is_said_to_be_that(blocky, monkeypatch):
