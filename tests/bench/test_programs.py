@@ -125,7 +125,7 @@ def test_compiled_is_by_torch_compile_and_said(blocky, quick, tmp_path, monkeypa
 
 
 def test_every_cell_of_a_compiled_model_runs_compiled_code(blocky, quick, monkeypatch):
-    """Of one function torch keeps 8 forms, and would call the ninth shape from Python without an error."""
+    """Of one function torch keeps 8 forms (2 here), and would call the next shape from Python without an error."""
     runs, compile_with = [], torch.compile
 
     def counting(graph, example):
@@ -133,20 +133,18 @@ def test_every_cell_of_a_compiled_model_runs_compiled_code(blocky, quick, monkey
 
     monkeypatch.setattr(torch, "compile", lambda module, **how: compile_with(module, backend=counting, **how))
     after = []
-    result = quick(
-        blocky, launched="compiled", batch=[1, 2, 3], seq_length=[4, 5, 6], say=lambda _: after.append(len(runs))
-    )
-    assert len(result["records"]) == 9
+    with torch._dynamo.config.patch(recompile_limit=2):
+        result = quick(blocky, launched="compiled", seq_length=[4, 5, 6, 7], say=lambda _: after.append(len(runs)))
+    assert len(result["records"]) == 4
     assert all(one < next_one for one, next_one in pairwise([*after, len(runs)]))
 
 
-def test_memory_is_not_said_where_the_call_compiles(blocky, monkeypatch, tmp_path):
+def test_memory_is_not_said_where_the_call_compiles(blocky, monkeypatch):
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
     inputs = {"input_ids": torch.ones(1, 8, dtype=torch.int64).numpy()}
-    for launched, known in (("eager", True), ("compiled", False)):
-        how = sessions.TorchCall(launched=launched)
-        found = alone.measure_alone("pytorch", blocky / "model", "cpu", inputs, 1, how, name="it")
-        assert (found.memory_bytes is not None) == known and found.load_ms > 0
+    how = sessions.TorchCall(launched="compiled")
+    found = alone.measure_alone("pytorch", blocky / "model", "cpu", inputs, 1, how, name="it")
+    assert found.memory_bytes is None and found.load_ms > 0
 
 
 BOTH, CPU, GPU = ("cpu", "cuda"), ("cpu",), ("cuda",)
