@@ -155,7 +155,9 @@ def _program_candidate(name: str, folder: Path) -> Candidate:
     report = read_json(folder / REPORT)
     try:
         layers = [Layer(one["name"], one["zeros"], one["weights"]) for one in report["layers"]]
-        sparsity, dtype = _sparsity(layers), DTYPES[report["dtype"]] and report["dtype"]
+        sparsity, dtype = _sparsity(layers), report["dtype"]
+        if dtype not in DTYPES:
+            raise KeyError("dtype")
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / REPORT} does not say what its layers hold ({error}): export it again.") from error
     sparse = sum(str(node.target).startswith("sparseticket.") for node in program.graph.nodes)

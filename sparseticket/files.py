@@ -75,9 +75,10 @@ def _mode() -> int:
 
 def _let_others_read(folder: Path) -> None:
     """Give its files the mode that others have: safetensors writes for the owner alone."""
+    mode = _mode()
     for file in folder.rglob("*"):
         if file.is_file():
-            file.chmod(_mode())
+            file.chmod(mode)
 
 
 def _swap(new: Path, path: Path, old: Path) -> None:

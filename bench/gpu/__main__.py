@@ -16,7 +16,7 @@ import torch
 
 from sparseticket.bench.gpu import dispatcher, entries, show, tuning
 from sparseticket.bench.gpu.arms import why
-from sparseticket.bench.gpu.elsewhere import go_on_elsewhere
+from sparseticket.bench.gpu.elsewhere import elsewhere_when_lost, go_on_elsewhere
 from sparseticket.bench.gpu.entries import Entry
 from sparseticket.bench.gpu.figures import LOST, Figures, describe
 from sparseticket.bench.gpu.lab import DeviceLost, Lab
@@ -139,11 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = ["sparseticket.bench.gpu", *(sys.argv[1:] if arguments is None else arguments)]
     elsewhere = partial(go_on_elsewhere, command, lab)
     lab.restart = None if lab.rehearse else elsewhere
-    try:
+    with elsewhere_when_lost(elsewhere):
         print(run(lab))
-    except DeviceLost as lost:
-        print(f"{lost} broke the context on the GPU: going on in a new process", file=sys.stderr, flush=True)
-        elsewhere()
     print(f"Written to {lab.results_file}")
 
 

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from sparseticket.bench.gpu.lab import Lab
+from sparseticket.bench.gpu.lab import DeviceLost, Lab
 from sparseticket.bench.gpu.prepare import end_children
+
+
+@contextmanager
+def elsewhere_when_lost(restart: Callable[[], None]) -> Iterator[None]:
+    """Where what is inside broke the context: say so, and ``restart``, which does not come back."""
+    try:
+        yield
+    except DeviceLost as lost:
+        print(f"{lost} broke the context on the GPU: going on in a new process", file=sys.stderr, flush=True)
+        restart()
 
 
 def go_on_elsewhere(command: Sequence[str], lab: Lab) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from sparseticket.bench.gpu import tuning
-from sparseticket.bench.gpu.elsewhere import go_on_elsewhere
-from sparseticket.bench.gpu.lab import DeviceLost, Lab
+from sparseticket.bench.gpu.elsewhere import elsewhere_when_lost, go_on_elsewhere
+from sparseticket.bench.gpu.lab import Lab
 from sparseticket.bench.gpu.prepare import pool
 from sparseticket.errors import UserError
 from sparseticket.kernels.dispatch import Table, table_path, user_tables
@@ -46,10 +45,6 @@ def tune_here(file: Path | None, *, minutes: float) -> tuple[Path, Table, int]:
         table = lab.table
     except ValueError as error:
         raise UserError(f"{error} (To begin anew, remove the file.)") from error
-    try:
-        with pool(lab) as processes:
-            missing = tuning.tune(lab, processes)
-    except DeviceLost as lost:
-        print(f"{lost} broke the context on the GPU: going on in a new process", file=sys.stderr, flush=True)
-        lab.restart()
+    with elsewhere_when_lost(lab.restart), pool(lab) as processes:
+        missing = tuning.tune(lab, processes)
     return file, table, missing
