@@ -155,15 +155,13 @@ def _waits_for(device: str) -> Callable[[], object] | None:
 
 def _use_kernels(module: nn.Module, how: TorchCall, inputs: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     from sparseticket.errors import UserError
-    from sparseticket.export.against_ticket import parameters_of
     from sparseticket.kernels import use_kernels
     from sparseticket.ticket import Ticket
 
-    loaded = Ticket.load(how.ticket)
-    named = {own: loaded.masks[name] for name, own in parameters_of(module, loaded.masks).items()}
+    masks = Ticket.load(how.ticket).masks_in(module)
     rows = [array.shape[0] * array.shape[1] for name, array in inputs.items() if name == "input_ids"]
     try:
-        placed = use_kernels(module, named, "infer", measure_rows=rows, launched=how.launched)
+        placed = use_kernels(module, masks, "infer", measure_rows=rows, launched=how.launched)
     except ValueError as error:
         raise UserError(f"{how.ticket} does not fit the model beside it: {error}") from error
     return tuple(str(one) for one in placed if not one.plan.is_dense)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from sparseticket.errors import UserError
-from sparseticket.masks import Masks, counted
-from sparseticket.models.base import POOLER
+from sparseticket.masks import counted
+from sparseticket.models.base import parameters_of
 from sparseticket.ticket import Ticket
 
 BY_CHANCE = 1e-3  # share of a ticket's living weights that may be 0; in trained networks none was (MiniLM, ResNet-20)
@@ -36,20 +36,3 @@ def check_under_ticket(module: nn.Module, ticket: Ticket) -> None:
             "it was trained under a sparser ticket, such as that of a later round. Name the ticket of its own round, "
             "which lies beside the model, or leave --ticket out."
         )
-
-
-def parameters_of(module: nn.Module, masks: Masks) -> dict[str, str]:
-    """What each parameter that ``masks`` prune is called in ``module``; without a pooler that this one lacks.
-
-    Raises:
-        UserError: another is lacking, or is of another shape.
-    """
-    parameters, owners = dict(module.named_parameters()), {}
-    for name, alive in masks.items():
-        found = [name] if name in parameters else [own for own in parameters if own.endswith(f".{name}")]
-        if not found and name.startswith(POOLER):
-            continue
-        if len(found) != 1 or parameters[found[0]].shape != alive.shape:
-            raise UserError(f"the ticket prunes {name}, which this model does not have: it is for another model.")
-        owners[name] = found[0]
-    return owners

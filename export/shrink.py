@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from sparseticket.errors import UserError
-from sparseticket.export.against_ticket import parameters_of
 from sparseticket.masks import Masks
+from sparseticket.models.base import parameters_of
 from sparseticket.models.families import KINDS, Family, families
 
 HEAD_COUNTS = ("num_attention_heads", "n_heads")

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from sparseticket.errors import RunFailure, UserError, reason
-from sparseticket.export.against_ticket import parameters_of
 from sparseticket.export.layers import Layer, torch_layers
 from sparseticket.export.loaded_model import DTYPES, LoadedModel
 from sparseticket.export.quiet import quiet
 from sparseticket.export.verify import Asked, Tolerance, compare
-from sparseticket.masks import Masks
+from sparseticket.masks import Masks, counted
 from sparseticket.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -116,8 +115,7 @@ def _block_masks(module: nn.Module, ticket: Ticket | None) -> Masks:
 
     if ticket is None:
         raise UserError("--format pt2 needs a ticket, which says where blocks are dead: export a run or a round.")
-    owners = parameters_of(module, ticket.masks)
-    masks = {own: ticket.masks[name] for name, own in owners.items() if ticket.masks[name].ndim > 1}
+    masks = counted(ticket.masks_in(module))
     blocky = {name: mask for name, mask in masks.items() if not mask.all() and block_of(pattern_of(mask))}
     if not blocky:
         raise UserError(

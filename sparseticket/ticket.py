@@ -10,13 +10,13 @@ from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparseticket import masks as mask_algebra
 from sparseticket.errors import UserError
 from sparseticket.files import write_whole
 from sparseticket.masks import Masks
-from sparseticket.models.base import POOLER
+from sparseticket.models.base import POOLER, parameters_of
 from sparseticket.pattern import Pattern, parse
 from sparseticket.permute import is_permutation
 from sparseticket.pruning.purity import check_masks
@@ -68,6 +68,14 @@ class Ticket:
     def sparsity(self) -> float:
         """Share of pruned weights over all matrices and filters, 0 to 1."""
         return mask_algebra.sparsity(self.masks)
+
+    def masks_in(self, module: nn.Module) -> Masks:
+        """The masks by the names that ``module``'s parameters have, with whatever head; as ``use_kernels`` takes them.
+
+        Raises:
+            UserError: ``module`` lacks a parameter that the ticket prunes (a pooler apart), or has another shape of it.
+        """
+        return {own: self.masks[name] for name, own in parameters_of(module, self.masks).items()}
 
     @property
     def control(self) -> str | None:

@@ -11,6 +11,8 @@ from sparseticket.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from sparseticket.masks import Masks
+
 POOLER = "pooler."  # what names of a BERT's pooler begin with inside the backbone; some heads do without it
 HeadKind = Literal[
     "sequence-classification",
@@ -108,3 +110,20 @@ class ModelSpec:
     def save(self, network: Network, folder: Path) -> None:
         """See :meth:`Network.save`."""
         raise NotImplementedError
+
+
+def parameters_of(module: nn.Module, masks: Masks) -> dict[str, str]:
+    """What each parameter that ``masks`` prune is called in ``module``; without a pooler that this one lacks.
+
+    Raises:
+        UserError: another is lacking, or is of another shape.
+    """
+    parameters, owners = dict(module.named_parameters()), {}
+    for name, alive in masks.items():
+        found = [name] if name in parameters else [own for own in parameters if own.endswith(f".{name}")]
+        if not found and name.startswith(POOLER):
+            continue
+        if len(found) != 1 or parameters[found[0]].shape != alive.shape:
+            raise UserError(f"the ticket prunes {name}, which this model does not have: it is for another model.")
+        owners[name] = found[0]
+    return owners

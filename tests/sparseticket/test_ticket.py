@@ -4,6 +4,7 @@ import struct
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from sparseticket.errors import UserError
 from sparseticket.theta import tensor_hash, tensor_hashes
@@ -199,6 +200,17 @@ def test_theta_that_lacks_a_pruned_tensor_is_an_error_but_a_pooler_may_be_missin
         theta=tensor_hashes(WEIGHTS | {"pooler.dense.weight": torch.ones(2, 2)}),
     )
     assert pooled.check_theta(tensor_hashes(WEIGHTS)) == ["pooler.dense.weight"]
+
+
+def test_its_masks_have_the_names_of_the_network_that_it_is_in_whatever_the_head():
+    backbone = nn.ModuleDict({"a": nn.Linear(4, 3), "b": nn.Linear(2, 5)})
+    bert = nn.ModuleDict({"bert": nn.ModuleDict({"encoder": backbone}), "classifier": nn.Linear(5, 2)})
+    of_a_pooler = {"pooler.dense.weight": torch.ones(2, 2, dtype=torch.bool)}
+    masks = ticket(masks=ticket().masks | of_a_pooler).masks_in(bert)
+    assert masks.keys() == {"bert.encoder.a.weight", "bert.encoder.b.weight"}
+    assert all(torch.equal(masks[f"bert.{name}"], mask) for name, mask in ticket().masks.items())
+    with pytest.raises(UserError, match=r"prunes encoder\.a\.weight, which this model does not have"):
+        ticket().masks_in(nn.ModuleDict({"encoder": nn.ModuleDict({"a": nn.Linear(3, 4)})}))
 
 
 def test_a_hash_tells_name_dtype_shape_and_bytes_apart():
