@@ -11,7 +11,7 @@ from sparseticket.errors import UserError
 from sparseticket.export import provenance
 from sparseticket.export.options import Options
 from sparseticket.export.source import Source, resolve
-from sparseticket.files import replace_folder, write_json
+from sparseticket.files import read_json, refuse_to_lose, replace_folder, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -224,6 +224,11 @@ def _check_out(out: Path) -> None:
         raise UserError(f"{out} is a file, and an export is a folder: choose another OUT.")
     if out.is_dir() and any(out.iterdir()) and not (out / REPORT).is_file():
         raise UserError(f"{out} holds something that no export wrote: choose another OUT, or empty it yourself.")
+    if (out / REPORT).is_file():
+        try:
+            refuse_to_lose(out, [REPORT, *(file["name"] for file in read_json(out / REPORT)["files"])])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{out / REPORT} does not say what the export wrote: choose another OUT.") from error
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

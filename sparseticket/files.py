@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
         scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
         new, old = scratch / "new", scratch / "old"  # mkdtemp's own folder can be read by its owner alone
         yield new
-        _let_others_read(new)
+        _settle(new)
         _swap(new, path, old)
         _remove_abandoned(path)
     except OSError as error:
@@ -73,12 +73,29 @@ def _mode() -> int:
     return 0o666 & ~umask
 
 
-def _let_others_read(folder: Path) -> None:
-    """Give its files the mode that others have: safetensors writes for the owner alone."""
+def _settle(folder: Path) -> None:
+    """Put its files on the disk, with the mode that others have: safetensors writes for the owner alone."""
     mode = _mode()
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.chmod(mode)
+    for file in files_in(folder):
+        file.chmod(mode)
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Every file in a folder and in the folders in it."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def refuse_to_lose(folder: Path, ours: Iterable[str]) -> None:
+    """Refuse to replace ``folder`` where it holds a file that is none of ``ours`` (paths inside it), nor hidden.
+
+    Raises:
+        UserError: names the first such file.
+    """
+    held = {path.relative_to(folder).as_posix() for path in files_in(folder) if not path.name.startswith(".")}
+    if foreign := held - set(ours):
+        raise UserError(f"{folder} would be replaced, and {min(foreign)} in it be lost: move that elsewhere first.")
 
 
 def _swap(new: Path, path: Path, old: Path) -> None:

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 from sparseticket.errors import UserError
 
-SNAP = 0.0005  # a target this near to a step of the schedule is that step (67.23 % for 67.232 %)
+SNAP = 0.0005  # a target this near to a step of the schedule is that step (67.23 % for 67.232 %),
+SNAP_SHARE = 0.01  # and by no more than this share of what lives, or dies, at the target
 MOST_ROUNDS = 1000
 SYNTAX = (
     "linear:0.1 (10 % of the original a round), geometric:0.2 (20 % of the remaining a round), steps:0.3,0.5,0.7 (each "
@@ -25,7 +26,8 @@ def check_sparsity(sparsity: float) -> float:
 def round_sparsities(schedule: str, target: float, *, prune_first: bool = False) -> list[float]:
     """The sparsity of each training, in order: ``[0.0, 0.1, …, target]``, or without the 0 where pruning comes first.
 
-    The last pruning is cut so that the target is hit exactly. One-shot always prunes first.
+    The last pruning is cut to the target; a step of the schedule that is as near as ``SNAP`` is taken as it is.
+    One-shot always prunes first.
 
     Raises:
         UserError: an unknown schedule, a step outside 0 to 1, or a target that is no sparsity.
@@ -39,11 +41,12 @@ def round_sparsities(schedule: str, target: float, *, prune_first: bool = False)
         sparsities = [0.0, *_steps(schedule, target)]
         return sparsities[1:] if prune_first else sparsities
     kind, step = kind_and_step(schedule)
+    near = min(SNAP, SNAP_SHARE * min(target, 1 - target))
     sparsities = [0.0]
     while sparsities[-1] < target:
         pruned = len(sparsities)
         following = round(step * pruned if kind == "linear" else 1 - (1 - step) ** pruned, 12)
-        if following < 1 and abs(following - target) <= SNAP:
+        if following < 1 and abs(following - target) <= near:
             sparsities.append(following)
             break
         if pruned > MOST_ROUNDS:

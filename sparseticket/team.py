@@ -10,13 +10,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sparseticket.errors import UserError
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
+T = TypeVar("T")
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # LOCAL_WORLD_SIZE stays: by it processes share a machine's cores
 FOREVER = timedelta(days=365)  # a neighbour may train for days; one that died ends the launch
 
@@ -70,6 +71,15 @@ class Team:
             self.finished(work)
         else:
             self.wait_for(work)
+
+    def first_then_others(self, work: str, do: Callable[[], T]) -> T:
+        """What it gives in every process: in the first at once, in the others when that is done, and finds it done."""
+        if self.takes(work):
+            done = do()
+            self.finished(work)
+            return done
+        self.wait_for(work)
+        return do()
 
     def finished(self, work: str) -> None:
         """Say that this piece of work, which this process took, is done."""

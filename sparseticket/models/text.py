@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from sparseticket.errors import UserError, reason
-from sparseticket.files import replace_folder
+from sparseticket.files import refuse_to_lose, replace_folder
 from sparseticket.hub import is_reachable, quiet_transformers
 from sparseticket.models import register
 from sparseticket.models.base import POOLER, Head, ModelSpec, Network
@@ -43,6 +43,9 @@ NO_POOLER = "The checkpoint has no pooler: it is drawn from the seed, and not pr
 
 # their position ids start behind the padding id, so that the first rows of the table are never used
 POSITIONS_AFTER_PADDING = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
+
+# what save_pretrained of another version may have written
+SAVED = ("*config.json", "model*.safetensors*", "*token*", "vocab*", "merges.txt", "*.model", "*.jinja")
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,12 @@ class TextModel(ModelSpec):
             return replace(network, module=type(network.module)(network.module.config).float())
 
     def save(self, network: Network, folder: Path) -> None:
-        """Write model and tokenizer into ``folder``, whole or not at all; an earlier save there is replaced."""
+        """Write model and tokenizer into ``folder``, whole or not at all; an earlier save there is replaced.
+
+        Raises:
+            UserError: the folder holds other files.
+            RunFailure: the disk is full, read-only or failing; ``folder`` is then as it was before.
+        """
         if folder.exists() and not (folder / "config.json").exists() and any(folder.iterdir()):
             raise UserError(f"{folder} holds other files: give a new folder to save the model in.")
         with replace_folder(folder) as new, quiet_transformers():
@@ -125,6 +133,9 @@ class TextModel(ModelSpec):
             if _has_tokenizer(self.location):
                 # a new copy: the one in use remembers the truncation of its last call and would save it
                 _load_tokenizer(self).save_pretrained(new)
+            if folder.exists():
+                earlier = [path.name for pattern in SAVED for path in folder.glob(pattern)]
+                refuse_to_lose(folder, [*earlier, *(path.name for path in new.iterdir())])
 
     def _load(self, auto_class: Any, **arguments: Any) -> Any:
         """``auto_class.from_pretrained`` without its noise; whatever goes wrong in it is said in one message."""

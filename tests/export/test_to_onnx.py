@@ -39,7 +39,7 @@ def earlier(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("earlier") / "out"
     folder.mkdir()
     (folder / "model.onnx").write_bytes(b"the model before")
-    (folder / "export_report.json").write_text("{}")
+    (folder / "export_report.json").write_text(json.dumps({"files": [{"name": "model.onnx"}]}))
     return folder
 
 
@@ -217,11 +217,25 @@ def test_a_mislabelled_file_is_not_kept(quick, tmp_path, monkeypatch):
 
 def test_a_run_is_exported_into_itself_and_again(run, monkeypatch):
     traced = []
-    monkeypatch.setattr(exporter, "_write", lambda model, source, folder, *_: traced.append(folder) or {"opset": 20})
+    monkeypatch.setattr(exporter, "_write", lambda model, source, folder, *_: traced.append(folder) or {"files": []})
     assert export_model(run)["source"] == "tiny-sst2/round-01/model"
     export_model(run)
     assert names_in(run / "onnx") == ["export_report.json"]
     assert [item for item in names_in(run) if item.startswith(".")] == []
+
+
+def test_what_was_put_into_an_export_is_not_lost_when_it_is_made_again(run, monkeypatch):
+    def write(model, source, folder, *_):
+        (folder / "model.onnx").touch()
+        return {"files": [{"name": "model.onnx"}]}
+
+    monkeypatch.setattr(exporter, "_write", write)
+    export_model(run)
+    export_model(run)
+    (run / "onnx" / "notes.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"notes\.txt in it be lost"):
+        export_model(run)
+    assert (run / "onnx" / "notes.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("opset", [16, 26])

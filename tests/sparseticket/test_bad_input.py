@@ -112,7 +112,7 @@ def tree(folder):
         ("--sparsity", "1", "above 0 and below 1"),
         ("--sparsity", "1.5", "above 0 and below 1 (0.7 is 70 %), not 1.5"),
         ("--sparsity", "nan", "above 0 and below 1 (0.7 is 70 %), not nan"),
-        ("--sparsity", "half", "'half' is not a valid"),
+        ("--sparsity", "half", ("--sparsity", "a valid")),
         ("--sparsity", "0.9999999", "0.9999999 leaves none of"),
         ("--temperature", "0.1", "--temperature is for moco and simclr, and changes nothing of text"),
         ("--queue", "64", "--queue is for moco, and changes nothing of text"),

@@ -30,6 +30,16 @@ def test_a_folder_takes_the_place_of_the_one_that_was_there(tmp_path):
     assert os.listdir(path.parent) == ["model"]
 
 
+def test_a_folder_s_files_are_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("sparseticket.files.os.fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    monkeypatch.setattr("sparseticket.files._swap", lambda new, path, old: (synced.append("swap"), new.rename(path)))
+    with replace_folder(tmp_path / "model") as new:
+        (new / "deep").mkdir(parents=True)
+        (new / "deep" / "file").touch()
+    assert synced == [(tmp_path / "model" / "deep" / "file").stat().st_ino, "swap"]
+
+
 def test_others_may_read_the_folder_as_far_as_the_umask_lets_them(tmp_path):
     before = os.umask(0o027)
     try:

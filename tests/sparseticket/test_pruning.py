@@ -76,6 +76,13 @@ def test_a_target_near_a_step_is_that_step_and_another_cuts_the_last_pruning():
     assert round_sparsities("linear:0.1", 0.25) == pytest.approx([0, 0.1, 0.2, 0.25])
 
 
+@pytest.mark.parametrize(
+    ("schedule", "target"), [("geometric:0.2", 0.9995), ("geometric:0.1", 0.9992), ("linear:0.0005", 0.0009)]
+)
+def test_a_step_that_leaves_another_number_of_weights_is_not_the_target(schedule, target):
+    assert round_sparsities(schedule, target)[-1] == pytest.approx(target, abs=0.01 * min(target, 1 - target))
+
+
 def test_one_round_trains_twice_and_one_shot_once():
     assert round_sparsities("one-round", 0.7) == [0.0, 0.7]
     assert round_sparsities("one-shot", 0.7) == [0.7]

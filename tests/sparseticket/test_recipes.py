@@ -49,6 +49,7 @@ def test_a_recipe_prints_the_papers_figures_beside_ours(cli, tmp_path):
     mine.write_text(short + 'paper = { dense = "91.4 ± 0.3", random-mask = 12.5 }\n')
     code, text = cli("run", mine, "--out", tmp_path / "out")
     assert code == 0 and "the paper's" in text and "91.4 ± 0.3" in text and "12.5" in text, text
+    assert "is finished" not in text, text  # of a round that it has just trained
 
 
 @pytest.mark.parametrize("released", [False, True])

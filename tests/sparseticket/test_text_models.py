@@ -161,6 +161,19 @@ def test_a_model_is_not_saved_over_other_files(tiny_bert, tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+def test_a_model_is_saved_over_an_earlier_save_but_not_over_what_was_put_beside_it(tiny_bert, tmp_path):
+    network, saved = resolve(str(tiny_bert)).build(CLASSIFIER, seed=0), tmp_path / "saved"
+    network.save(saved)
+    names = {path.name for path in saved.iterdir()}
+    (saved / "special_tokens_map.json").write_text("{}")  # as an earlier transformers wrote it
+    network.save(saved)
+    assert {path.name for path in saved.iterdir()} == names
+    (saved / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"thesis\.tex in it be lost"):
+        network.save(saved)
+    assert {path.name for path in saved.iterdir()} == names | {"thesis.tex"}
+
+
 @pytest.mark.parametrize("prefix", ["", "bert.", "module.bert."])
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 def test_weights_from_a_file_replace_the_backbone_whatever_their_prefix(tiny_bert, tmp_path, prefix, suffix):
