@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,6 @@ def session(
     path: str | os.PathLike[str],
     providers: Sequence[Any] = (CPU,),
     session_options: onnxruntime.SessionOptions | None = None,
-    isa: str | None = None,
 ) -> onnxruntime.InferenceSession:
     """An ``InferenceSession`` of the file at ``path``, with the library registered.
 
@@ -52,12 +50,10 @@ def session(
         path: the file.
         providers: as ONNX Runtime takes them.
         session_options: yours; the library is registered in it.
-        isa: force an instruction set: "avx512-vnni", "avx512", "avx2" or "portable". None is the best of this CPU. A
-            process stays with the first that a session of it was made with.
 
     Raises:
-        UserError: ONNX Runtime refuses the library (it is too old for it, or the CPU lacks ``isa``), or another
-            ``isa`` is in use, or ``session_options`` have the library already.
+        UserError: ONNX Runtime refuses the library (it is too old for it, or the CPU lacks what ``SPARSETICKET_ISA``
+            asks for), or ``session_options`` have the library already.
         NotLoaded: a UserError: ``path`` is no file that ONNX Runtime can load.
     """
     if not isinstance(path, str | os.PathLike):
@@ -66,18 +62,14 @@ def session(
     library = native.find_library()
     named = [providers] if isinstance(providers, str) else list(providers)
     on_cpu = [one if isinstance(one, str) else one[0] for one in named] == [CPU]
-    if isa is not None and isa not in native.ISAS:
-        raise UserError(f"isa {isa!r} is not known: it is one of {', '.join(native.ISAS)}, or None.")
-    with _forced(isa):
-        if on_cpu and library is not None:
-            _register(options, library)
-            _check_forced(isa)
-        try:
-            session = onnxruntime.InferenceSession(path, options, providers=named)
-        except Exception as error:
-            if "Domain already set" in str(error):
-                raise UserError("these session_options have the library already: give each call new ones.") from error
-            raise NotLoaded(f"ONNX Runtime cannot load {os.fspath(path)}: {error}") from error
+    if on_cpu and library is not None:
+        _register(options, library)
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=named)
+    except Exception as error:
+        if "Domain already set" in str(error):
+            raise UserError("these session_options have the library already: give each call new ones.") from error
+        raise NotLoaded(f"ONNX Runtime cannot load {os.fspath(path)}: {error}") from error
     if on_cpu and library is None and _has_sparse_operators(path):
         warnings.warn(
             f"the library of the sparse operator is {native.MISSING}. The file runs at about dense speed.",
@@ -94,27 +86,6 @@ def _register(options: onnxruntime.SessionOptions, library: Path) -> None:
             f"ONNX Runtime {onnxruntime.__version__} does not take the library of the sparse operator: {error}. "
             "Where it is too old: pip install --upgrade onnxruntime; where the library is broken, build it again."
         ) from error
-
-
-def _check_forced(isa: str | None) -> None:
-    found = native.isa()
-    if isa is not None and found != isa:
-        raise UserError(f"this process runs the sparse operator on {found} already: ask for {isa} in a new one.")
-
-
-@contextmanager
-def _forced(isa: str | None) -> Iterator[None]:
-    """The library reads the variable once, when it is first registered."""
-    before = os.environ.get(native.ISA_VARIABLE)
-    if isa is not None:
-        os.environ[native.ISA_VARIABLE] = isa
-    try:
-        yield
-    finally:
-        if isa is not None:
-            os.environ.pop(native.ISA_VARIABLE)
-            if before is not None:
-                os.environ[native.ISA_VARIABLE] = before
 
 
 def _has_sparse_operators(path: str | os.PathLike[str]) -> bool:

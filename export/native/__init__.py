@@ -17,7 +17,6 @@ ENDINGS = (".so", ".dylib", ".pyd")
 CPU_INFO = Path("/proc/cpuinfo")
 AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 INSTRUCTIONS = {"vnni": AVX512 | {"avx512_vnni"}, "avx512": AVX512, "avx2": {"avx2", "fma"}}
-ISAS = ("portable", "avx2", "avx512", "avx512-vnni")
 ISA_VARIABLE = "SPARSETICKET_ISA"
 MISSING = (
     "not built: it needs a C++17 compiler (gcc or clang) when the package is installed, or `make native` in a checkout"

@@ -1,9 +1,11 @@
-"""Tasks by name. A new task is one file whose class registers itself here."""
+"""Tasks by name. A new task is one file of this folder, whose class registers itself here."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
+import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -47,9 +49,9 @@ def register(name: str, *, kind: str, recipe: str, library: str = "", options: S
 
 
 def entries() -> dict[str, TaskEntry]:
-    """All registered tasks by name."""
-    from sparseticket.tasks import docstrings, glue, images, mlm, scenes, squad, text_files  # noqa: F401  (they register themselves)
-
+    """All tasks of this folder's files by name."""
+    for file in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{file.name}")
     return dict(sorted(_REGISTRY.items()))
 
 

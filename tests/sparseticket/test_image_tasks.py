@@ -13,7 +13,8 @@ from torchvision.transforms.v2 import functional as VF
 from sparseticket.errors import UserError
 from sparseticket.models import resolve
 from sparseticket.tasks import TaskOptions, image_pixels
-from sparseticket.tasks.images import Digits, ImageFolder
+from sparseticket.tasks.digits import Digits
+from sparseticket.tasks.image_folder import ImageFolder
 
 DATA = os.environ.get("SPARSETICKET_DATA")
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)

@@ -110,3 +110,17 @@ def test_no_public_name_of_the_kernels_is_a_files_name_too():
         "print(set(dir(k)) & {m.name for m in pkgutil.iter_modules(k.__path__)}); [getattr(k, n) for n in dir(k)]"
     )
     assert found.strip() == "set()"
+
+
+def test_a_file_put_among_the_tasks_is_a_task(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from sparseticket.tasks import register\n"
+        "@register('mine', kind='vision', recipe='demo/digits')\n"
+        "class Mine: ...\n"
+    )
+    found = python(
+        "from sparseticket import tasks\n"
+        f"tasks.__path__.append({str(tmp_path)!r})\n"
+        "print(tasks.entry('mine').make.__name__)"
+    )
+    assert found.strip() == "Mine"
