@@ -24,7 +24,8 @@ from sparseticket.tasks.data_identity import identify_pairs
 from sparseticket.tasks.evaluating import evaluating
 from sparseticket.tasks.image_files import DataFiles
 from sparseticket.tasks.image_pixels import DecodedPixels, Pixels, hold_if_it_fits, normalised, resize_to
-from sparseticket.tasks.scene_batches import EVAL_BATCH, SceneBatches, for_scenes
+from sparseticket.tasks.row_batches import RowBatches
+from sparseticket.tasks.scenes import EVAL_BATCH, for_scenes
 from sparseticket.tasks.voc import LAYOUT, Annotation, open_layout, read_annotations, read_splits, sizes_of
 
 NO_BOX = -1  # the label of what fills up a batch to as many boxes as its richest image has
@@ -101,12 +102,14 @@ class Detection(Stateless):
         torchvision's own training of FCOS, and difficult boxes are left out.
         """
         if split == "eval":
-            return SceneBatches(self._eval_batch, torch.arange(len(self._eval)), EVAL_BATCH, drop_single=False)
+            return RowBatches(self._eval_batch, torch.arange(len(self._eval)), EVAL_BATCH, in_workers=True)
         if split != "train":
             raise ValueError(f"no split {split!r}: train or eval")
         mirrored = torch.rand(len(self._train), generator=generator(seed, "augment", round, epoch)) < 0.5
         order = torch.randperm(len(self._train), generator=generator(seed, "order", round, epoch))
-        return SceneBatches(lambda rows: self._train_batch(rows, mirrored), order, self.batch_size, drop_single=True)
+        return RowBatches(
+            lambda rows: self._train_batch(rows, mirrored), order, self.batch_size, drop_single=True, in_workers=True
+        )
 
     def _eval_batch(self, rows: Tensor) -> Batch:
         images = self._eval

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from sparseticket.models import Head
-from sparseticket.models.vision import ImageFormat, VisionModel
+from sparseticket.models.vision import VisionModel
 from sparseticket.seeds import generator
 from sparseticket.tasks.base import Batch, Stateless
 from sparseticket.tasks.evaluating import evaluating
 from sparseticket.tasks.image_pixels import Pixels, ShiftedPixels, normalised
 from sparseticket.tasks.prefetch import made_ahead
+from sparseticket.tasks.row_batches import RowBatches
 
 SMALL_SIDE = 64  # pixels; larger images are augmented and evaluated as ImageNet is
 EVAL_BATCH_SMALL, EVAL_BATCH_LARGE = 500, 64  # 64 images of 224x224 keep ResNet-50's activations near 1 GB
@@ -28,32 +29,6 @@ class Split:
 
     pixels: Pixels
     labels: Tensor
-
-
-class ImageBatches(Sequence[Batch]):
-    """Batches of ``{"pixels": float32 [B, 3, S, S], "labels": int64 [B]}``, made when asked for.
-
-    The last batch may be smaller; with ``drop_single`` one of a single example is left out (BatchNorm in training has
-    no variance to speak of there).
-    """
-
-    in_workers = True
-
-    def __init__(
-        self, split: Split, order: Tensor, batch_size: int, format: ImageFormat, *, drop_single: bool = False
-    ) -> None:
-        self.split = split
-        self.rows = order.split(batch_size)
-        if drop_single and batch_size > 1 and len(self.rows[-1]) == 1:
-            self.rows = self.rows[:-1]
-        self.format = format
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Batch:
-        rows = self.rows[index]
-        return {"pixels": normalised(self.split.pixels[rows], self.format), "labels": self.split.labels[rows]}
 
 
 class ImageTask(Stateless):
@@ -101,15 +76,21 @@ class ImageTask(Stateless):
         return ShiftedPixels(self._train.pixels, flip=self.flip, seed=seed, round=round, epoch=epoch)
 
     def batches(self, split: str, *, seed: int, round: int, epoch: int) -> Sequence[Batch]:
-        """See :class:`sparseticket.tasks.base.Task` and :class:`ImageBatches`."""
+        """See :class:`sparseticket.tasks.base.Task`: ``{"pixels": float32 [B, 3, S, S], "labels": int64 [B]}``."""
         if split == "eval":
             size = EVAL_BATCH_SMALL if self.format.size <= SMALL_SIDE else EVAL_BATCH_LARGE
-            return ImageBatches(self._eval, torch.arange(len(self._eval.labels)), size, self.format)
+            return self._batches(self._eval, torch.arange(len(self._eval.labels)), size)
         if split != "train":
             raise ValueError(f"no split {split!r}: train or eval")
         order = torch.randperm(len(self._train.labels), generator=generator(seed, "order", round, epoch))
         augmented = Split(self.augmented(seed=seed, round=round, epoch=epoch), self._train.labels)
-        return ImageBatches(augmented, order, self.batch_size, self.format, drop_single=True)
+        return self._batches(augmented, order, self.batch_size, drop_single=True)
+
+    def _batches(self, split: Split, order: Tensor, size: int, *, drop_single: bool = False) -> RowBatches:
+        def make(rows: Tensor) -> Batch:
+            return {"pixels": normalised(split.pixels[rows], self.format), "labels": split.labels[rows]}
+
+        return RowBatches(make, order, size, drop_single=drop_single, in_workers=True)
 
     def loss(self, model: nn.Module, batch: Batch, *, step: int) -> Tensor:
         """Mean cross-entropy, a scalar."""

@@ -22,7 +22,8 @@ from sparseticket.seeds import generator
 from sparseticket.tasks import register
 from sparseticket.tasks.base import MASKED_ACCURACY, Batch, Stateless, TaskOptions
 from sparseticket.tasks.evaluating import evaluating
-from sparseticket.tasks.text_batches import CHUNK, RowBatches, TokenRows, digest, fitting_length, shuffled
+from sparseticket.tasks.row_batches import RowBatches
+from sparseticket.tasks.text_batches import CHUNK, TokenRows, digest, fitting_length, shuffled
 from sparseticket.tasks.token_cache import Tensors, cached
 
 MASKED_SHARE = 0.15
@@ -63,7 +64,8 @@ class MaskedLanguageModelling(Stateless):
         if split == "train":
             order = shuffled(len(order), seed=seed, round=round, epoch=epoch)
 
-        def make(chosen: list[int]) -> Batch:
+        def make(part: Tensor) -> Batch:
+            chosen = part.tolist()
             batch = rows.pad(chosen, self._tokenizer.pad_token_id, self._limit)
             hidden = [
                 hide(
@@ -76,7 +78,7 @@ class MaskedLanguageModelling(Stateless):
             inputs, labels = (torch.stack(parts) for parts in zip(*hidden, strict=True))
             return batch | {"input_ids": inputs, "labels": labels}
 
-        return RowBatches(order, self._batch_size, make)
+        return RowBatches(make, order, self._batch_size)
 
     def loss(self, model: nn.Module, batch: Batch, *, step: int) -> Tensor:
         """Mean cross entropy over the hidden tokens."""

@@ -24,7 +24,8 @@ from sparseticket.tasks.data_identity import identify_pairs
 from sparseticket.tasks.evaluating import evaluating
 from sparseticket.tasks.image_pixels import normalised, resize_to
 from sparseticket.tasks.mask_files import LAYOUT, VOID, MaskedImages, find_layout
-from sparseticket.tasks.scene_batches import EVAL_BATCH, SceneBatches, for_scenes
+from sparseticket.tasks.row_batches import RowBatches
+from sparseticket.tasks.scenes import EVAL_BATCH, for_scenes
 
 CROP = (0.25, 1.0)  # of the image's area: sides of a half to all of it
 
@@ -75,7 +76,7 @@ class Segmentation(Stateless):
         In evaluation ``pixels`` of whole images brought to S, and ``rows`` int64 [B]: which images they are of.
         """
         if split == "eval":
-            return SceneBatches(self._eval_batch, torch.arange(len(self._eval)), EVAL_BATCH, drop_single=False)
+            return RowBatches(self._eval_batch, torch.arange(len(self._eval)), EVAL_BATCH, in_workers=True)
         if split != "train":
             raise ValueError(f"no split {split!r}: train or eval")
         if len(self._train) == 1:
@@ -84,7 +85,9 @@ class Segmentation(Stateless):
             )
         order = torch.randperm(len(self._train), generator=generator(seed, "order", round, epoch))
         draws = derive(seed, "augment", round, epoch)
-        return SceneBatches(lambda rows: self._train_batch(rows, draws), order, self.batch_size, drop_single=True)
+        return RowBatches(
+            lambda rows: self._train_batch(rows, draws), order, self.batch_size, drop_single=True, in_workers=True
+        )
 
     def _eval_batch(self, rows: Tensor) -> Batch:
         pixels = torch.stack([self._whole(self._eval[row][0]) for row in rows.tolist()])

@@ -14,12 +14,12 @@ from sparseticket.models.text import TextModel
 from sparseticket.tasks import register
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
 from sparseticket.tasks.evaluating import evaluating
+from sparseticket.tasks.row_batches import RowBatches
 from sparseticket.tasks.squad_data import Passages, read
 from sparseticket.tasks.squad_score import exact_match, f1
 from sparseticket.tasks.squad_windows import Windows, best_spans, cut, encode
 from sparseticket.tasks.text_batches import (
     EVAL_BATCH,
-    RowBatches,
     by_length,
     digest,
     fitting_length,
@@ -57,14 +57,14 @@ class QuestionAnswering(Stateless):
         """See :class:`Task`; beside the inputs, ``window`` [rows] and for training ``targets`` [rows, 2]."""
         windows = self._windows[split]
 
-        def make(rows: list[int]) -> Batch:
-            batch = windows.rows.pad(rows, self._pad_id, self._limit) | {"window": torch.tensor(rows)}
+        def make(rows: Tensor) -> Batch:
+            batch = windows.rows.pad(rows.tolist(), self._pad_id, self._limit) | {"window": rows}
             return batch if windows.targets is None else batch | {"targets": windows.targets[rows]}
 
         if split == "train":
             order = shuffled_by_length(windows.rows, self._batch_size, seed=seed, round=round, epoch=epoch)
-            return RowBatches(order, self._batch_size, make)
-        return RowBatches(by_length(windows.rows), EVAL_BATCH, make)
+            return RowBatches(make, order, self._batch_size)
+        return RowBatches(make, by_length(windows.rows), EVAL_BATCH)
 
     def loss(self, model: nn.Module, batch: Batch, *, step: int) -> Tensor:
         """The mean of the cross entropies of the answer's first and last token."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,6 @@ from sparseticket.errors import UserError
 from sparseticket.hub import quiet_transformers
 from sparseticket.models.text import TextModel
 from sparseticket.seeds import generator
-from sparseticket.tasks.base import Batch
 from sparseticket.tasks.token_cache import Tensors, cached
 
 EVAL_BATCH = 64
@@ -78,24 +77,6 @@ class TokenRows:
             if self.types is not None:
                 padded["token_type_ids"][line, : end - start] = self.types[start:end]
         return padded
-
-
-@dataclass(frozen=True)
-class RowBatches(Sequence[Batch]):
-    """Batches made when asked for: batch i holds rows ``order[i * size : (i + 1) * size]``; the last is short."""
-
-    order: Tensor
-    size: int
-    make: Callable[[list[int]], Batch]
-
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.size)
-
-    def __getitem__(self, index: int) -> Batch:
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        start = index % len(self) * self.size
-        return self.make(self.order[start : start + self.size].tolist())
 
 
 def shuffled(rows: int, *, seed: int, round: int, epoch: int) -> Tensor:

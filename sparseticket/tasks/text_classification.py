@@ -18,9 +18,9 @@ from sparseticket.models import Head
 from sparseticket.models.text import TextModel
 from sparseticket.tasks.base import Batch, Stateless, TaskOptions
 from sparseticket.tasks.evaluating import evaluating
+from sparseticket.tasks.row_batches import RowBatches
 from sparseticket.tasks.text_batches import (
     EVAL_BATCH,
-    RowBatches,
     TokenRows,
     by_length,
     digest,
@@ -115,13 +115,13 @@ class TextClassification(Stateless):
         """See :class:`Task`; a batch has ``labels`` [rows] beside the model's inputs [rows, width]."""
         data = self._splits[split]
 
-        def make(rows: list[int]) -> Batch:
-            return data.rows.pad(rows, self._pad_id, self._limit) | {"labels": data.labels[rows]}
+        def make(rows: Tensor) -> Batch:
+            return data.rows.pad(rows.tolist(), self._pad_id, self._limit) | {"labels": data.labels[rows]}
 
         if split == "train":
             order = shuffled_by_length(data.rows, self._batch_size, seed=seed, round=round, epoch=epoch)
-            return RowBatches(order, self._batch_size, make)
-        return RowBatches(by_length(data.rows), EVAL_BATCH, make)
+            return RowBatches(make, order, self._batch_size)
+        return RowBatches(make, by_length(data.rows), EVAL_BATCH)
 
     def loss(self, model: nn.Module, batch: Batch, *, step: int) -> Tensor:
         """Cross entropy of the logits, or their mean squared error for a regression."""

@@ -17,7 +17,7 @@ from sparseticket.export.onnx_module import OnnxModule
 from sparseticket.models import Head, resolve
 from sparseticket.models.detector import OUTPUTS, decode
 from sparseticket.models.scene import MODULES
-from sparseticket.tasks.scene_batches import for_scenes
+from sparseticket.tasks.scenes import for_scenes
 
 SIDE, CLASSES = 64, 3
 
