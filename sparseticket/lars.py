@@ -31,7 +31,9 @@ class Lars(torch.optim.Optimizer):
         for group in self.param_groups:
             for weight in (parameter for parameter in group["params"] if parameter.grad is not None):
                 state = self.state[weight]
-                velocity = state.setdefault("momentum_buffer", torch.zeros_like(weight))
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
+                velocity = state["momentum_buffer"]
                 rate = group["lr"] * _trust_ratio(weight, weight.grad, group["weight_decay"])
                 change = weight.grad.add(weight, alpha=group["weight_decay"])
                 velocity.mul_(group["momentum"]).add_(change * rate)

@@ -40,7 +40,10 @@ class MaskedParameters:
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Zero the gradients of pruned weights in place: once a step, after backward and reduction, before clipping."""
+        """Zero the gradients of pruned weights in place: once a step, after backward and reduction, before clipping.
+
+        One that is infinite becomes NaN, and ends the training as one of a living weight would.
+        """
         for name, live in self._live.items():
             if (gradient := self._parameters[name].grad) is not None:
                 gradient.mul_(live)

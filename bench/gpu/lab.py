@@ -11,26 +11,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from sparseticket.bench.gpu.clocks import CLOCKS, Mode
 from sparseticket.bench.gpu.figures import describe
 from sparseticket.files import write_whole
+from sparseticket.kernels.clock import Clock
 from sparseticket.kernels.dispatch import Case, Choice, Measured, Table
 from sparseticket.kernels.tune import measure
 
 log = logging.getLogger(__name__)
 CELL = 180.0  # seconds that no cell takes, even where nothing was compiled ahead
 SMALLER = 24  # by how much a rehearsal shrinks a weight's sides
-
-
-class TimesCalls(Protocol):
-    """What :class:`sparseticket.kernels.clock.Clock` does."""
-
-    def time(self, call: object) -> float:
-        """Milliseconds of one call."""
 
 
 class DeviceLost(Exception):
@@ -101,14 +94,14 @@ class Lab:
         """A square block."""
         return (16, 16) if self.rehearse else (side, side)
 
-    def clock(self, mode: Mode) -> TimesCalls:
+    def clock(self, mode: Mode) -> Clock:
         """The clock of a mode; one each, for a cold one holds 256 MB."""
         if mode not in self._clocks:
             self._clocks[mode] = CLOCKS[mode](self.device)
         return self._clocks[mode]
 
     @cached_property
-    def _clocks(self) -> dict[Mode, TimesCalls]:
+    def _clocks(self) -> dict[Mode, Clock]:
         return {}
 
     @cached_property

@@ -44,8 +44,11 @@ def _figure(name: str, figure: dict[str, Any]) -> list[str]:
     ceiling = f" (ceiling {figure['roofline']['ceiling']:.2f})" if "roofline" in figure else ""
     lines = [name + ceiling + (f", compiled with mode {figure['mode']}" if "mode" in figure else "")]
     if "checks" in figure:
-        wrong = [check for check, one in figure["checks"].items() if not one["agrees"]]
-        return [f"{name}: " + (f"WRONG: {'; '.join(wrong)}" if wrong else "agrees")]
+        wrong = [check for check, one in figure["checks"].items() if one["agrees"] is False]
+        lacking = "".join(
+            f" ({check}: does not run)" for check, one in figure["checks"].items() if one["agrees"] is None
+        )
+        return [f"{name}: " + (f"WRONG: {'; '.join(wrong)}" if wrong else "agrees") + lacking]
     for arm, times in (figure.get("arms") or figure.get("uniform") or {}).items():
         lines.append(f"  {arm:22} {_times(times, figure.get('ranked', {}).get(arm))}"[:WIDTH])
     return lines

@@ -513,6 +513,20 @@ def test_an_operator_that_does_not_run_disagrees_and_no_other_does(tmp_path, mon
     assert judge(agree, figures | {"parity of bsr_conv2d": found})["result"] == "fail"
 
 
+def test_an_operator_without_fp32_agrees_in_the_others_and_says_so(tmp_path, monkeypatch):
+    def sixteen_bits_only(lab, dtype):
+        if dtype == torch.float32:
+            raise ValueError("2:4 has no float32 here")
+        return [(torch.ones(2), torch.ones(2, dtype=torch.float64))]
+
+    monkeypatch.setitem(parity.CHECKS, "semi_structured_linear", sixteen_bits_only)
+    found = parity.check(Lab(tmp_path, rehearse=True), "semi_structured_linear")
+    assert [one["agrees"] for one in found["checks"].values()] == [True, True, None] and found["ratios"] == {
+        "agree": 1.0
+    }
+    assert show._figure("parity of 2:4", found) == ["parity of 2:4: agrees (float32: does not run)"]
+
+
 def test_an_entry_that_broke_the_gpu_is_left_out_and_the_rest_goes_on_in_a_new_process(monkeypatch, tmp_path):
     lab, executed = Lab(tmp_path, rehearse=True, seconds=120), []
     monkeypatch.setattr(Lab, "is_lost", lambda lab: True)
