@@ -51,7 +51,7 @@ def mean_over_groups(groups: Groups, scores: Mapping[str, Tensor], masks: Masks)
 def global_groups(groups: Groups, scores: Tensor, kept: Tensor, sparsity: float) -> Tensor:
     """Let the groups of the lowest ``scores`` die, ranked together, until the sparsity is the nearest to ``sparsity``.
 
-    The best group of every layer survives. Equal scores live in order.
+    The best group of every layer survives; of blocks, the best of all. Equal scores live in order.
 
     Args:
         groups: a pattern's groups.
@@ -63,7 +63,7 @@ def global_groups(groups: Groups, scores: Tensor, kept: Tensor, sparsity: float)
         Which groups are alive then; alive only where ``kept`` is.
 
     Raises:
-        UserError: with one group of every layer alive it is less sparse; or it is sparser already by more than one.
+        UserError: with the fewest groups that can survive it is less sparse; or it is sparser already by more than one.
     """
     mortal = kept.clone()
     mortal[groups.best_of_each_layer(scores.where(kept, -torch.inf))] = False
@@ -79,10 +79,10 @@ def global_groups(groups: Groups, scores: Tensor, kept: Tensor, sparsity: float)
 
 
 def reach(groups: Groups) -> tuple[int, int]:
-    """How many weights there are in all, and how many with one group left in every layer."""
+    """How many weights there are in all, and how many in the smallest groups that can survive alone."""
     everything = torch.ones(groups.count, dtype=torch.bool)
     mortal = everything.clone()
-    mortal[groups.best_of_each_layer(torch.zeros(groups.count))] = False
+    mortal[groups.best_of_each_layer(-groups.sizes)] = False
     alive_after = groups.alive_after(everything, mortal.nonzero().flatten())
     return int(alive_after[0]), int(alive_after[-1])
 
@@ -91,13 +91,13 @@ def weights_to_keep(groups: Groups, sparsity: float) -> int:
     """How many weights are alive at ``sparsity``.
 
     Raises:
-        UserError: with one group left in every layer it is less; names the largest sparsity.
+        UserError: it is fewer than the smallest groups that can survive alone hold; names the largest sparsity.
     """
     total, fewest = reach(groups)
     keep = round((1 - sparsity) * total)
     if keep < fewest:
         raise UserError(
-            f"a sparsity of {sparsity:.4g} cannot be reached: with one group left in every layer it is "
+            f"a sparsity of {sparsity:.4g} cannot be reached: with as few groups left as a network needs it is "
             f"{1 - fewest / total:.4f}. Choose a lower --sparsity (it is the share of all prunable weights, those that "
             "this pattern leaves alone included)."
         )

@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 
 from sparseticket import masks as algebra
 from sparseticket.errors import RunFailure, UserError
+from sparseticket.pattern import Block
 from sparseticket.pruning import magnitude_prune
+from sparseticket.pruning.groups import BlockGroups
+from sparseticket.pruning.select import reach
 from sparseticket.schedule import round_sparsities
 
 WEIGHTS = {"a": torch.tensor([[0.5, -0.1], [0.2, -3.0]]), "b": torch.tensor([[0.05, -0.3, 4.0, 0.0]])}
@@ -115,3 +118,11 @@ def test_a_schedule_that_is_none_is_refused(schedule):
 def test_a_step_so_small_that_a_run_would_never_end_is_refused():
     with pytest.raises(UserError, match="larger step"):
         round_sparsities("linear:0.0000001", 0.5)
+
+
+def test_what_blocks_can_reach_does_not_depend_on_the_order_of_layers():
+    shapes = {"wide": (64, 60), "narrow": (64, 20)}
+    pattern = Block(64, 32)
+    smallest = 64 * 20  # one block in all has to live
+    for order in (("wide", "narrow"), ("narrow", "wide")):
+        assert reach(BlockGroups(pattern, {name: shapes[name] for name in order})) == (64 * 80, smallest)
