@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path, PurePosixPath
 
 from torch import Tensor
@@ -27,7 +29,8 @@ VOID = 255  # what every mask's void becomes
 LAYOUT = (
     "train, trainannot, val and valannot (CamVid), or JPEGImages, SegmentationClass and ImageSets/Segmentation (VOC)"
 )
-HELD_BYTES = 2 * 2**30  # decoded images are kept up to here: CamVid takes 60 MB, VOC 2012 2.2 GB
+HELD_BYTES = 2 * 2**30  # decoded images are held up to here: CamVid takes 60 MB, VOC 2012 2.2 GB
+DECODED = 4  # bytes a pixel: three of the image, one of the mask
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def _camvid_mask(split: str, name: str) -> str:
 class MaskedImages:
     """One split: ``images[row]`` is an image, uint8 [3, H, W], and its mask, uint8 [H, W], in their own size.
 
-    A mask holds class indices, and 255 where it is void. What was decoded is kept while it fits into 2 GB.
+    A mask holds class indices, and 255 where it is void. The first, as far as they fit into 2 GB, are held decoded.
 
     Raises:
         UserError: a file is missing, a mask is damaged, of another size than its image, or has a class that is none of
@@ -85,7 +88,12 @@ class MaskedImages:
         self.layout, self.pairs = layout, pairs
         sizes_of(layout.files, (name for pair in pairs for name in pair))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = list(pool.map(lambda pair: set(self._mask(*pair).unique().tolist()), pairs))
+            sizes = pool.map(lambda pair: layout.files.image_size(pair[0]), pairs)
+            fitting = bisect_right(list(accumulate(DECODED * height * width for height, width in sizes)), HELD_BYTES)
+            self._held = list(pool.map(self._decode, range(fitting)))  # before training, so that all workers have them
+            others = pool.map(lambda pair: self._mask(*pair), pairs[fitting:])
+            masks = chain((mask for _, mask in self._held), others)
+            found = [set(mask.unique().tolist()) for mask in masks]
         classes = set().union(*found) - {VOID}
         if len(classes) < 2:
             alone = f"{layout.classes[classes.pop()]} alone" if classes else "no class"
@@ -93,21 +101,16 @@ class MaskedImages:
                 f"--data {layout.files.source}: the masks of {pairs[0][0]} and {len(pairs) - 1} others hold {alone}, "
                 f"and two classes are the least (0 to {len(layout.classes) - 1}; {layout.void} is void, not learned)."
             )
-        self._held: dict[int, tuple[Tensor, Tensor]] = {}
-        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        if row not in self._held:
-            name, mask_name = self.pairs[row]
-            image, mask = self.layout.files.decode(name), self._mask(name, mask_name)
-            if self._bytes + image.numel() + mask.numel() > HELD_BYTES:
-                return image, mask
-            self._held[row] = image, mask
-            self._bytes += image.numel() + mask.numel()
-        return self._held[row]
+        return self._held[row] if row < len(self._held) else self._decode(row)
+
+    def _decode(self, row: int) -> tuple[Tensor, Tensor]:
+        name, mask_name = self.pairs[row]
+        return self.layout.files.decode(name), self._mask(name, mask_name)
 
     def _mask(self, name: str, mask_name: str) -> Tensor:
         files, classes, void = self.layout.files, self.layout.classes, self.layout.void

@@ -15,6 +15,7 @@ from sparseticket.errors import UserError
 from sparseticket.models import Head, resolve
 from sparseticket.settings import Training
 from sparseticket.tasks import TaskOptions, make_task, mask_files
+from sparseticket.tasks.mask_files import MaskedImages
 from sparseticket.training import Round, make_accelerator, train
 
 DATA = os.environ.get("SPARSETICKET_DATA")
@@ -76,13 +77,15 @@ def test_the_order_and_the_crop_of_an_image_are_each_drawn_anew_by_seed_round_an
     assert not any(torch.equal(*pair) for pair in zip(*crops, strict=True))
 
 
-def test_what_does_not_fit_into_memory_is_decoded_again_and_is_the_same(camvid, monkeypatch):
-    held, decoded = task_of(camvid), task_of(camvid)
-    first = list(held.batches("train", **DRAW))
-    monkeypatch.setattr(mask_files, "HELD_BYTES", 0)
-    for one, other in zip(first, decoded.batches("train", **DRAW), strict=True):
+def test_what_fits_into_memory_is_decoded_before_any_worker_begins_and_the_rest_when_asked_for(camvid, monkeypatch):
+    held = task_of(camvid)
+    monkeypatch.setattr(mask_files, "HELD_BYTES", 2 * 4 * held._train[0][1].numel())
+    two_held = task_of(camvid)
+    decoded, decode = [], MaskedImages._decode
+    monkeypatch.setattr(MaskedImages, "_decode", lambda images, row: decoded.append(row) or decode(images, row))
+    for one, other in zip(held.batches("train", **DRAW), two_held.batches("train", **DRAW), strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
-    assert len(held._train._held) == 6 and not decoded._train._held
+    assert sorted(decoded) == [2, 3, 4, 5]
 
 
 def test_masks_with_a_palette_are_class_indices_and_255_is_void(tmp_path):
