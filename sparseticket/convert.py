@@ -34,7 +34,7 @@ from sparseticket.pattern import Block, NOfM, Pattern, Unstructured, Whole, chec
 from sparseticket.permute import axes, check_absorbed, permuted
 from sparseticket.progress import Screen
 from sparseticket.pruning import Pruner
-from sparseticket.pruning.groups import groups_of
+from sparseticket.pruning.groups import BlockGroups
 from sparseticket.pruning.regroup import Regrouping
 from sparseticket.pruning.score import magnitude
 from sparseticket.pruning.select import global_groups
@@ -145,7 +145,7 @@ def _select(pruner: Pruner, scores: Mapping[str, Tensor], living: Masks, sparsit
         return pruner.select(scores, pruner.dense(), sparsity)
     worth, alive = groups.sums(scores) / groups.sizes, groups.sums(living)
     inside = torch.zeros(groups.count, dtype=torch.float64)
-    for layer in pruner.layers():
+    for layer in groups.layers():
         density = float(alive[layer].sum() / groups.sizes[layer].sum())
         rank = worth[layer].argsort(descending=True, stable=True).argsort()
         inside[layer] = density * len(rank) / (rank + 0.5)
@@ -157,7 +157,7 @@ def _living_blocks(pattern: Block | NOfM, masks: Masks) -> dict[str, int]:
     if isinstance(pattern, NOfM):
         return {}
     return {
-        name: int((groups_of(pattern, {name: tuple(mask.shape)}).sums({name: mask}) > 0).sum())
+        name: int((BlockGroups(pattern, {name: tuple(mask.shape)}).sums({name: mask}) > 0).sum())
         for name, mask in masks.items()
     }
 

@@ -1,15 +1,16 @@
 """The groups that a pattern's zeros come in, over all prunable matrices of one network.
 
 Groups are numbered 0 … count − 1, and everything is a vector over them (BERT-base has 21 million of 4×1): the sum of
-some value over each group, which of them are alive, and the masks that follow from those that are kept.
+some value over each group, which of them are alive, and the masks that follow from those that are kept. ``kept`` is a
+bool vector, True where a group lives; ``sizes`` are the weights of each group while all are alive, int64 [count].
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,47 +18,10 @@ from torch import Tensor
 
 from sparseticket.masks import Masks
 from sparseticket.models.families import Family
-from sparseticket.pattern import Block, Whole
+from sparseticket.pattern import Block
 
 Shapes = Mapping[str, tuple[int, ...]]
 STATISTICS = (".running_mean", ".running_var")  # not masked: with weight and bias 0, BatchNorm gives exactly 0
-
-
-class Groups(Protocol):
-    """What :func:`groups_of` gives. ``kept`` is always a bool vector over the groups, True where one lives.
-
-    Groups that are whole heads, neurons or channels have ``families`` too, in the order of their groups.
-    """
-
-    count: int
-    sizes: Tensor  # weights of each group while all are alive, int64 [count]
-
-    def sums(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Sum of ``values`` (tensors like the matrices) over each group's weights, [count]."""
-        ...
-
-    def masks(self, kept: Tensor) -> Masks:
-        """The masks in which just the ``kept`` groups live, with those of the biases and BatchNorms that die along."""
-        ...
-
-    def best_of_each_layer(self, scores: Tensor) -> Tensor:
-        """The groups of the highest score, one for each layer of which one must survive."""
-        ...
-
-    def alive_after(self, kept: Tensor, order: Tensor) -> Tensor:
-        """Weights alive after the first 0, 1, … len(order) of the groups in ``order`` die, int64 [len(order) + 1]."""
-        ...
-
-
-def groups_of(pattern: Block | Whole, shapes: Shapes, families: Sequence[Family] = ()) -> Groups:
-    """The groups of ``pattern`` in matrices and filters of these ``shapes``, by name inside the backbone.
-
-    Args:
-        pattern: blocks, or whole heads, neurons or channels.
-        shapes: of every prunable matrix ([out, in]) or filter ([out, in, height, width]).
-        families: those of the backbone of the pattern's kinds; not needed for blocks.
-    """
-    return BlockGroups(pattern, shapes) if isinstance(pattern, Block) else WholeGroups(families, shapes)
 
 
 class BlockGroups:
@@ -71,25 +35,27 @@ class BlockGroups:
         self.sizes = torch.cat([self._sizes_in(shape).flatten() for shape in self.shapes.values()])
         self.count = len(self.sizes)
 
+    def layers(self) -> list[slice]:
+        """Which groups each layer has: the blocks of a matrix."""
+        return _slices([prod(self._grid(shape)) for shape in self.shapes.values()])
+
     def sums(self, values: Mapping[str, Tensor]) -> Tensor:
-        """See :class:`Groups`."""
+        """Sum of ``values`` (tensors like the matrices) over each group's weights, [count]."""
         return torch.cat([self._sum(values[name]).flatten() for name in self.shapes])
 
     def masks(self, kept: Tensor) -> Masks:
-        """See :class:`Groups`."""
-        grids = [self._grid(shape) for shape in self.shapes.values()]
-        pieces = kept.split([prod(grid) for grid in grids])
+        """The masks in which just the ``kept`` groups live."""
         return {
-            name: self._spread(piece.reshape(grid), shape)
-            for (name, shape), grid, piece in zip(self.shapes.items(), grids, pieces, strict=True)
+            name: self._spread(kept[layer].reshape(self._grid(shape)), shape)
+            for (name, shape), layer in zip(self.shapes.items(), self.layers(), strict=True)
         }
 
     def best_of_each_layer(self, scores: Tensor) -> Tensor:
-        """One in all: a layer may lose all its blocks, a network not."""
+        """Those of the highest score that must survive: one in all, for a layer may lose all its blocks."""
         return scores.argmax()[None]
 
     def alive_after(self, kept: Tensor, order: Tensor) -> Tensor:
-        """See :class:`Groups`."""
+        """Weights alive after the first 0, 1, … len(order) of the groups in ``order`` die, int64 [len(order) + 1]."""
         return self.sizes[kept].sum() - F.pad(self.sizes[order].cumsum(0), (1, 0))
 
     def _grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -132,14 +98,14 @@ class WholeGroups:
     """
 
     def __init__(self, families: Sequence[Family], shapes: Shapes) -> None:
-        self.shapes, self.families = dict(shapes), list(families)
-        counts = [family.count for family in self.families]
+        self.shapes = dict(shapes)
+        counts = [family.count for family in families]
         self.count = sum(counts)
         self._family_of = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
         self._counts = counts
         self._ends: dict[str, list[_End]] = {name: [] for name in self.shapes}
         self._vectors: dict[str, tuple[int, int]] = {}  # biases and BatchNorm entries: family, and entries of each
-        for i, family in enumerate(self.families):
+        for i, family in enumerate(families):
             for end in family.slices:
                 if end.name in self._ends:
                     self._ends[end.name].append(_End(i, end.dim, end.size))
@@ -151,8 +117,12 @@ class WholeGroups:
                 per_entry[end.family] += prod(self.shapes[name]) // self.shapes[name][end.dim] * end.size
         self.sizes = torch.tensor(per_entry)[self._family_of]
 
+    def layers(self) -> list[slice]:
+        """Which groups each layer has: all heads, neurons or channels of one place."""
+        return _slices(self._counts)
+
     def sums(self, values: Mapping[str, Tensor]) -> Tensor:
-        """See :class:`Groups`; float64."""
+        """See :meth:`BlockGroups.sums`; float64."""
         total = [torch.zeros(count, dtype=torch.float64) for count in self._counts]
         for name, ends in self._ends.items():
             for end in ends:
@@ -161,7 +131,7 @@ class WholeGroups:
         return torch.cat(total)
 
     def masks(self, kept: Tensor) -> Masks:
-        """See :class:`Groups`."""
+        """The masks in which just the ``kept`` groups live, with those of the biases and BatchNorms that die along."""
         of_family = kept.split(self._counts)
         masks = {}
         for name, shape in self.shapes.items():
@@ -173,12 +143,12 @@ class WholeGroups:
         return masks | vectors
 
     def best_of_each_layer(self, scores: Tensor) -> Tensor:
-        """One of every family."""
+        """Those of the highest score that must survive: one of every family."""
         starts = torch.tensor([0, *self._counts[:-1]]).cumsum(0)
         return starts + torch.stack([of_family.argmax() for of_family in scores.split(self._counts)])
 
     def alive_after(self, kept: Tensor, order: Tensor) -> Tensor:
-        """See :class:`Groups`."""
+        """See :meth:`BlockGroups.alive_after`."""
         died, alive = self._family_of[order], torch.zeros(len(order) + 1, dtype=torch.int64)
         living = [int(of_family.count_nonzero()) for of_family in kept.split(self._counts)]
         for name, shape in self.shapes.items():
@@ -188,3 +158,10 @@ class WholeGroups:
                 sides[end.dim] = (living[end.family] - dead) * end.size
             alive += sides[0] * sides[1] * prod(shape[2:])
         return alive
+
+
+Groups = BlockGroups | WholeGroups
+
+
+def _slices(counts: Sequence[int]) -> list[slice]:
+    return [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]

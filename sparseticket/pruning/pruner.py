@@ -14,7 +14,7 @@ from sparseticket.errors import UserError
 from sparseticket.masks import Masks
 from sparseticket.models.families import Family, families
 from sparseticket.pattern import Block, NOfM, Pattern, Unstructured, Whole, parse
-from sparseticket.pruning.groups import Groups, Shapes, groups_of
+from sparseticket.pruning.groups import BlockGroups, Groups, Shapes, WholeGroups
 from sparseticket.pruning.select import global_groups, global_unstructured, mean_over_groups, n_of_m, weights_to_keep
 from sparseticket.seeds import generator
 
@@ -40,13 +40,13 @@ class Pruner:
             _check_divides(parsed, shapes)
         if isinstance(parsed, Block):
             _check_smaller(parsed, shapes)
-            return cls(parsed, shapes, groups_of(parsed, shapes))
+            return cls(parsed, shapes, BlockGroups(parsed, shapes))
         if isinstance(parsed, Whole):
             found = _prunable_families(parsed, backbone, shapes)
             if absent := set(parsed.kinds) - {family.kind for family in found}:
                 what = type(backbone).__name__
                 raise UserError(f"pattern {parsed}: this model ({what}) has no {min(absent)} that could be pruned.")
-            return cls(parsed, shapes, groups_of(parsed, shapes, found))
+            return cls(parsed, shapes, WholeGroups(found, shapes))
         return cls(parsed, shapes)
 
     def dense(self) -> Masks:
@@ -99,21 +99,11 @@ class Pruner:
         if self.groups is None:
             return {name: _shuffled(mask.flatten(), draw).reshape(mask.shape) for name, mask in masks.items()}
         kept = self.kept(masks)
-        for layer in self.layers():
+        for layer in self.groups.layers():
             for size in self.groups.sizes[layer].unique():  # blocks at the edges are smaller
                 alike = layer.start + (self.groups.sizes[layer] == size).nonzero().flatten()
                 kept[alike] = _shuffled(kept[alike], draw)
         return self.groups.masks(kept)
-
-    def layers(self) -> list[slice]:
-        """Which groups each layer has: a matrix of blocks; all heads, neurons or channels of one place."""
-        assert self.groups is not None
-        if isinstance(self.pattern, Block):
-            counts = [groups_of(self.pattern, {name: shape}).count for name, shape in self.shapes.items()]
-        else:
-            counts = [family.count for family in self.groups.families]
-        ends = torch.tensor(counts).cumsum(0).tolist()
-        return [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
     def kept(self, masks: Masks) -> Tensor:
         """Which groups have a living weight in ``masks``, bool [count]; only where the pattern is made of groups."""

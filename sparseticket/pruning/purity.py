@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparseticket.masks import Masks, counted
 from sparseticket.pattern import Block, NOfM, Pattern, Whole
-from sparseticket.pruning.groups import groups_of
+from sparseticket.pruning.groups import BlockGroups
 
 
 def check_masks(pattern: Pattern, masks: Masks) -> None:
@@ -23,7 +23,7 @@ def check_masks(pattern: Pattern, masks: Masks) -> None:
     if isinstance(pattern, NOfM):
         _check_n_of_m(pattern, matrices)
     if isinstance(pattern, Block):
-        groups = groups_of(pattern, {name: tuple(mask.shape) for name, mask in matrices.items()})
+        groups = BlockGroups(pattern, {name: tuple(mask.shape) for name, mask in matrices.items()})
         _check_equal(pattern, groups.masks(groups.sums(matrices) > 0), matrices)
     if isinstance(pattern, Whole):
         _check_equal(pattern, {name: _rows(mask) & _columns(mask) for name, mask in matrices.items()}, matrices)
