@@ -124,7 +124,7 @@ def _row(record: dict[str, Any], where: str) -> Row:
     if not isinstance(text, str) or not isinstance(second, str | None):
         raise UserError(f"{where}: text and text_b must be texts.")
     if HALF_A_LETTER.search(text + (second or "")):
-        raise UserError(f"{where}: half of a surrogate pair (\\\\ud800 to \\\\udfff) is no letter: mend the text.")
+        raise UserError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff) is no letter: mend the text.")
     if not isinstance(label, str | int | float) or label != label or not str(label).strip():  # not itself: NaN
         raise UserError(f"{where}: the label is missing.")
     return text, second, str(label).strip()

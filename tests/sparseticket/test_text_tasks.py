@@ -367,7 +367,7 @@ BAD_FILES = {
     "list.jsonl": ("[1, 2]\n", "line 1: each line must be a JSON object"),
     "column.jsonl": ('{"text": "good"}\n', "line 1 has no column label"),
     "number.jsonl": ('{"text": 5, "label": 1}\n', "line 1: text and text_b must be texts"),
-    "half.jsonl": ('{"text": "good \\ud83d", "label": 1}\n', "line 1: half of a surrogate pair"),
+    "half.jsonl": ('{"text": "good \\ud83d", "label": 1}\n', r"line 1: half of a surrogate pair \(\\ud800 to"),
     "nan.jsonl": ('{"text": "good", "label": NaN}\n', "line 1: the label is missing"),
     "notes.txt": ("text", "no file of labelled texts"),
 }
