@@ -283,6 +283,7 @@ def test_a_users_ci_fails_with_code_1_after_the_measurement_is_written(make_imag
         ("--fail-if", "p50 is slow", "is no rule"),
         ("--fail-if", "size > 20ms", "size is in MB"),
         ("--batch", "1;8", "numbers with commas"),
+        ("--batch", "--1", "numbers with commas"),
         ("--threads", "1,some", "as in 1,all"),
         ("--seq-length", "", "makes no sense"),
     ],
