@@ -250,6 +250,13 @@ def test_an_unknown_recipe_is_refused_with_close_names(cli, verb):
     assert code == 2 and "Did you mean neurips20/sst2" in text and "recipes ls" in text
 
 
+@pytest.mark.parametrize("verb", ["show", "check"])
+def test_a_recipe_that_is_not_utf_8_is_refused_in_words(cli, tmp_path, verb):
+    (tmp_path / "latin.toml").write_bytes('title = "für alle"\n'.encode("latin-1"))
+    code, text = cli("recipes", verb, tmp_path / "latin.toml")
+    assert code == 2 and "could not be read as UTF-8 text" in text
+
+
 MINE = """
 title = "Digits"
 source = "mine"
