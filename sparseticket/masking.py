@@ -21,8 +21,7 @@ class MaskedParameters:
     def __init__(self, parameters: Mapping[str, nn.Parameter], masks: Masks) -> None:
         self._parameters = {name: parameters[name] for name in masks}
         self._dead = {name: ~mask.to(self._parameters[name].device) for name, mask in masks.items()}
-        # A float mask costs memory but multiplies in 3 ms a step on MiniLM, where masked_fill_ takes 22 ms.
-        self._live = {name: mask.to(self._parameters[name]) for name, mask in masks.items() if not mask.all()}
+        self._live = {name: _all_bits(mask, self._parameters[name]) for name, mask in masks.items() if not mask.all()}
 
     @torch.no_grad()
     def mask_parameters(self) -> None:
@@ -40,13 +39,10 @@ class MaskedParameters:
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Zero the gradients of pruned weights in place: once a step, after backward and reduction, before clipping.
-
-        One that is infinite becomes NaN, and ends the training as one of a living weight would.
-        """
+        """Zero the gradients of pruned weights in place: once a step, after backward and reduction, before clipping."""
         for name, live in self._live.items():
             if (gradient := self._parameters[name].grad) is not None:
-                gradient.mul_(live)
+                gradient.view(live.dtype).bitwise_and_(live)
 
     @torch.no_grad()
     def check_zeros(self) -> None:
@@ -55,6 +51,15 @@ class MaskedParameters:
             moved = int(parameter[self._dead[name]].count_nonzero())
             if moved:
                 raise RunFailure(f"{moved} pruned weights of {name} are no longer 0. This is a bug: please report it.")
+
+
+def _all_bits(mask: Tensor, like: Tensor) -> Tensor:
+    """The mask in integers as wide as ``like``'s entries, all bits set where it lives, none elsewhere.
+
+    An AND with it takes as long as multiplying, which makes NaN of 0 · ∞; masked_fill_ takes 2 to 5 times as long.
+    """
+    word = {2: torch.int16, 4: torch.int32, 8: torch.int64}[like.element_size()]
+    return mask.to(like.device, word).neg_()
 
 
 def refuse_if_zeros_move(make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]) -> None:

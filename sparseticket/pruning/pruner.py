@@ -71,9 +71,9 @@ class Pruner:
         return global_unstructured(scores, masks, sparsity)
 
     def check_reachable(self, sparsity: float) -> None:
-        """Raise :class:`UserError` where ``sparsity`` is more than the pattern can have, or leaves nothing alive."""
+        """Raise :class:`UserError` where ``sparsity`` is more than the pattern surely has, or leaves nothing alive."""
         if self.groups is not None:
-            weights_to_keep(self.groups, sparsity)
+            weights_to_keep(self.groups, sparsity, surely=True)
             return
         total = sum(math.prod(shape) for shape in self.shapes.values())
         if round((1 - sparsity) * total) < 1:

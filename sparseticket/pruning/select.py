@@ -63,7 +63,7 @@ def global_groups(groups: Groups, scores: Tensor, kept: Tensor, sparsity: float)
         Which groups are alive then; alive only where ``kept`` is.
 
     Raises:
-        UserError: with the fewest groups that can survive it is less sparse; or it is sparser already by more than one.
+        UserError: the smallest groups that can survive hold more; or it is sparser already by more than one.
     """
     mortal = kept.clone()
     mortal[groups.best_of_each_layer(scores.where(kept, -torch.inf))] = False
@@ -78,28 +78,32 @@ def global_groups(groups: Groups, scores: Tensor, kept: Tensor, sparsity: float)
     return still
 
 
-def reach(groups: Groups) -> tuple[int, int]:
-    """How many weights there are in all, and how many in the smallest groups that can survive alone."""
+def reach(groups: Groups, *, surely: bool = False) -> tuple[int, int]:
+    """How many weights there are in all, and how many in as few groups as can survive alone.
+
+    Where these can be of different sizes, they are the smallest; ``surely`` takes the largest, which may score best.
+    """
     everything = torch.ones(groups.count, dtype=torch.bool)
     mortal = everything.clone()
-    mortal[groups.best_of_each_layer(-groups.sizes)] = False
+    mortal[groups.best_of_each_layer(groups.sizes if surely else -groups.sizes)] = False
     alive_after = groups.alive_after(everything, mortal.nonzero().flatten())
     return int(alive_after[0]), int(alive_after[-1])
 
 
-def weights_to_keep(groups: Groups, sparsity: float) -> int:
+def weights_to_keep(groups: Groups, sparsity: float, *, surely: bool = False) -> int:
     """How many weights are alive at ``sparsity``.
 
     Raises:
-        UserError: it is fewer than the smallest groups that can survive alone hold; names the largest sparsity.
+        UserError: as few groups as can survive hold more (see :func:`reach`); names the largest sparsity.
     """
-    total, fewest = reach(groups)
+    total, fewest = reach(groups, surely=surely)
     keep = round((1 - sparsity) * total)
     if keep < fewest:
+        which = "largest" if surely else "smallest"
         raise UserError(
-            f"a sparsity of {sparsity:.4g} cannot be reached: with as few groups left as a network needs it is "
-            f"{1 - fewest / total:.4f}. Choose a lower --sparsity (it is the share of all prunable weights, those that "
-            "this pattern leaves alone included)."
+            f"a sparsity of {sparsity:.4g} cannot be reached: with as few groups left as a network needs, the "
+            f"{which}, it is {1 - fewest / total:.4f}. Choose a lower --sparsity (it is the share of all prunable "
+            "weights, those that this pattern leaves alone included)."
         )
     return keep
 

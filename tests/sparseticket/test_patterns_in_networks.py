@@ -142,7 +142,7 @@ def pruned(draw, texts=("unstructured", "2:4", "1:2", "block:3x2", "block:4x1", 
     if isinstance(pruner.pattern, NOfM):
         sparsity = pruner.pattern.sparsity
     else:
-        total, fewest = reach(pruner.groups) if pruner.groups else (1, 0)
+        total, fewest = reach(pruner.groups, surely=True) if pruner.groups else (1, 0)
         sparsity = draw(st.floats(0.1, 0.95)) * (1 - fewest / total)
     first = magnitude_prune(matrices(network), pruner.dense(), sparsity / 2, pruner)
     last = magnitude_prune(matrices(network), first, sparsity, pruner)

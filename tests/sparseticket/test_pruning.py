@@ -4,13 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from sparseticket import masks as algebra
 from sparseticket.errors import RunFailure, UserError
-from sparseticket.pattern import Block
-from sparseticket.pruning import magnitude_prune
-from sparseticket.pruning.groups import BlockGroups
-from sparseticket.pruning.select import reach
+from sparseticket.pruning import Pruner, magnitude_prune
+from sparseticket.pruning.select import global_groups
 from sparseticket.schedule import round_sparsities
 
 WEIGHTS = {"a": torch.tensor([[0.5, -0.1], [0.2, -3.0]]), "b": torch.tensor([[0.05, -0.3, 4.0, 0.0]])}
@@ -120,9 +119,13 @@ def test_a_step_so_small_that_a_run_would_never_end_is_refused():
         round_sparsities("linear:0.0000001", 0.5)
 
 
-def test_what_blocks_can_reach_does_not_depend_on_the_order_of_layers():
-    shapes = {"wide": (64, 60), "narrow": (64, 20)}
-    pattern = Block(64, 32)
-    smallest = 64 * 20  # one block in all has to live
+def test_a_sparsity_is_refused_where_the_largest_block_is_too_large_in_any_order_of_layers():
+    shapes = {"wide": (64, 60), "narrow": (64, 20)}  # one block in all has to live: of 2048, 1792 or 1280 weights
     for order in (("wide", "narrow"), ("narrow", "wide")):
-        assert reach(BlockGroups(pattern, {name: shapes[name] for name in order})) == (64 * 80, smallest)
+        pruner = Pruner.of("block:64x32", nn.Module(), {name: torch.zeros(shapes[name]) for name in order})
+        pruner.check_reachable(0.6)
+        with pytest.raises(UserError, match="the largest, it is 0"):
+            pruner.check_reachable(0.61)
+        for scores in pruner.groups.sizes, -pruner.groups.sizes:  # a ticket of one block has its controls
+            kept = global_groups(pruner.groups, scores, torch.ones(3, dtype=torch.bool), 0.75)
+            assert kept.tolist() == (scores == scores.max()).tolist()

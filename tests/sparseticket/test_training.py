@@ -116,6 +116,15 @@ def test_the_masks_do_not_reparametrize_or_rename_anything(work):
     assert all(type(m) is not nn.utils.parametrize.ParametrizationList for m in network.module.modules())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_dead_gradient_is_zero_whatever_it_was_and_a_living_one_stays_as_it_is(dtype):
+    wild = [torch.inf, -torch.inf, torch.nan, -2.5, -0.0]
+    weight = nn.Parameter(torch.zeros(2, 5, dtype=dtype))
+    weight.grad = torch.tensor([wild, wild], dtype=dtype)
+    MaskedParameters({"w": weight}, {"w": torch.tensor([[True] * 5, [False] * 5])}).mask_gradients()
+    assert str(weight.grad.tolist()) == str([wild, [0.0] * 5])  # the sign of -0.0 too, and NaN
+
+
 def test_masking_gradients_then_clipping_is_clipping_the_living_gradients(work):
     network, _ = work
     masks = half_masks(network)
