@@ -118,7 +118,7 @@ def _run_panel(panel: plt.Axes, found: dict[str, Any], transfers: list[dict[str,
             spread = None if arm["std"] is None else 100 * arm["std"]
             label = f"{name}, {arm['n']} seeds"
             panel.errorbar(
-                at, 100 * arm["mean"], yerr=spread, fmt="s", ms=5, capsize=4, color=COLOURS[name], label=label
+                at, 100 * arm["mean"], yerr=spread, fmt="s", ms=5, capsize=4, color=COLOURS.get(name), label=label
             )
     _finish(panel, found["metric"], f"{found['model']} on {found['task']}")
 

@@ -33,7 +33,7 @@ def whole_numbers(option: str, text: str, *, or_all: bool = False) -> list[int |
         word = part.strip()
         if or_all and word == ALL:
             found.append(ALL)
-        elif word.isascii() and word.lstrip("-").isdigit():
+        elif word.isascii() and word.removeprefix("-").isdigit():
             found.append(int(word))
         else:
             example = "1,all" if or_all else "1,8"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from torch.export import ExportedProgram
 
 from sparseticket.errors import UserError
 from sparseticket.export.loaded_model import LoadedModel
+from sparseticket.models.positions import longest_sequence
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 DEFAULT_LENGTH = 128
@@ -166,13 +168,13 @@ def _limits(file: Path, graph: onnx.GraphProto, weights: dict[str, TensorProto])
 
 
 def _of_config(folder: Path) -> tuple[int, int] | None:
-    """Vocabulary and positions in the ``config.json`` there, if one is."""
+    """Vocabulary and longest sequence by the ``config.json`` there, if one is."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        found = config.get("vocab_size"), config.get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        config = SimpleNamespace(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        known = all(isinstance(value, int) for value in (config.vocab_size, config.max_position_embeddings))
+        return (config.vocab_size, longest_sequence(config)) if known else None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return found if all(isinstance(value, int) for value in found) else None
 
 
 def _words(image: tuple[int, int, int] | None) -> str:

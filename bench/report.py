@@ -65,7 +65,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(table)
     console.print(_machine(result), highlight=False)
     for note in result["notes"]:
-        console.print(note, markup=False)
+        console.print(note)
 
 
 def gain(record: dict[str, Any]) -> str:

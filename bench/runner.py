@@ -61,7 +61,7 @@ def bench(
             be faster; "off" does not.
         dtype: "fp32", "fp16" or "bf16", to which model folders are cast for PyTorch.
         launched: how PyTorch calls them: "eager", from Python; "compiled", by ``torch.compile``; or "graph", as CUDA
-            graphs, on a GPU only. Neither dtype nor launched as they are by default, folders run on the GPU alone
+            graphs, on a GPU only. If dtype or launched differs from its default, model folders run only on the GPU
             where there is one.
         fail_if: rules of :mod:`sparseticket.bench.limits`; what they are true for is listed under ``failures``.
         say: told which cell is measured.

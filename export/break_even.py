@@ -1,8 +1,8 @@
-"""From which density on a linear layer runs faster on the sparse operator than dense: a table of measured figures.
+"""Up to which density a linear layer runs faster on the sparse operator than dense: a table of measured figures.
 
-``break_even.json``, by instruction set and pattern: the largest density (share of live blocks) at which the operator
-wins, its speed-up at some densities, and the fewest rows of x at which that holds where it does not hold for all. INT8
-figures are against dense INT8, ``dense_int8`` against dense fp32, all in ONNX Runtime on the same CPU.
+``break_even.json`` holds for each instruction set and pattern the largest density (share of live blocks) at which the
+operator wins and its speed-up at some densities. If that needs a least number of rows of x, it holds that number, too.
+INT8 figures are against dense INT8, ``dense_int8`` against dense fp32, all in ONNX Runtime on the same CPU.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from sparseticket.errors import UserError, reason
 from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.files import read_json
 from sparseticket.hub import quiet_transformers
+from sparseticket.models.positions import longest_sequence
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -48,7 +49,7 @@ def load_text(folder: Path, attention: str | None) -> LoadedModel:
         outputs=(),
         vocabulary=config.vocab_size,
         token_types=token_types,
-        max_length=_longest_sequence(module),
+        max_length=longest_sequence(config),
         companions=companions(folder),
     )
     with torch.inference_mode():
@@ -103,14 +104,6 @@ def _load_whole(folder: Path, attention: str | None) -> nn.Module:
         first = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))[0]
         raise UserError(f"{folder} has no weights for {first}, which {kind.__name__} needs: save the whole model.")
     return module
-
-
-def _longest_sequence(module: nn.Module) -> int:
-    for name, layer in module.named_modules():
-        if name.endswith("position_embeddings") and isinstance(layer, nn.Embedding):
-            reserved = 0 if layer.padding_idx is None else layer.padding_idx + 1  # RoBERTa counts from there
-            return layer.num_embeddings - reserved
-    return getattr(module.config, "max_position_embeddings", 512)
 
 
 def companions(folder: Path) -> dict[str, bytes]:

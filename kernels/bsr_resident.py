@@ -187,7 +187,10 @@ def tma_reads(*tensors: Tensor, columns: int = 0) -> bool:
 
 
 def _begins_aligned(tensor: Tensor) -> bool:
-    """What is traced has no address yet; Inductor allocates aligned, and copies an input that is so no more."""
+    """Whether its memory begins as TMA needs it; while traced, by its offset, as there is no address yet.
+
+    Inductor allocates aligned memory, and copies an input that is no longer aligned.
+    """
     begin = tensor.storage_offset() * tensor.element_size() if is_traced(tensor) else tensor.data_ptr()
     return begin % ALIGNMENT == 0
 

@@ -54,10 +54,10 @@ def wrap_triton(kernel: Any) -> _Launchable:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """True for a tensor whose memory holds its values, and that is not a tracer's or of another subclass.
+    """True for a tensor whose memory holds its values, and that is neither a tracer's nor of another subclass.
 
-    It does not where they are negated when they are read (an imaginary part of a conjugate), known to be 0, or of
-    several gradients at once (``is_grads_batched``).
+    Memory does not hold the values if they are negated on reading (the imaginary part of a conjugate), if they are
+    known to be 0, or if they belong to several gradients at once (``is_grads_batched``).
     """
     return type(tensor) in OWN and not (
         tensor.is_neg() or tensor._is_zerotensor() or torch._C._functorch.is_legacy_batchedtensor(tensor)

@@ -135,10 +135,10 @@ def shape(
 
 
 def _select(pruner: Pruner, scores: Mapping[str, Tensor], living: Masks, sparsity: float, by: str) -> Masks:
-    """Whole groups that live. By refill and regroup each layer keeps as many of its groups as it has density:
+    """The whole groups that stay alive; with refill and regroup, of each layer a share as large as its density.
 
-    the group of rank r (from 0) in a layer of n groups and density d scores d·n / (r + ½), above 1 where it is within
-    the share; ranked together and cut at any sparsity, the layers keep their proportions.
+    The group of rank r (from 0) in a layer of n groups and density d scores d·n / (r + ½), which is above 1 within that
+    share. All groups are ranked together, so the layers keep their proportions at any sparsity.
     """
     groups = pruner.groups
     if groups is None or by == "score":

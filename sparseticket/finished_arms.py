@@ -15,7 +15,7 @@ from sparseticket.transfer_plan import TRANSFER_SETTINGS, TransferSettings
 
 OF_ALL = ("model", "task", "data", "training")
 OF_DENSE = (*OF_ALL, "dense_weights")
-# of controls too, which are made of it; the head may be that of the dense networks' file
+# controls are made from the ticket, so they depend on it, too; the head may come from the dense networks' file
 OF_TICKET = (*OF_DENSE, "ticket", "weights", "start", "allow_other_weights")
 
 

@@ -67,5 +67,13 @@ def one_step_a_round(pattern: NOfM, schedule: str) -> dict[str, Any]:
 
 def default_folder(model: str, task: str) -> Path:
     """``runs/MODEL-TASK``, with a folder or hub name as a plain word."""
-    word = re.sub(r"[^\w.-]+", "-", Path(model).name if Path(model).is_dir() else model).strip("-")
-    return Path("runs") / f"{word}-{task}"
+    return Path("runs") / f"{_plain_word(Path(model).name if Path(model).is_dir() else model)}-{task}"
+
+
+def default_recipe_folder(recipe: str) -> Path:
+    """``runs/RECIPE``, with a packaged recipe's name or a file's as a plain word."""
+    return Path("runs") / _plain_word(Path(recipe).stem if recipe.endswith(".toml") else recipe)
+
+
+def _plain_word(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-")

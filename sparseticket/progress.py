@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,6 +16,11 @@ LONG = 1800.0  # an estimate above this is announced after the first ten steps
 OnStep = Callable[[int, int, float], None]
 
 
+def literal_console(**options: Any) -> Console:
+    """A console that prints text as it is: ``[word]`` and ``:word:`` in a path, a name or a note are no markup."""
+    return Console(markup=False, emoji=False, **options)
+
+
 class Screen:
     """Prints, on the main process only, and shows how far a training is.
 
@@ -22,7 +28,7 @@ class Screen:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = literal_console(quiet=quiet, highlight=False, soft_wrap=True)
         if not self.console.is_terminal:
             self.console.width = PLAIN_WIDTH
         self.expect(1, shorter="")
@@ -34,7 +40,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print one message."""
-        self.console.print(text, markup=False)
+        self.console.print(text)
 
     def note(self, text: str) -> None:
         """Print a note, once however often it is given."""
@@ -46,7 +52,7 @@ class Screen:
     def training(self, title: str) -> Iterator[OnStep]:
         """Show one training; yields ``on_step(steps done, steps in all, loss)``."""
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.3f}"),

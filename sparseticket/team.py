@@ -92,7 +92,7 @@ class Team:
             self.store.wait([f"sparseticket/done/{work}"], FOREVER)
 
     def wait(self, place: str) -> None:
-        """Wait until all processes have come to this place."""
+        """Wait until every process has reached ``place``."""
         if self.store is None:
             return
         if self.store.add(f"sparseticket/here/{place}", 1) == self.count:
@@ -104,5 +104,5 @@ ALONE = Team()
 
 
 def team_of(side_by_side: bool) -> Team:
-    """The launch's processes where runs are wanted side by side; else one alone, whatever Accelerate makes of it."""
+    """All processes of the launch if runs are wanted side by side; else this one alone, whatever Accelerate does."""
     return Team.of_launch() if side_by_side else ALONE

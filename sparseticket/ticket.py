@@ -164,7 +164,7 @@ class Ticket:
             )
 
     def _differing(self, wanted: dict[str, str], theta: dict[str, str]) -> str | None:
-        """The first tensor that both have and that is another in each; what is pruned has to be in both."""
+        """The first tensor whose hash differs. Raises if either lacks a pruned one, but ``theta`` may lack a pooler."""
         for name in self.masks:
             if name not in wanted:
                 raise UserError(f"this ticket does not say which weights {name} belongs to: make it again.")

@@ -120,7 +120,7 @@ def own_theta(ticket: Ticket, path: Path) -> Path | None:
 
 
 def begins_elsewhere(ticket: Ticket) -> bool:
-    """True where dense networks beside a ticket begin with other weights than its θ: θ_p, or a control's source."""
+    """Whether dense networks beside a ticket begin with weights other than θ: θ_p, or those of a control's source."""
     changed = ticket.control is not None and control_of(ticket.control).weights is not None
     return changed or bool(_rewind_step(ticket)) or ticket.theta_p is not None
 
@@ -136,7 +136,8 @@ def _beginnings(
 ) -> tuple[str, str]:
     """The files of the weights with which the ticket and dense networks begin; "" is the model's own.
 
-    ``weights`` are the ticket's; where these lie beside it already and dense networks begin elsewhere, theirs.
+    ``weights`` is the ticket's file. If that lies beside the ticket already, and dense networks begin with another,
+    ``weights`` is theirs.
     """
     kept = own_theta(ticket, path)
     if ticket.theta_file and not (kept or weights or allow_other_weights):

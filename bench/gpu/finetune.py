@@ -1,7 +1,7 @@
 """Fine-tuning steps of BERT-base, four a call: bf16 autocast, fused AdamW, clipping, all compiled by torch.
 
-Compiled networks launch kernel by kernel, or in CUDA graphs (``mode="reduce-overhead"``). Both are measured, and that
-counts in which dense takes less time: where the CPU is what a step waits for, no arm shows what the GPU takes.
+Compiled networks launch kernel by kernel, or in CUDA graphs (``mode="reduce-overhead"``). Both are measured, and
+the one in which dense is faster counts: where a step waits for the CPU, no arm shows how long the GPU takes.
 """
 
 from __future__ import annotations

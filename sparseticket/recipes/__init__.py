@@ -87,6 +87,14 @@ def path_of(name: str) -> Path:
     raise UserError(f"there is no recipe {name!r}.{hint} See `sparseticket recipes ls`, or give a .toml file.")
 
 
+def text_of(name: str) -> str:
+    """A recipe as it stands; :class:`UserError` where it cannot be read as UTF-8."""
+    try:
+        return path_of(name).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"recipe {name} could not be read as UTF-8 text: {error}") from error
+
+
 def load(name: str) -> Recipe:
     """Read and validate a recipe of one run; :class:`UserError` says what is wrong in it."""
     table = _table(name)
@@ -104,10 +112,9 @@ def load_any(name: str) -> Recipe | Study:
 
 
 def _table(name: str) -> dict[str, Any]:
-    path = path_of(name)
     try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        table: dict[str, Any] = tomllib.loads(text_of(name))
+    except ValueError as error:
         raise UserError(f"recipe {name}: {error}") from error
     if unknown := sorted(table.keys() - KEYS) if "step" not in table else []:
         raise UserError(f"recipe {name}: there is no table {unknown[0]!r}; there are {', '.join(sorted(KEYS))}.")

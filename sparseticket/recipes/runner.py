@@ -9,6 +9,7 @@ from typing import Any
 
 from sparseticket.errors import UserError
 from sparseticket.imp import find
+from sparseticket.options import default_recipe_folder
 from sparseticket.progress import Screen
 from sparseticket.recipes import Recipe
 from sparseticket.recipes.study import Study
@@ -34,7 +35,7 @@ def run_recipe(
 
     ``weights_by_name`` are those of a study's steps that name theirs, ``weights`` those of all others.
     """
-    folder = out or Path("runs") / recipe.name.removesuffix(".toml").replace("/", "-")
+    folder = out or default_recipe_folder(recipe.name)
     by_name = weights_by_name or {}
     if isinstance(recipe, Study):
         return run_study(recipe, folder, data=data, weights=weights, by_name=by_name, screen=screen, team=team)

@@ -42,8 +42,8 @@ class BoxedImages:
         names = tuple(_image(name) for name in ids)
         for name, one in zip(names, found, strict=True):
             if (real := files.image_size(name)) != one.size:
-                on_its_side = "It lies on its side (EXIF says so): store it upright"
-                mend = on_its_side if real == one.size[::-1] else "Resize it back"
+                upright = "Store it upright (EXIF may turn it where it is shown)"
+                mend = upright if real == one.size[::-1] else "Resize it back"
                 raise UserError(
                     f"{files.source}: {name} is {real[1]} x {real[0]} pixels, and its annotation is of an image of "
                     f"{one.size[1]} x {one.size[0]}. {mend}, or take it out of the lists."

@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Evaluation mode without gradients inside, the mode of each module as it was afterwards; gives its device."""
+    """Evaluation mode without gradients for the block; each module's mode is restored after it. Yields the device."""
     modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:

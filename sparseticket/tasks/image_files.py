@@ -53,7 +53,7 @@ class DataFiles:
         return content
 
     def decode(self, name: str, mode: str = "RGB") -> Tensor:
-        """An image, uint8 [3, H, W]; with ``mode`` "L" or "P" its grey values or palette indices, [1, H, W].
+        """An image, uint8 [3, H, W]. With ``mode`` "P", palette indices or grey values, [1, H, W].
 
         Raises:
             UserError: names an image that is corrupt, gone or, for "P", without a palette or single channel.

@@ -73,7 +73,7 @@ class PreTraining(Stateless):
         return TwoViews(self._train, whole, self.view, self.format, derive(seed, "views", round, epoch))
 
     def begin(self, model: nn.Module, *, seed: int, round: int) -> Sequence[nn.Module]:
-        """See :meth:`sparseticket.tasks.base.Task.begin`; refuses batches of which not all processes have as much."""
+        """See :meth:`sparseticket.tasks.base.Task.begin`; refuses a batch size that processes cannot share equally."""
         if self.options.batch_size % processes():
             raise UserError(
                 f"task {self.name} gathers whole batches: --batch-size {self.options.batch_size} must be a multiple of "

@@ -124,7 +124,7 @@ def _row(record: dict[str, Any], where: str) -> Row:
     if not isinstance(text, str) or not isinstance(second, str | None):
         raise UserError(f"{where}: text and text_b must be texts.")
     if HALF_A_LETTER.search(text + (second or "")):
-        raise UserError(f"{where}: half of a surrogate pair (\\\\ud800 to \\\\udfff) is no letter: mend the text.")
+        raise UserError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff) is no letter: mend the text.")
     if not isinstance(label, str | int | float) or label != label or not str(label).strip():  # not itself: NaN
         raise UserError(f"{where}: the label is missing.")
     return text, second, str(label).strip()
@@ -135,11 +135,12 @@ def hold_out(rows: list[Row], path: Path) -> tuple[list[Row], list[Row]]:
     if len(rows) < 10:
         raise UserError(f"{path} has {len(rows)} rows: at least 10 are needed to train on nine tenths of them.")
     keys = [hashlib.sha256(f"{text}\0{second or ''}".encode()).digest() for text, second, _ in rows]
-    border = sorted(keys)[len(rows) // 10]
+    distinct = sorted(set(keys))
+    if len(distinct) == 1:
+        raise UserError(f"{path} repeats the same text in every row: give others, too, to evaluate on.")
+    border = distinct[max(1, len(distinct) // 10)]
     train = [row for row, key in zip(rows, keys, strict=True) if key >= border]
     evaluation = [row for row, key in zip(rows, keys, strict=True) if key < border]
-    if not evaluation:
-        raise UserError(f"{path} repeats the same text: its rows cannot be split into training and evaluation.")
     return train, evaluation
 
 

@@ -90,7 +90,9 @@ def _listed(files: DataFiles, split: str, names: dict[int, str]) -> LabelledFile
     place = f"{split}/{LIST}"
     lines = files.read(place).decode(errors="replace").split("\n") if place in files.sizes else []
     listed: dict[str, int] = {}
-    for number, line in enumerate((line for line in lines if line.strip()), 1):
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         path, _, label = line.strip().rpartition(" ")
         name, folder = f"{split}/{path.strip()}", PurePosixPath(path.strip()).parent.name
         if not label.isdecimal() or int(label) >= CLASSES or names.setdefault(int(label), folder) != folder:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from sparseticket.bench.inputs import Needs, make_feeds, needs_of_onnx
@@ -60,6 +62,13 @@ def test_an_exported_file_says_what_it_takes(bert_onnx, tmp_path):
     alone = tmp_path / "alone.onnx"
     alone.write_bytes((bert_onnx / "model.onnx").read_bytes())
     assert needs_of_onnx(alone).vocabulary == 50
+
+
+def test_positions_that_roberta_reserves_are_not_offered_to_an_onnx_file(bert_onnx, tmp_path):
+    (tmp_path / "model.onnx").write_bytes((bert_onnx / "model.onnx").read_bytes())
+    config = {"model_type": "roberta", "vocab_size": 50, "max_position_embeddings": 40, "pad_token_id": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert needs_of_onnx(tmp_path / "model.onnx").max_length == 38
 
 
 def test_a_fixed_batch_and_an_own_input_name_are_read_from_the_file(make_image_file):

@@ -244,10 +244,10 @@ def test_the_command_prints_the_table_and_writes_both_files(make_image_file, tmp
     app = typer.Typer()
     app.command()(command)
     files = [str(make_image_file("dense", 2)), str(make_image_file("ticket", 2, zero=0.5))]
-    out = tmp_path / "out"
+    out = tmp_path / "[mine]"
     result = CliRunner().invoke(app, [*files, "--out", str(out), "--seconds", "0.05", "--threads", "1"])
     assert result.exit_code == 0, result.output
-    assert "50 % zeros" in result.output.replace("\n", " ")
+    assert "50 % zeros" in result.output.replace("\n", " ") and "/[mine]: bench.json" in result.output
     assert len(json.loads((out / "bench.json").read_text())["records"]) >= 2
     assert (out / "bench.md").read_text().count("| dense.onnx |") == 1
     assert {one.name for one in out.iterdir()} == {"bench.json", "bench.csv", "bench.md", "bench.png"}
@@ -283,6 +283,7 @@ def test_a_users_ci_fails_with_code_1_after_the_measurement_is_written(make_imag
         ("--fail-if", "p50 is slow", "is no rule"),
         ("--fail-if", "size > 20ms", "size is in MB"),
         ("--batch", "1;8", "numbers with commas"),
+        ("--batch", "--1", "numbers with commas"),
         ("--threads", "1,some", "as in 1,all"),
         ("--seq-length", "", "makes no sense"),
     ],

@@ -26,11 +26,12 @@ def as_if_on_a_gpu(monkeypatch):
 
 
 def test_the_table_lands_in_the_users_cache_and_what_is_missing_is_said(as_if_on_a_gpu, tmp_path, monkeypatch):
-    monkeypatch.setenv("SPARSETICKET_CACHE", str(tmp_path))
+    monkeypatch.setenv("SPARSETICKET_CACHE", str(tmp_path / "[mine]"))
     shown = CliRunner().invoke(app, ["tune-kernels", "--minutes", "1"], catch_exceptions=False).output
-    path = tmp_path / "kernels" / "some-gpu.json"
+    path = tmp_path / "[mine]" / "kernels" / "some-gpu.json"
     assert Table.load(path).cells == [CELL]
     assert "1 cells measured; a kernel is picked in 1" in shown and "7 cells are still missing" in shown
+    assert f"Written to {path}" in shown
 
 
 def test_it_goes_on_behind_the_cells_that_are_there_and_begins_anew_with_other_versions(as_if_on_a_gpu, tmp_path):

@@ -294,10 +294,10 @@ def test_the_command_refuses_what_it_cannot_write(classifier, option):
 
 
 def test_the_command_prints_layers_error_and_files(quick, tmp_path):
-    result = command(str(quick), str(tmp_path / "out"), "--opset", "18")
+    result = command(str(quick), str(tmp_path / "[mine]"), "--opset", "18")
     assert result.exit_code == 0, result.output
-    assert onnx.load(tmp_path / "out" / "model.onnx").opset_import[0].version == 18
-    for words in ("50.0 %", "Agrees with PyTorch", "model.onnx", "opset 18"):
+    assert onnx.load(tmp_path / "[mine]" / "model.onnx").opset_import[0].version == 18
+    for words in ("50.0 %", "Agrees with PyTorch", "model.onnx", "opset 18", "/[mine]\n"):
         assert words in result.output
 
 

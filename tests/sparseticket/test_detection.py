@@ -196,6 +196,7 @@ def train_on_what_is_evaluated(root):
             lambda root: resize(root, 7, (40, 30)),
             r"image_7.jpg is 40 x 30 pixels.*annotation is of an image of 80 x 60",
         ),
+        (lambda root: resize(root, 7, (60, 80)), r"image_7.jpg is 60 x 80 pixels.*upright \(EXIF may turn it"),
         (train_on_what_is_evaluated, "every image to evaluate on is one to train on"),
         (lambda root: (root / "JPEGImages" / "image_2.jpg").unlink(), "image_2.jpg is missing"),
         (lambda root: (root / "Annotations" / "image_2.xml").unlink(), "image_2.xml is missing"),

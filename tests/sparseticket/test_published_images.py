@@ -215,6 +215,7 @@ DAMAGES = [
     ("visda17", lambda folder: shutil.rmtree(folder / "validation"), "no train beside validation"),
     ("visda17", lambda folder: (folder / "train/aeroplane/000.png").unlink(), "aeroplane/000.png, line 1"),
     ("visda17", lambda folder: (folder / "train/image_list.txt").write_text("bus/1.png bus\n"), "line 1 of train"),
+    ("visda17", lambda folder: (folder / "train/image_list.txt").write_text("\n \nbus/1.png bus\n"), "line 3 of train"),
     (
         "visda17",
         lambda folder: (folder / "train/image_list.txt").write_text("../../secret.png 3\n"),

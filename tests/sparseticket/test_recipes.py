@@ -13,6 +13,7 @@ import torch
 
 from sparseticket.models import resolve
 from sparseticket.models.vision import prunable_names
+from sparseticket.options import default_recipe_folder
 from sparseticket.recipes import FOLDER, Recipe, check_names, load, load_any, names, task_defaults
 from sparseticket.tasks import entries
 
@@ -249,6 +250,13 @@ def test_an_unknown_recipe_is_refused_with_close_names(cli, verb):
     assert code == 2 and "Did you mean neurips20/sst2" in text and "recipes ls" in text
 
 
+@pytest.mark.parametrize("verb", ["show", "check"])
+def test_a_recipe_that_is_not_utf_8_is_refused_in_words(cli, tmp_path, verb):
+    (tmp_path / "latin.toml").write_bytes('title = "für alle"\n'.encode("latin-1"))
+    code, text = cli("recipes", verb, tmp_path / "latin.toml")
+    assert code == 2 and "could not be read as UTF-8 text" in text
+
+
 MINE = """
 title = "Digits"
 source = "mine"
@@ -343,10 +351,16 @@ def test_what_a_recipe_says_of_files_is_kept_as_whole_paths(cli, tiny_bert, tmp_
         '[training]\nround_length = "1it"\nbatch_size = 8\nmax_length = 16\n'
     )
     monkeypatch.chdir(tmp_path)
-    code, text = cli("run", "mine.toml", "--out", "run")
+    code, text = cli("run", "./mine.toml")
     assert code == 0, text
-    written = tomllib.loads((tmp_path / "run" / "run.toml").read_text())
+    written = tomllib.loads((tmp_path / "runs" / "mine" / "run.toml").read_text())
     assert (written["model"], written["data"]) == (str(tmp_path / "bert"), str(tmp_path / "text.csv"))
+
+
+def test_a_recipes_default_folder_is_named_after_its_file_however_the_path_is_written(tmp_path):
+    for path in ("tiny.toml", "./tiny.toml", "../mine/tiny.toml", str(tmp_path / "tiny.toml")):
+        assert default_recipe_folder(path) == Path("runs/tiny")
+    assert default_recipe_folder("neurips20/sst2") == Path("runs/neurips20-sst2")
 
 
 def test_two_processes_run_a_recipe_to_its_end(tmp_path):

@@ -381,6 +381,19 @@ def test_a_study_shares_a_dense_round_takes_another_model_and_seeds_and_is_drawn
     assert code == 2 and "is for vision models" in text and not (tmp_path / "other").exists()
 
 
+def test_every_control_can_be_drawn_beside_a_run(tmp_path):
+    from sparseticket.bench.curves import draw
+
+    (tmp_path / "run" / "transfer").mkdir(parents=True)
+    rounds = [{"sparsity": 0.5, "value": 0.9}]
+    found = {"model": "m", "task": "t", "metric": "accuracy", "dense": None, "rounds": rounds}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(found))
+    arms = {name: {"mean": 0.9, "std": 0.01, "n": 3} for name in ("dense", "random-weights", "flip:0.1")}
+    (tmp_path / "run" / "transfer" / "transfer.json").write_text(json.dumps({"sparsity": 0.5, "arms": arms}))
+    draw([tmp_path / "run"], tmp_path / "run.png")
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_geometric_search_and_one_round_to_the_same_sparsity_stand_in_one_column_of_a_curve(tmp_path):
     from sparseticket.bench.curves import study_lines, study_table
 

@@ -8,6 +8,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -17,6 +19,7 @@ from transformers import (
 
 from sparseticket.errors import RunFailure, UserError
 from sparseticket.models import Head, aliases, resolve
+from sparseticket.models.positions import longest_sequence
 from sparseticket.models.text import describe, prunable_names
 
 CLASSIFIER, MLM = Head("sequence-classification", 3), Head("masked-lm")
@@ -92,6 +95,21 @@ def test_a_pooler_that_only_the_weights_file_brings_is_pruned_like_the_rest(tiny
     assert network.prunable == whole.prunable and network.prunable[-1] == "pooler.dense.weight"
     assert set(network.prunable) <= network.pretrained
     assert not any("not pruned" in note for note in network.notes)
+
+
+@pytest.mark.parametrize(
+    "kind", ["bert", "roberta", "mpnet", "data2vec-text", "ibert", "lilt", "xmod", "yoso", "electra"]
+)
+def test_the_longest_sequence_is_the_longest_that_runs(kind):
+    sizes = {"vocab_size": 60, "hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 24}
+    config = AutoConfig.for_model(kind, **sizes, num_hidden_layers=1, max_position_embeddings=40)
+    if kind == "xmod":
+        config.default_language = "en_XX"
+    model, longest = AutoModel.from_config(config).eval(), longest_sequence(config)
+    with torch.inference_mode():
+        model(torch.full((1, longest), 5))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, longest + 1), 5))
 
 
 def test_minilm_gets_a_fresh_mlm_head_and_says_so():

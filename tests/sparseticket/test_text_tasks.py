@@ -300,6 +300,15 @@ def test_one_file_holds_out_a_tenth_whatever_the_order_of_its_rows(spec, tmp_pat
     assert held_out[0] == held_out[1] and len(held_out[0]) == 4 and not set(held_out[0]) & set(trained)
 
 
+def test_whichever_text_of_a_file_is_repeated_the_same_texts_are_held_out(tmp_path):
+    rows = [(f"film {number}", None, "0") for number in range(30)]
+    held_out = [("film 14", None, "0"), ("film 15", None, "0"), ("film 27", None, "0")]
+    assert hold_out(rows, tmp_path)[1] == held_out
+    for repeated in rows:
+        train, evaluation = hold_out([*rows, *[repeated] * 4], tmp_path)
+        assert set(evaluation) == set(held_out) and set(train) == set(rows) - set(held_out)
+
+
 def test_texts_to_evaluate_on_that_are_trained_on_are_counted_and_all_of_them_are_refused(spec, tmp_path):
     write_rows(tmp_path, ".csv", ROWS[:30], name="train")
     write_rows(tmp_path, ".csv", ROWS[28:], name="eval")
@@ -358,7 +367,7 @@ BAD_FILES = {
     "list.jsonl": ("[1, 2]\n", "line 1: each line must be a JSON object"),
     "column.jsonl": ('{"text": "good"}\n', "line 1 has no column label"),
     "number.jsonl": ('{"text": 5, "label": 1}\n', "line 1: text and text_b must be texts"),
-    "half.jsonl": ('{"text": "good \\ud83d", "label": 1}\n', "line 1: half of a surrogate pair"),
+    "half.jsonl": ('{"text": "good \\ud83d", "label": 1}\n', r"line 1: half of a surrogate pair \(\\ud800 to"),
     "nan.jsonl": ('{"text": "good", "label": NaN}\n', "line 1: the label is missing"),
     "notes.txt": ("text", "no file of labelled texts"),
 }
