@@ -64,22 +64,14 @@ class Team:
         """True for the first process that asks for this piece of work, and for no other in this launch."""
         return self.store is None or self.store.add(f"sparseticket/takes/{work}", 1) == 1
 
-    def once(self, work: str, do: Callable[[], object]) -> None:
-        """The first process that comes here does it; the others wait until it is done."""
-        if self.takes(work):
-            do()
-            self.finished(work)
-        else:
+    def once(self, work: str, do: Callable[[], T]) -> T | None:
+        """The first process that comes here does it and has what it gives; the others wait, and have None."""
+        if not self.takes(work):
             self.wait_for(work)
-
-    def first_then_others(self, work: str, do: Callable[[], T]) -> T:
-        """What it gives in every process: in the first at once, in the others when that is done, and finds it done."""
-        if self.takes(work):
-            done = do()
-            self.finished(work)
-            return done
-        self.wait_for(work)
-        return do()
+            return None
+        result = do()
+        self.finished(work)
+        return result
 
     def finished(self, work: str) -> None:
         """Say that this piece of work, which this process took, is done."""

@@ -47,7 +47,7 @@ def run_recipe(
         weights=str(weights or recipe.settings.weights),
     ).whole()
     screen.say(f"{recipe.title} ({recipe.name})")
-    found = team.first_then_others("find", lambda: find(settings, folder, screen=screen))
+    found = team.once("find", lambda: find(settings, folder, screen=screen)) or find(settings, folder, screen=screen)
     show_find(screen, found, folder)
     if recipe.transfer is None:
         return {"find": found}
