@@ -185,3 +185,16 @@ def test_without_the_library_the_target_this_is_read_from_the_processors_flags(t
     native.CPU_INFO.write_text(f"processor : 0\nflags\t\t: fpu {flags}\n")
     assert native.target("this") == found
     assert native.target("avx2") == "avx2"
+
+
+def test_onnx_runtime_keeps_and_sends_nothing_about_models(sparse_file, tmp_path):
+    home, scratch = tmp_path / "home", tmp_path / "scratch"
+    home.mkdir()
+    scratch.mkdir()
+    silences = ("ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "CI", "GITHUB_ACTIONS", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in silences}
+    script = f"from sparseticket.export.runtime import session\nsession({str(sparse_file)!r})"
+    subprocess.run(
+        [sys.executable, "-c", script], env=environment | {"HOME": str(home), "TMPDIR": str(scratch)}, check=True
+    )
+    assert [*home.rglob("*"), *scratch.rglob("*")] == []
