@@ -1,7 +1,9 @@
 """``sparseticket bench``: latency, size and memory of models, against the first named."""
 
+import signal
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,6 +52,7 @@ def bench(
     from sparseticket.errors import RunFailure
     from sparseticket.progress import Screen
 
+    signal.signal(signal.SIGTERM, _end)
     console = Screen().console
     with console.status("measuring; leave the machine alone meanwhile") as status:
         result = measure(
@@ -69,3 +72,8 @@ def bench(
     console.print(f"Written to {out}: bench.json, bench.csv, bench.md, bench.png")
     if result["failures"]:
         raise RunFailure("the measurement is over a limit:\n" + "\n".join(result["failures"]))
+
+
+def _end(number: int, _: Any) -> None:
+    """A cancelled job's way out: with the process that measures a model alone, and its scratch folder."""
+    sys.exit(128 + number)
