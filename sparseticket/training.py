@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -119,15 +120,13 @@ def train(
     pruned.mask_parameters()
     beside = task.begin(module, seed=place.seed, round=place.number)
     all_pruned = [pruned, *(MaskedParameters(replace(network, module=other).backbone(), masks) for other in beside)]
-    refuse_if_zeros_move(lambda parameters: make_optimizer(parameters, settings))
     on_kernels = settings.kernels == "auto" and can_use_kernels(accelerator.device)
-    raw_optimizer = masked_optimizer(network, masks, settings) if on_kernels else None
-    raw_optimizer = raw_optimizer or make_optimizer([p for p in module.parameters() if p.requires_grad], settings)
+    raw_optimizer = _optimizer_of(network, masks, settings, on_kernels=on_kernels)
     if place.optimizer_state:
         load_optimizer_tensors(raw_optimizer, place.optimizer_state)
-    step, scaler_state = place.start, {}
+    first, scaler_state = place.start, {}
     if checkpoint and (found := checkpoint.load(module, raw_optimizer, task)):
-        step, scaler_state = found
+        first, scaler_state = found
     for each in all_pruned:
         each.mask_parameters()
     pruned.mask_optimizer(raw_optimizer)
@@ -137,50 +136,56 @@ def train(
         if accelerator.scaler:  # it outlives a training: each begins with a fresh one, so that arms are trained alike
             accelerator.scaler.load_state_dict(scaler_state or torch.amp.GradScaler("cuda").state_dict())
         module.train()
-        begun, batches, epoch = time.monotonic(), iter(()), -1
-        while step < total:
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                batches = made_ahead(
-                    task.batches("train", seed=place.seed, round=place.number, epoch=epoch),
-                    accelerator.device,
-                    start=step % per_epoch,
-                )
+        begun = time.monotonic()
+        batches = _batches_from(first, per_epoch, task, place, accelerator.device)
+        for step in range(first, total):
+            batch, weight = _share_of_process(next(batches), accelerator)
             lr = settings.lr * settings.lr_factor(place.schedule_offset + step, place.schedule_rounds * total)
             for group in raw_optimizer.param_groups:
                 group["lr"] = lr
-            batch, weight = _share_of_process(next(batches), accelerator)
             torch.manual_seed(derive(place.seed, "dropout", place.number, step, accelerator.process_index))
             loss = objective(batch, step)
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise RunFailure(
-                    f"the loss became {value} at step {step} of round {place.number}. Finished rounds are kept; "
-                    f"a lower --lr than {settings.lr:g} in a new folder may help."
-                )
+                raise _diverged(f"the loss became {value} at step {step} of round {place.number}", settings)
             accelerator.backward(loss * weight)
             accelerator.unscale_gradients(optimizer)
             finish_gradients()
             optimizer.step()
             optimizer.zero_grad()
             task.after_step(module)
-            step += 1
-            if place.at_step and step == place.at_step[0]:
+            done = step + 1
+            if place.at_step and done == place.at_step[0]:
                 place.at_step[1]()
-            on_step(step, total, value)
-            if checkpoint and step < total and accelerator.is_main_process and checkpoint.due():
+            on_step(done, total, value)
+            if checkpoint and done < total and accelerator.is_main_process and checkpoint.due():
                 scaler_state = accelerator.scaler.state_dict() if accelerator.scaler else {}
-                checkpoint.save(step, module, raw_optimizer, task, scaler_state)
+                checkpoint.save(done, module, raw_optimizer, task, scaler_state)
         seconds = time.monotonic() - begun
         accelerator.free_memory()
     if not all(parameter.isfinite().all() for parameter in module.parameters()):
-        raise RunFailure(
-            f"weights became infinite or NaN in round {place.number}. Finished rounds are kept; a lower --lr than "
-            f"{settings.lr:g} in a new folder may help."
-        )
+        raise _diverged(f"weights became infinite or NaN in round {place.number}", settings)
     for each in all_pruned:
         each.check_zeros()
     return Trained(total, seconds, checkpoint.seconds if checkpoint else 0.0, optimizer_tensors(raw_optimizer))
+
+
+def _batches_from(first: int, per_epoch: int, task: Task, place: Round, device: torch.device) -> Iterator[Batch]:
+    """The batches of step ``first`` and all that follow, epoch after epoch, each in an order of its own."""
+    for epoch in itertools.count(first // per_epoch):
+        batches = task.batches("train", seed=place.seed, round=place.number, epoch=epoch)
+        yield from made_ahead(batches, device, start=max(0, first - epoch * per_epoch))
+
+
+def _diverged(what: str, settings: Training) -> RunFailure:
+    return RunFailure(f"{what}. Finished rounds are kept; a lower --lr than {settings.lr:g} in a new folder may help.")
+
+
+def _optimizer_of(network: Network, masks: Masks, settings: Training, *, on_kernels: bool) -> torch.optim.Optimizer:
+    """One for all that trains in the network; it leaves zeros where they are, or is refused."""
+    refuse_if_zeros_move(lambda parameters: make_optimizer(list(parameters), settings))
+    masked = masked_optimizer(network, masks, settings) if on_kernels else None
+    return masked or make_optimizer([p for p in network.module.parameters() if p.requires_grad], settings)
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.optim.Optimizer:
