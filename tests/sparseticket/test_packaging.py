@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HANDED_OUT = ("sparseticket", "kernels", "export", "bench", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md")
+FOLDERS = ("sparseticket", "kernels", "export", "bench")
+HANDED_OUT = (*FOLDERS, "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 
 
 def build(what, folder, out):
@@ -48,6 +49,7 @@ def test_a_source_distribution_builds_into_the_wheel_of_its_checkout(checkout, t
     wheels = build("build_wheel", checkout, tmp_path / "a"), build("build_wheel", unpacked, tmp_path / "b")
     names = [sorted(zipfile.ZipFile(wheel).namelist()) for wheel in wheels]
     assert names[0] == names[1]
-    for needed in ("recipes/neurips20/table2.toml", "kernels/tables/nvidia-h200.json", "export/break_even.json"):
-        assert f"sparseticket/{needed}" in names[0]
+    needed = ("py.typed", "recipes/neurips20/table2.toml", "kernels/tables/nvidia-h200.json", "export/break_even.json")
+    assert {f"sparseticket/{name}" for name in needed} <= set(names[0])
+    assert any(name.endswith("dist-info/licenses/LICENSE") for name in names[0])
     assert not [name for name in names[0] if "tests" in name or "results" in name]
