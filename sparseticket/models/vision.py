@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from sparseticket.errors import UserError
 from sparseticket.files import replace_folder, write_json, write_whole
 from sparseticket.models.base import Head, ModelSpec, Network
-from sparseticket.models.scene import MODULES, head_of, scene_module, scene_network
+from sparseticket.models.scene import MODULES, head_of
 from sparseticket.models.stages import SceneFormat
 from sparseticket.models.vision_layouts import Stored
 from sparseticket.models.vision_weights import check_fit, coverage, read_weights
@@ -75,30 +76,23 @@ class VisionModel(ModelSpec):
         Raises:
             UserError: the file cannot be read or does not fit, or there is no network to fetch the usual weights.
         """
-        if head.kind in MODULES:
-            return self._scene_network(head, seed, weights)
-        if head.kind not in ("image-classification", "projection"):
+        if head.kind not in ("image-classification", "projection", *MODULES):
             raise UserError(f"{self.name} is for images: it cannot have a head for {head.kind}.")
-        module = self._random_module(head, seed)
-        network = Network(
-            spec=self,
-            module=module,
-            prefix="",
-            prunable=prunable_names(module),
-            head=frozenset(name for name in module.state_dict() if name.startswith(f"{self.head_name}.")),
-            pretrained=frozenset(),
-        )
+        network = self._random_network(head, seed)
         stored = self._stored(weights)
         if stored is None:
-            network.notes.append(self._no_weights)
-        else:
-            source = str(weights or f"the usual weights of {self.name}")
-            dropped = _load_pretrained(network, stored, source=source)
-            if weights is not None:
-                network.notes.append(coverage(network.pretrained, network.backbone(), dropped, stored.left, source))
-            if network.head_pretrained:
-                network.notes.append(f"the head came with {source}, too; it was not drawn from the seed")
-        if stored is not None and STEM not in network.pretrained:
+            network.notes.append(
+                f"no pre-trained weights: {self.name} starts from random initialisation, drawn from the seed "
+                "(pass --weights FILE for pre-trained ones)"
+            )
+            return network
+        source = str(weights or f"the usual weights of {self.name}")
+        dropped = _load_pretrained(network, stored, source=source)
+        if weights is not None:
+            network.notes.append(coverage(network.pretrained, network.backbone(), dropped, stored.left, source))
+        if network.head_pretrained:
+            network.notes.append(f"the head came with {source}, too; it was not drawn from the seed")
+        if STEM not in network.pretrained:
             network.notes.append(f"{self.name} for small images: its 3x3 conv1 is drawn from the seed")
         return network
 
@@ -108,29 +102,32 @@ class VisionModel(ModelSpec):
         usual = None if self.scratch else self.default_weights()
         return None if usual is None else Stored(usual, {})
 
-    def _scene_network(self, head: Head, seed: int, weights: Path | None) -> Network:
-        stored = self._stored(weights)
-        source = str(weights or f"the usual weights of {self.name}")
-        network = scene_network(self, head, seed, None if stored is None else stored.tensors, source)
-        if stored is None:
-            network.notes.append(self._no_weights)
-        elif weights is not None:
-            dropped = [name for name in stored.tensors if name not in network.pretrained]
-            network.notes.append(coverage(network.pretrained, network.backbone(), dropped, stored.left, source))
-        return network
-
-    @property
-    def _no_weights(self) -> str:
-        return (
-            f"no pre-trained weights: {self.name} starts from random initialisation, drawn from the seed "
-            "(pass --weights FILE for pre-trained ones)"
+    def _random_network(self, head: Head, seed: int) -> Network:
+        module = self.random_module(head, seed)
+        prefix = getattr(module, "prefix", "")  # only what carries a scene's head keeps the backbone inside
+        return Network(
+            spec=self,
+            module=module,
+            prefix=prefix,
+            prunable=prunable_names(module.get_submodule(prefix.removesuffix("."))),
+            head=frozenset(
+                name
+                for name in module.state_dict()
+                if not name.startswith(prefix) or name.startswith(f"{self.head_name}.")
+            ),
+            pretrained=frozenset(),
         )
 
-    def _random_module(self, head: Head, seed: int) -> nn.Module:
+    def random_module(self, head: Head, seed: int) -> nn.Module:
+        """The bare network: backbone drawn from ``derive(seed, "init")``, the head from ``derive(seed, "head")``."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(seed, "init"))
-            module = self.make_module(max(1, head.classes))
+            # of one size for all scenes, because torchvision draws the convolutions after the classifier
+            module = self.make_module(1 if head.kind in MODULES else max(1, head.classes))
             torch.default_generator.manual_seed(derive(seed, "head"))
+            if head.kind in MODULES:
+                delattr(module, self.head_name)
+                return MODULES[head.kind](module, head.classes, self.scene)
             classifier = module.get_submodule(self.head_name)
             assert isinstance(classifier, nn.Linear)
             classifier.reset_parameters()
@@ -140,9 +137,7 @@ class VisionModel(ModelSpec):
 
     def untrained(self, network: Network, *, seed: int) -> Network:
         """See :meth:`ModelSpec.untrained`."""
-        head = self._head_of(network.module)
-        module = scene_module(self, head, seed) if head.kind in MODULES else self._random_module(head, seed)
-        return replace(network, module=module)
+        return replace(network, module=self.random_module(self._head_of(network.module), seed))
 
     def _head_of(self, module: nn.Module) -> Head:
         if scene := head_of(module):
@@ -195,12 +190,14 @@ def projection_head(width: int, dimensions: int) -> nn.Sequential:
 
 def _load_pretrained(network: Network, file: Stored, *, source: str) -> list[str]:
     """Copy what was stored into the network; the head only where it is of the same shape. Returns what was not used."""
-    spec, live, stored = network.spec, network.module.state_dict(), file.tensors
+    spec, stored = network.spec, file.tensors
     assert isinstance(spec, VisionModel)
-    of_head = tuple({f"{spec.head_name}.", "fc."})  # published checkpoints call it fc, whatever the network does
-    its_head = {name: tensor.shape for name, tensor in stored.items() if name.startswith(of_head)}
-    fitting_head = its_head == {name: live[name].shape for name in network.head}
-    wanted = {name: tensor for name, tensor in stored.items() if fitting_head or not name.startswith(of_head)}
+    of_head = (f"{spec.head_name}.", "fc.")  # published checkpoints call it fc, whatever the network does
+    live_head = {name: tensor for name, tensor in network.module.state_dict().items() if name in network.head}
+    stored_head = {name: tensor for name, tensor in stored.items() if name.startswith(of_head)}
+    fitting_head = _shapes(stored_head) == _shapes(live_head)
+    live = network.backbone() | (live_head if fitting_head else {})
+    wanted = {name: tensor for name, tensor in stored.items() if fitting_head or name not in stored_head}
     if spec.small_stem and STEM in wanted and wanted[STEM].shape[-2:] == (7, 7):
         del wanted[STEM]  # as in the vision paper: a 7x7 stem has no place on 32x32 images
     missing_allowed = network.head | ({STEM} if spec.small_stem else frozenset())
@@ -211,6 +208,10 @@ def _load_pretrained(network: Network, file: Stored, *, source: str) -> list[str
     network.pretrained = frozenset(wanted) - network.head
     network.head_pretrained = fitting_head
     return [name for name in stored if name not in wanted]
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -283,9 +284,7 @@ def make_saved(folder: Path) -> nn.Module:
     if not isinstance(spec, VisionModel):
         raise UserError(f"{folder / DESCRIPTION}: {saved.architecture!r} is not a vision model.")
     spec = replace(spec.for_images(saved.size), small_stem=saved.small_stem)
-    if saved.head in MODULES:
-        return scene_module(spec, Head(saved.head, saved.classes), seed=0)
-    module = spec._random_module(Head("image-classification", saved.classes), seed=0)
+    module = spec.random_module(Head(saved.head, saved.classes), seed=0)
     if saved.classes == HEADLESS:
         setattr(module, spec.head_name, nn.Identity())
     return module

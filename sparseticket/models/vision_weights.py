@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -47,29 +47,22 @@ def check_fit(
     """
     required = {name for name in live if not name.endswith(COUNTER)} - missing_allowed
     shared = [name for name in stored if name in live]
-    problems = [
-        _list("not in the model: ", (name for name in stored if name not in live)),
-        _list("missing: ", (name for name in live if name in required and name not in stored)),
-        _list(
-            "of another shape: ",
-            (
-                f"{name} {tuple(stored[name].shape)} instead of {tuple(live[name].shape)}"
-                for name in shared
-                if stored[name].shape != live[name].shape
-            ),
-        ),
-        _list(
-            "of another kind of number: ",
-            (name for name in shared if stored[name].is_floating_point() != live[name].is_floating_point()),
-        ),
-        _list("not finite: ", (name for name in shared if not stored[name].isfinite().all())),
-        _list("negative variances: ", (n for n in shared if n.endswith("running_var") and (stored[n] < 0).any())),
-    ]
+    shapes = {name: (tuple(stored[name].shape), tuple(live[name].shape)) for name in shared}
+    problems = {
+        "not in the model": [name for name in stored if name not in live],
+        "missing": [name for name in live if name in required and name not in stored],
+        "of another shape": [f"{n} {has} instead of {needs}" for n, (has, needs) in shapes.items() if has != needs],
+        "of another kind of number": [
+            name for name in shared if stored[name].is_floating_point() != live[name].is_floating_point()
+        ],
+        "not finite": [name for name in shared if not stored[name].isfinite().all()],
+        "negative variances": [n for n in shared if n.endswith("running_var") and (stored[n] < 0).any()],
+    }
+    found = [f"{problem}: {_first_three(names)}" for problem, names in problems.items() if names]
     if not any(stored[name].any() for name in shared if stored[name].dim() > 1):
-        problems.append("all weights are 0, and could not be ranked")
-    found = [problem for problem in problems if problem]
+        found.append("all weights are 0, and could not be ranked")
     if found:
-        covered = sum(name in required and stored[name].shape == live[name].shape for name in shared)
+        covered = sum(name in required and has == needs for name, (has, needs) in shapes.items())
         raise UserError(
             f"{source} does not fit {model}: {covered} of the {len(required)} tensors that it needs are there.\n  "
             + "\n  ".join(found)
@@ -97,7 +90,5 @@ def coverage(
     return "; ".join(said)
 
 
-def _list(title: str, names: Iterable[str]) -> str:
-    found = list(names)
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return f"{title}{', '.join(found[:3])}{more}" if found else ""
+def _first_three(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -23,7 +23,7 @@ def weights(tmp_path_factory):
     """Pre-trained files of two classifiers, by model."""
     root, files = tmp_path_factory.mktemp("weights"), {}
     for name, spec in (("resnet20-cifar", RESNET20), ("resnet18", RESNET18)):
-        tensors = spec._random_module(Head("image-classification", 1000), 7).state_dict()
+        tensors = spec.random_module(Head("image-classification", 1000), 7).state_dict()
         files[name] = root / f"{name}.safetensors"
         save_file(tensors, files[name])
     return files
@@ -92,7 +92,7 @@ def test_weights_of_another_backbone_are_refused(weights):
 def test_a_dilated_stage_keeps_its_resolution_and_sees_as_far(name):
     """At the places that both have, a network whose last stages are dilated answers as it did."""
     spec = resolve(name)
-    plain, dilated = (spec._random_module(Head("image-classification", 1), 0).eval() for _ in range(2))
+    plain, dilated = (spec.random_module(Head("image-classification", 1), 0).eval() for _ in range(2))
     dilate(dilated, stages=2)
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
