@@ -6,7 +6,7 @@ and refuses the rest before any work, ``source`` what may be exported, ``loaded_
 from. ``to_onnx`` is the order of the steps: ``graph`` traces (and fuses), ``quantize`` or ``half`` changes the
 arithmetic, ``sparse_storage`` comes last; ``quiet`` holds back what libraries say meanwhile. ``linears`` finds linear
 layers, ``break_even`` says which run faster on the sparse operator, ``sparse_rewrite`` puts it there, ``attention`` and
-``add_layer_norm`` those beside it (at what ``shapes`` says), and ``sparse_op`` says how a file holds them; ``native``
+``add_layer_norm`` those beside it (all by ``graph_index``), and ``sparse_op`` says how a file holds them; ``native``
 is their library, ``runtime`` makes sessions with it. ``auto`` tries several layouts. ``places`` and ``layers`` recount
 the zeros in the written file; ``verify``, ``decisions`` and ``on_task`` (through ``onnx_module``) compare its answers
 with PyTorch's. ``shrink`` removes dead heads, neurons and channels; ``shrunk_folder`` saves and loads what is left

@@ -2,137 +2,118 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, helper, numpy_helper
 
-from sparseticket.export.shapes import known_shapes
+from sparseticket.export.graph_index import GraphIndex, Shape, attributes, keep_only, replace_nodes
 
 ATTENTION = "MaskedAttention"  # ONNX Runtime's quantizer takes any "Attention" for its own
 HEADS_FIRST, TURNED = [0, 2, 1, 3], [0, 2, 3, 1]
 HEAD_STEP = 16  # floats: a head's size is a multiple of it in the library
 
 
+@dataclass(frozen=True)
+class Attention:
+    """``softmax(q k^T * scale + mask) v`` in a graph.
+
+    Attributes:
+        inputs: names of q, k, v and mask.
+        nodes: what computes it; the last one gives the output.
+    """
+
+    inputs: tuple[str, ...]
+    heads: int
+    size: int
+    scale: float
+    nodes: tuple[NodeProto, ...]
+
+
 def fuse_attentions(model: onnx.ModelProto, domain: str) -> int:
-    """Put it, in place, where transformers' eager attention is: softmax(q k^T * scale + mask) v; how often."""
-    graph = _Graph(model)
-    found = [one for one in map(graph.attention, model.graph.node) if one is not None]
+    """Put it, in place, where transformers' eager attention is; how often."""
+    index = GraphIndex(model.graph)
+    found = [one for one in (_attention(index, node) for node in model.graph.node) if one is not None]
     instead: dict[str, NodeProto | None] = {}
-    for inputs, (heads, size), scale, nodes in found:
-        instead |= {node.output[0]: None for node in nodes}
-        output = nodes[-1].output[0]
-        shapes = {"split": [0, 0, heads, size], "merged": [0, 0, heads * size]}
+    for one in found:
+        output = one.nodes[-1].output[0]
+        instead |= {node.output[0]: None for node in one.nodes}
         instead[output] = helper.make_node(
-            ATTENTION, inputs, [output], name=f"{output}_attention", domain=domain, scale=scale, **shapes
+            ATTENTION,
+            one.inputs,
+            [output],
+            name=f"{output}_attention",
+            domain=domain,
+            scale=one.scale,
+            split=[0, 0, one.heads, one.size],
+            merged=[0, 0, one.heads * one.size],
         )
-    _replace(model.graph, instead)
+    replace_nodes(model.graph, instead)
+    if found:
+        _drop_unread_shapes(model.graph)
     return len(found)
 
 
-def _replace(graph: onnx.GraphProto, instead: dict[str, NodeProto | None]) -> None:
-    """Nodes by their first output; a Concat that made a shape which nothing reads any more goes too."""
-    nodes = [instead.get(node.output[0], node) for node in graph.node]
-    kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes if node is not None]
+def _drop_unread_shapes(graph: onnx.GraphProto) -> None:
+    """Remove each Concat, which made a shape, that nothing reads any more."""
     outputs = {one.name for one in graph.output}
-    while instead:
-        read = {name for node in kept for name in node.input} | outputs
-        used = [node for node in kept if node.op_type != "Concat" or node.output[0] in read]
-        if len(used) == len(kept):
-            break
-        kept = used
-    del graph.node[:]
-    graph.node.extend(kept)
+    while True:
+        read = {name for node in graph.node for name in node.input} | outputs
+        kept = [node for node in graph.node if node.op_type != "Concat" or node.output[0] in read]
+        if len(kept) == len(graph.node):
+            return
+        keep_only(graph.node, kept)
 
 
-class _Graph:
-    """What makes and reads each value, constants and shapes."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = model.graph
-        self._made = {node.output[0]: node for node in graph.node}
-        self._reader = {name: node for node in graph.node for name in node.input}
-        self._readers = Counter(name for node in graph.node for name in node.input)
-        self._readers.update(one.name for one in graph.output)
-        self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._shapes = known_shapes(graph)
-
-    def attention(self, softmax: NodeProto) -> tuple[list[str], tuple[int, int], float, Sequence[NodeProto]] | None:
-        """Inputs (q, k, v, mask), heads and their size, scale, and nodes of the attention that ``softmax`` is in."""
-        if softmax.op_type != "Softmax" or _attribute(softmax, "axis", -1) != -1:
-            return None
-        masked = self._before(softmax.input[0], "Add")
-        scaled = self._before(masked.input[0], "Mul") if masked else None
-        scores = self._before(scaled.input[0], "MatMul") if scaled else None
-        values = self._after(softmax.output[0], "MatMul")
-        turned = self._after(values.output[0], "Transpose", HEADS_FIRST) if values else None
-        merged = self._after(turned.output[0], "Reshape") if turned else None
-        if scores is None or merged is None or values.input[0] != softmax.output[0]:
-            return None
-        sides = [
-            self._heads(scores.input[0], HEADS_FIRST),
-            self._heads(scores.input[1], TURNED),
-            self._heads(values.input[1], HEADS_FIRST),
-        ]
-        scale = self._constants.get(scaled.input[1])
-        if None in sides or scale is None or numpy_helper.to_array(scale).size != 1:
-            return None
-        inputs = [reshape.input[0] for reshape, _ in sides]
-        mask, whole = masked.input[1], self._shapes.get(inputs[0])
-        split = self._shapes.get(sides[0][0].output[0])
-        if not self._fits([*inputs, merged.output[0]], mask, whole, split):
-            return None
-        nodes = [node for side in sides for node in side]
-        scale_value = float(numpy_helper.to_array(scale).reshape(()))
-        return (
-            [*inputs, mask],
-            (split[2], split[3]),
-            scale_value,
-            [*nodes, scores, scaled, masked, softmax, values, turned, merged],
-        )
-
-    def _fits(
-        self, equal: list[str], mask: str, whole: tuple[str | int, ...] | None, split: tuple[str | int, ...] | None
-    ) -> bool:
-        """Whether the shapes are those that the operator takes: no broadcasting but over the heads."""
-        if whole is None or split is None or len(whole) != 3 or len(split) != 4:
-            return False
-        heads, size = split[2:]
-        sizes = isinstance(heads, int) and isinstance(size, int) and size % HEAD_STEP == 0 and heads * size == whole[2]
-        batch, rows, _ = whole
-        return (
-            sizes
-            and all(self._shapes.get(one) == whole for one in equal)
-            and self._shapes.get(mask)
-            == (
-                batch,
-                1,
-                rows,
-                rows,
-            )
-        )
-
-    def _heads(self, name: str, perm: list[int]) -> tuple[NodeProto, NodeProto] | None:
-        transpose = self._before(name, "Transpose", perm)
-        reshape = self._before(transpose.input[0], "Reshape") if transpose else None
-        return (reshape, transpose) if reshape else None
-
-    def _before(self, name: str, op_type: str, perm: list[int] | None = None) -> NodeProto | None:
-        return self._fitting(self._made.get(name), name, op_type, perm)
-
-    def _after(self, name: str, op_type: str, perm: list[int] | None = None) -> NodeProto | None:
-        return self._fitting(self._reader.get(name), name, op_type, perm)
-
-    def _fitting(self, node: NodeProto | None, name: str, op_type: str, perm: list[int] | None) -> NodeProto | None:
-        """``node``, if it is of the kind and nothing else reads ``name`` between it and its neighbour."""
-        if node is None or node.op_type != op_type or self._readers[name] != 1:
-            return None
-        return node if perm is None or _attribute(node, "perm", None) == perm else None
+def _attention(index: GraphIndex, softmax: NodeProto) -> Attention | None:
+    """The attention that ``softmax`` is in; None where it is in none, or in one that the operator does not take."""
+    if softmax.op_type != "Softmax" or attributes(softmax).get("axis", -1) != -1:
+        return None
+    masked = index.maker(softmax.input[0], "Add")
+    scaled = index.maker(masked.input[0], "Mul") if masked else None
+    scores = index.maker(scaled.input[0], "MatMul") if scaled else None
+    values = index.reader(softmax.output[0], "MatMul")
+    turned = _permuting(index.reader(values.output[0], "Transpose"), HEADS_FIRST) if values else None
+    merged = index.reader(turned.output[0], "Reshape") if turned else None
+    if scores is None or merged is None or values.input[0] != softmax.output[0]:
+        return None
+    sides = [
+        _heads(index, scores.input[0], HEADS_FIRST),
+        _heads(index, scores.input[1], TURNED),
+        _heads(index, values.input[1], HEADS_FIRST),
+    ]
+    scale = index.constants.get(scaled.input[1])
+    if None in sides or scale is None or numpy_helper.to_array(scale).size != 1:
+        return None
+    q, k, v = (reshape.input[0] for reshape, _ in sides)
+    mask, whole, split = masked.input[1], index.shapes.get(q), index.shapes.get(sides[0][0].output[0])
+    if not _fits(whole, split) or any(index.shapes.get(name) != whole for name in (k, v, merged.output[0])):
+        return None
+    batch, rows, _ = whole
+    if index.shapes.get(mask) != (batch, 1, rows, rows):  # no broadcasting but over the heads
+        return None
+    within = (node for side in sides for node in side)
+    nodes = (*within, scores, scaled, masked, softmax, values, turned, merged)
+    return Attention((q, k, v, mask), split[2], split[3], float(numpy_helper.to_array(scale).reshape(())), nodes)
 
 
-def _attribute(node: NodeProto, name: str, default: object) -> object:
-    return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), default)
+def _heads(index: GraphIndex, name: str, perm: list[int]) -> tuple[NodeProto, NodeProto] | None:
+    """The Reshape and the Transpose that make the heads ``name``."""
+    transpose = _permuting(index.maker(name, "Transpose"), perm)
+    reshape = index.maker(transpose.input[0], "Reshape") if transpose else None
+    return (reshape, transpose) if reshape else None
+
+
+def _permuting(transpose: NodeProto | None, perm: list[int]) -> NodeProto | None:
+    return transpose if transpose is not None and attributes(transpose).get("perm") == perm else None
+
+
+def _fits(whole: Shape | None, split: Shape | None) -> bool:
+    """Whether ``whole`` [batch, rows, width] is split into heads of a size that the library takes."""
+    if whole is None or split is None or len(whole) != 3 or len(split) != 4:
+        return False
+    heads, size = split[2:]
+    return isinstance(heads, int) and isinstance(size, int) and size % HEAD_STEP == 0 and heads * size == whole[2]
 
 
 def make_body(domain: str, opset: int) -> FunctionProto:

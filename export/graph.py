@@ -11,6 +11,7 @@ import torch
 from torch.onnx import ONNXProgram
 
 from sparseticket.errors import RunFailure, UserError, reason
+from sparseticket.export.graph_index import opset_of
 from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.export.quiet import quiet
 
@@ -97,5 +98,4 @@ def write(program: ONNXProgram, file: Path) -> None:
 
 def written_opset(file: Path) -> int:
     """The version of ONNX's own operators that ``file`` says it is written in."""
-    model = onnx.load(file, load_external_data=False)
-    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return opset_of(onnx.load(file, load_external_data=False))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparseticket.errors import RunFailure
 from sparseticket.export import sparse_op
+from sparseticket.export.graph_index import attributes
 
 if TYPE_CHECKING:
     from sparseticket.export.places import Place
@@ -44,7 +45,7 @@ class StoredWeights:
         self._dense = {tensor.name: tensor for tensor in self.graph.initializer}
         self._sparse = {tensor.values.name: tensor for tensor in self.graph.sparse_initializer}
         self._axis = {
-            node.input[0]: next((one.i for one in node.attribute if one.name == "axis"), 1)
+            node.input[0]: attributes(node).get("axis", 1)
             for node in self.graph.node
             if node.op_type == "DequantizeLinear"
         }
@@ -82,7 +83,7 @@ class StoredWeights:
         zero = sparse_op.decode(node, self._dense).dense() == 0
         outputs = self._dense.get(f"{name}{sparse_op.SUFFIX}outputs")
         zero = zero if outputs is None else zero[:, : int(numpy_helper.to_array(outputs)[0])]
-        kernels = next((one.ints for one in node.attribute if one.name == "conv_shape"), None)
+        kernels = attributes(node).get("conv_shape")
         return zero if kernels is None else zero.T.reshape(-1, *kernels[1:])
 
     def _channels(self, name: str, array: np.ndarray) -> int:

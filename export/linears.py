@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, numpy_helper
+
+from sparseticket.export.graph_index import GraphIndex, attributes
 
 LARGEST_MOVE = 255  # a kernel, stride or padding that the library takes
 FIRST_GELU_CONSTANTS = {"Div": 2**0.5, "Mul": 0.5**0.5}
@@ -57,138 +58,120 @@ class Linear:
 
 def find_linears(model: onnx.ModelProto) -> Iterator[Linear]:
     """Every linear layer with an fp32 weight, in the graph's order."""
-    graph = _Graph(model)
+    index = GraphIndex(model.graph)
     for node in model.graph.node:
-        linear = graph.product(node)
+        linear = _product(index, node)
         if linear is not None:
-            yield graph.with_activation(graph.with_bias(linear))
+            yield _with_activation(index, _with_bias(index, linear))
 
 
 def find_convolutions(model: onnx.ModelProto) -> Iterator[Linear]:
     """Every convolution of an image with an fp32 weight, without groups and dilation, in the graph's order."""
-    graph = _Graph(model)
+    index = GraphIndex(model.graph)
     for node in model.graph.node:
-        convolution = graph.convolution(node)
+        convolution = _convolution(index, node)
         if convolution is not None:
-            yield graph.with_relu(convolution)
+            yield _with_relu(index, convolution)
 
 
-class _Graph:
-    """Who reads what, and what is constant."""
+def _product(index: GraphIndex, node: NodeProto) -> Linear | None:
+    weight = _weight(index, node, ("MatMul", "Gemm"), dimensions=2)
+    if weight is None:
+        return None
+    if node.op_type == "MatMul":
+        return Linear(node.input[0], weight.name, False, None, "", (node,))
+    given = attributes(node)
+    turned = bool(given.get("transB", 0))
+    plain = given.get("alpha", 1) == 1 and given.get("beta", 1) == 1 and not given.get("transA", 0)
+    bias = _bias(node)
+    if not plain or (bias is not None and not index.is_vector(bias, weight.dims[0 if turned else 1])):
+        return None
+    return Linear(node.input[0], weight.name, turned, bias, "", (node,))
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._outputs = {value.name for value in model.graph.output}
-        self._readers: dict[str, list[NodeProto]] = defaultdict(list)
-        for node in model.graph.node:
-            for name in node.input:
-                self._readers[name].append(node)
 
-    def product(self, node: NodeProto) -> Linear | None:
-        if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm"):
-            return None
-        x, weight, *rest = node.input
-        tensor = self._constants.get(weight)
-        if x in self._constants or tensor is None or len(tensor.dims) != 2:
-            return None
-        if tensor.data_type != onnx.TensorProto.FLOAT:
-            return None
-        if node.op_type == "MatMul":
-            return Linear(x, weight, False, None, "", (node,))
-        given = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-        turned = bool(given.get("transB", 0))
-        bias = rest[0] if rest and rest[0] else None
-        plain = given.get("alpha", 1) == 1 and given.get("beta", 1) == 1 and not given.get("transA", 0)
-        if not plain or (bias is not None and not self._is_bias(bias, tensor.dims[0 if turned else 1])):
-            return None
-        return Linear(x, weight, turned, bias, "", (node,))
+def _convolution(index: GraphIndex, node: NodeProto) -> Linear | None:
+    weight = _weight(index, node, ("Conv",), dimensions=4)
+    if weight is None:
+        return None
+    given = attributes(node)
+    plain = given.get("group", 1) == 1 and set(given.get("dilations", [1])) == {1}
+    bias = _bias(node)
+    if not plain or given.get("auto_pad", b"NOTSET") != b"NOTSET":
+        return None
+    if bias is not None and not index.is_vector(bias, weight.dims[0]):
+        return None
+    moves = Convolution(tuple(weight.dims[2:]), tuple(given.get("strides", (1, 1))), tuple(given.get("pads", (0,) * 4)))
+    if max(*moves.kernel_shape, *moves.strides, *moves.pads) > LARGEST_MOVE:
+        return None
+    return Linear(node.input[0], weight.name, False, bias, "", (node,), moves)
 
-    def convolution(self, node: NodeProto) -> Linear | None:
-        if node.domain not in ("", "ai.onnx") or node.op_type != "Conv":
-            return None
-        x, weight, *rest = node.input
-        tensor = self._constants.get(weight)
-        if x in self._constants or tensor is None or len(tensor.dims) != 4:
-            return None
-        given = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-        plain = given.get("group", 1) == 1 and set(given.get("dilations", [1])) == {1}
-        if not plain or given.get("auto_pad", b"NOTSET") != b"NOTSET" or tensor.data_type != onnx.TensorProto.FLOAT:
-            return None
-        bias = rest[0] if rest and rest[0] else None
-        if bias is not None and not self._is_bias(bias, tensor.dims[0]):
-            return None
-        moves = Convolution(
-            tuple(tensor.dims[2:]), tuple(given.get("strides", (1, 1))), tuple(given.get("pads", (0,) * 4))
-        )
-        if max(*moves.kernel_shape, *moves.strides, *moves.pads) > LARGEST_MOVE:
-            return None
-        return Linear(x, weight, False, bias, "", (node,), moves)
 
-    def with_bias(self, linear: Linear) -> Linear:
-        """With the Add that alone reads it, where there is one."""
-        add = self._only_reader(linear.output, "Add")
-        if add is None or linear.bias is not None:
-            return linear
-        other = self._other(add, linear.output)
-        outputs = self._constants[linear.weight].dims[0 if linear.turned else 1]
-        if other is None or not self._is_bias(other, outputs):
-            return linear
-        return replace(linear, bias=other, nodes=(*linear.nodes, add))
+def _weight(index: GraphIndex, node: NodeProto, op_types: Sequence[str], dimensions: int) -> TensorProto | None:
+    """The constant fp32 weight that one of ONNX's own operators multiplies what is no constant by."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in op_types or node.input[0] in index.constants:
+        return None
+    weight = index.constants.get(node.input[1])
+    fits = weight is not None and len(weight.dims) == dimensions and weight.data_type == TensorProto.FLOAT
+    return weight if fits else None
 
-    def with_activation(self, linear: Linear) -> Linear:
-        """With the Relu or (exact) Gelu that alone reads it, where there is one."""
-        followed = self.with_relu(linear)
-        if followed.activation:
-            return followed
-        gelu = self._only_reader(linear.output, "Gelu")
-        if gelu is not None:
-            exact = all(one.s == b"none" for one in gelu.attribute if one.name == "approximate")
-            return replace(linear, activation="Gelu", nodes=(*linear.nodes, gelu)) if exact else linear
-        chain = self._erf_chain(linear.output)
-        return replace(linear, activation="Gelu", nodes=(*linear.nodes, *chain)) if chain else linear
 
-    def with_relu(self, linear: Linear) -> Linear:
-        relu = self._only_reader(linear.output, "Relu")
-        return replace(linear, activation="Relu", nodes=(*linear.nodes, relu)) if relu is not None else linear
+def _bias(node: NodeProto) -> str | None:
+    return node.input[2] if len(node.input) > 2 and node.input[2] else None
 
-    def _erf_chain(self, h: str) -> tuple[NodeProto, ...]:
-        """``h * (erf(h / sqrt 2) + 1) * 0.5`` in any order of the products, as it is written below opset 20."""
-        readers = self._readers[h]
-        first = next(
-            (node for node in readers if self._has_constant(node, FIRST_GELU_CONSTANTS.get(node.op_type))), None
-        )
-        erf = self._only_reader(first.output[0], "Erf") if first is not None else None
-        plus = self._only_reader(erf.output[0], "Add") if erf is not None else None
-        if plus is None or not self._has_constant(plus, 1.0):
+
+def _with_bias(index: GraphIndex, linear: Linear) -> Linear:
+    """With the Add that alone reads it, where there is one."""
+    add = index.reader(linear.output, "Add")
+    if add is None or linear.bias is not None:
+        return linear
+    other = next(name for name in add.input if name != linear.output)
+    if not index.is_vector(other, index.constants[linear.weight].dims[0 if linear.turned else 1]):
+        return linear
+    return replace(linear, bias=other, nodes=(*linear.nodes, add))
+
+
+def _with_activation(index: GraphIndex, linear: Linear) -> Linear:
+    """With the Relu or (exact) Gelu that alone reads it, where there is one."""
+    followed = _with_relu(index, linear)
+    if followed.activation:
+        return followed
+    if gelu := index.reader(linear.output, "Gelu"):
+        exact = attributes(gelu).get("approximate", b"none") == b"none"
+        return replace(linear, activation="Gelu", nodes=(*linear.nodes, gelu)) if exact else linear
+    chain = _erf_chain(index, linear.output)
+    return replace(linear, activation="Gelu", nodes=(*linear.nodes, *chain)) if chain else linear
+
+
+def _with_relu(index: GraphIndex, linear: Linear) -> Linear:
+    relu = index.reader(linear.output, "Relu")
+    return replace(linear, activation="Relu", nodes=(*linear.nodes, relu)) if relu is not None else linear
+
+
+def _erf_chain(index: GraphIndex, h: str) -> tuple[NodeProto, ...]:
+    """``h * (erf(h / sqrt 2) + 1) * 0.5`` in any order of the products, as it is written below opset 20."""
+    if not index.is_inside(h, reads=2):
+        return ()
+    gelu = FIRST_GELU_CONSTANTS
+    first = next((node for node in index.readers[h] if _has_constant(index, node, gelu.get(node.op_type))), None)
+    erf = index.reader(first.output[0], "Erf") if first is not None else None
+    plus = index.reader(erf.output[0], "Add") if erf is not None else None
+    if plus is None or not _has_constant(index, plus, 1.0):
+        return ()
+    chain = [first, erf, plus]
+    for _ in range(2):
+        product = index.reader(chain[-1].output[0], "Mul")
+        if product is None:
             return ()
-        chain = [first, erf, plus]
-        for _ in range(2):
-            product = self._only_reader(chain[-1].output[0], "Mul")
-            if product is None:
-                return ()
-            chain.append(product)
-        halved = [self._has_constant(node, 0.5) for node in chain[3:]]
-        by_h = [h in node.input for node in chain[3:]]
-        fits = sorted(halved) == [False, True] and sorted(by_h) == [False, True] and halved != by_h
-        inside = h not in self._outputs and len(readers) == 2
-        return tuple(chain) if fits and inside else ()
+        chain.append(product)
+    halved = [_has_constant(index, node, 0.5) for node in chain[3:]]
+    by_h = [h in node.input for node in chain[3:]]
+    fits = sorted(halved) == [False, True] and sorted(by_h) == [False, True] and halved != by_h
+    return tuple(chain) if fits else ()
 
-    def _only_reader(self, name: str, op_type: str) -> NodeProto | None:
-        readers = self._readers[name]
-        fits = len(readers) == 1 and name not in self._outputs and readers[0].op_type == op_type
-        return readers[0] if fits else None
 
-    @staticmethod
-    def _other(node: NodeProto, name: str) -> str | None:
-        return next((one for one in node.input if one != name), None)
-
-    def _is_bias(self, name: str, outputs: int) -> bool:
-        tensor = self._constants.get(name)
-        return tensor is not None and list(tensor.dims) == [outputs] and tensor.data_type == onnx.TensorProto.FLOAT
-
-    def _has_constant(self, node: NodeProto, value: float | None) -> bool:
-        """One of its inputs (of a Div: the second) is the constant ``value``."""
-        names = node.input[1:] if node.op_type == "Div" else node.input
-        tensors = [self._constants[name] for name in names if name in self._constants]
-        numbers = [numpy_helper.to_array(one) for one in tensors if not one.dims or list(one.dims) == [1]]
-        return value is not None and any(np.allclose(number, value, rtol=1e-5) for number in numbers)
+def _has_constant(index: GraphIndex, node: NodeProto, value: float | None) -> bool:
+    """One of its inputs (of a Div: the second) is the constant ``value``."""
+    names = node.input[1:] if node.op_type == "Div" else node.input
+    tensors = [index.constants[name] for name in names if name in index.constants]
+    numbers = [numpy_helper.to_array(one) for one in tensors if not one.dims or list(one.dims) == [1]]
+    return value is not None and any(np.allclose(number, value, rtol=1e-5) for number in numbers)

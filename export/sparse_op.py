@@ -17,6 +17,7 @@ from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper, 
 
 from sparseticket.errors import UserError
 from sparseticket.export import add_layer_norm, attention
+from sparseticket.export.graph_index import attributes, opset_of
 from sparseticket.export.linears import Convolution
 
 DOMAIN, VERSION = "sparseticket", 1
@@ -159,11 +160,11 @@ def refuse(model: onnx.ModelProto, what: str) -> None:
 
 def decode(node: NodeProto, weights: dict[str, TensorProto]) -> Encoded:
     """The weight of a node of this operator, its initializers in ``weights``."""
-    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    given = attributes(node)
     values, index = (numpy_helper.to_array(weights[name]) for name in node.input[1:3])
     scale = numpy_helper.to_array(weights[node.input[3]]) if "Int8" in node.op_type else None
-    block = len(attributes.get("offsets", [0]))
-    return Encoded(tuple(attributes["shape"]), block, attributes["axis"], index, values, scale)
+    block = len(given.get("offsets", [0]))
+    return Encoded(tuple(given["shape"]), block, given["axis"], index, values, scale)
 
 
 def declare(model: onnx.ModelProto) -> None:
@@ -178,7 +179,7 @@ def add_functions(model: onnx.ModelProto) -> None:
     Last of all: ONNX Runtime's quantizer does nothing at all to a file with functions.
     """
     declare(model)
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = opset_of(model)
     model.functions.extend(make_function(name, opset) for name in sorted({n.op_type for n in sparse_nodes(model)}))
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
     for name, make_body in BESIDE.items():

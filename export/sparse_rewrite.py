@@ -16,6 +16,7 @@ from sparseticket.export import sparse_op
 from sparseticket.export.add_layer_norm import fuse_norms
 from sparseticket.export.attention import fuse_attentions
 from sparseticket.export.break_even import Choice, Figures, choose
+from sparseticket.export.graph_index import keep_only
 from sparseticket.export.layers import TRANSPOSED
 from sparseticket.export.linears import Linear, find_convolutions, find_linears
 
@@ -158,19 +159,12 @@ class _Writer:
         graph, nodes = self._graph, []
         for node in graph.node:
             nodes += self._instead.get(node.output[0], [] if node.output[0] in self._gone else [node])
-        nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del graph.node[:]
-        graph.node.extend(nodes)
+        keep_only(graph.node, nodes)
         read = set(_names_read(graph))
-        kept = [onnx.TensorProto.FromString(one.SerializeToString()) for one in graph.initializer if one.name in read]
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
+        keep_only(graph.initializer, [one for one in graph.initializer if one.name in read])
         graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in self._added.items())
         made = {name for node in nodes for name in node.output}
-        infos = [info for info in graph.value_info if info.name in made or info.name not in self._gone]
-        infos = [onnx.ValueInfoProto.FromString(info.SerializeToString()) for info in infos]
-        del graph.value_info[:]
-        graph.value_info.extend(infos)
+        keep_only(graph.value_info, [one for one in graph.value_info if one.name in made or one.name not in self._gone])
 
 
 def _names_read(graph: onnx.GraphProto) -> Iterator[str]:

@@ -8,6 +8,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from sparseticket.errors import UserError
+from sparseticket.export.graph_index import keep_only
 from sparseticket.export.sparse_op import refuse
 
 POSITION_BYTES = 8  # ONNX asks for int64
@@ -53,9 +54,7 @@ def store_sparse(model: onnx.ModelProto) -> list[str]:
             dense.append(tensor)
     if not sparse:
         raise UserError(NOTHING_SAVED)
-    kept = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in dense]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    keep_only(model.graph.initializer, dense)
     model.graph.sparse_initializer.extend(sparse)
     return [one.values.name for one in sparse]
 
