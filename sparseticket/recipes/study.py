@@ -175,6 +175,9 @@ def _check_references(step: Step, earlier: list[Step]) -> None:
     for what in (step.of, step.tasks):
         if step.verb == "matrix" and len(set(what)) < len(what):
             raise UserError(f"a matrix names each row and column once, not {what}.")
+    for row, figures in step.paper.items() if step.verb == "matrix" else ():
+        if row not in step.of or not isinstance(figures, dict):
+            raise UserError(f"paper is a table by row ({', '.join(step.of)}) of figures by task, not {step.paper}.")
     if step.verb == "find":
         finds = [other.name for other in earlier if other.verb == "find"]
         if step.dense_round and step.dense_round not in finds:

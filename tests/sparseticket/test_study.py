@@ -248,6 +248,8 @@ def test_a_study_stopped_in_a_step_of_every_kind_continues_and_gives_what_an_und
         ('tasks = ["digits"]', 'tasks = "digits"', "tasks is a list of names"),
         ('tasks = ["digits"]', "", "a matrix names steps and tasks"),
         ('matrix = ["digits", "guess"]', 'matrix = ["digits", "digits"]', "names each row and column once"),
+        ("digits = { digits = -0.25 }", "guesses = { digits = -0.25 }", "paper is a table by row (digits, guess)"),
+        ("digits = { digits = -0.25 }", "digits = -0.25", "paper is a table by row (digits, guess)"),
         ('compare = ["digits", "guess"]', 'compare = ["digits"]', "compare names two steps"),
         ('compare = ["digits", "guess"]', 'compare = ["digits", "guess"]\nseeds = 3', "'seeds' means nothing beside"),
         ('name = "arms"', 'name = "../arms"', "name is that of the step's folder"),
