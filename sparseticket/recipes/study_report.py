@@ -43,7 +43,7 @@ def _transfer(result: dict[str, Any], paper: dict[str, Any]) -> list[str]:
 
 def _sweep(result: dict[str, Any], paper: dict[str, Any]) -> list[str]:
     rows = [
-        [percent(point["sparsity"]), *_arm("", point["arms"]["ticket"])[2:], _verdict(point["verdict"])]
+        [percent(point["sparsity"]), *_mean(point["arms"]["ticket"]), _verdict(point["verdict"])]
         for point in result["points"]
     ]
     highest = result["highest"]
@@ -85,7 +85,11 @@ def _overlap(entry: dict[str, Any]) -> list[str]:
 
 def _arm(name: str, arm: dict[str, Any]) -> list[str]:
     runs = ", ".join(points(value, sign="") for value in arm["values"])
-    return [name, runs, points(arm["mean"], sign=""), points(arm["std"], sign=""), str(arm["n"])]
+    return [name, runs, *_mean(arm)]
+
+
+def _mean(arm: dict[str, Any]) -> list[str]:
+    return [points(arm["mean"], sign=""), points(arm["std"], sign=""), str(arm["n"])]
 
 
 def _verdict(verdict: dict[str, Any] | None) -> str:
