@@ -69,14 +69,14 @@ def convert(
     network = network_of(ticket, path, weights)
     check_model(pattern, network.spec.kind, ticket.model)
     with screen.regrouping() as on_axis:
-        made = shape(ticket, network, pattern, by, wanted, on_axis=on_axis)
+        made = coarsen(ticket, network, pattern, by, wanted, on_axis=on_axis)
     made.ticket.save(out)
     report = made.report | {"seconds": time.monotonic() - begun}
     write_json(report_path(out), report)
     return Converted(made.ticket, report)
 
 
-def shape(
+def coarsen(
     ticket: Ticket,
     network: Network,
     pattern: Pattern,
@@ -90,26 +90,23 @@ def shape(
     Raises:
         UserError: the pattern does not fit the network, or regrouping would change its outputs.
     """
-    backbone = network.backbone()
-    matrices = mask_algebra.counted(ticket.masks)
-    pruner = Pruner.of(str(pattern), network.backbone_module, {name: backbone[name] for name in matrices})
+    backbone, known = network.backbone(), axes(network.backbone_module)
+    living = mask_algebra.counted(ticket.masks)
+    weights = {name: backbone[name] for name in living}
+    pruner = Pruner.of(str(pattern), network.backbone_module, weights)
     pruner.check_reachable(sparsity)
-    theta = magnitude({name: backbone[name] for name in matrices})
-    scores = {name: theta[name].where(mask, theta[name] * REVIVED) for name, mask in matrices.items()}
-    known = axes(network.backbone_module)
-    permutations: dict[str, Tensor] = {}
-    masks = _select(pruner, scores, matrices, sparsity, by)
-    kept = kept_unpermuted = _kept(theta, matrices, masks)
+    theta, permutations = magnitude(weights), {}
+    masks = _select(pruner, theta, living, sparsity, by)
+    unpermuted = _kept(theta, living, masks)
     if by == "regroup":
         assert isinstance(pattern, Block | NOfM)
-        living = {name: theta[name] * mask for name, mask in matrices.items()}
-        found = Regrouping(living, known, pattern, _living_blocks(pattern, masks)).run(on_axis)
-        at_theirs = [permuted(tensors, found, known) for tensors in (scores, matrices, theta)]
-        regrouped = _select(pruner, *at_theirs[:2], sparsity, by)
-        moved = _kept(at_theirs[2], at_theirs[1], regrouped)
-        if moved > kept:
+        magnitudes = {name: theta[name] * mask for name, mask in living.items()}
+        found = Regrouping(magnitudes, known, pattern, _living_blocks(pattern, masks)).run(on_axis)
+        moved_theta, moved_living = (permuted(tensors, found, known) for tensors in (theta, living))
+        regrouped = _select(pruner, moved_theta, moved_living, sparsity, by)
+        if _kept(moved_theta, moved_living, regrouped) > unpermuted:
             check_absorbed(network, found)
-            masks, permutations, kept = regrouped, found, moved
+            masks, permutations, theta, living = regrouped, found, moved_theta, moved_living
     made = replace(
         ticket,
         masks=masks,
@@ -118,28 +115,16 @@ def shape(
         permutations=permutations,
         metrics=ticket.metrics | {"conversion": {"from": ticket.identity, "by": by, "sparsity": sparsity}},
     )
-    report = {
-        "model": ticket.model,
-        "from": ticket.identity,
-        "ticket": made.identity,
-        "pattern": str(pattern),
-        "by": by,
-        "sparsity_before": ticket.sparsity,
-        "sparsity": made.sparsity,
-        "magnitude_kept": kept,
-        "magnitude_kept_unpermuted": kept_unpermuted if by == "regroup" else None,
-        "permuted_axes": sorted(permutations),
-        **_counts(permuted(theta, permutations, known), permuted(matrices, permutations, known), masks),
-    }
-    return Converted(made, report)
+    return Converted(made, _report(ticket, made, by, theta, living, unpermuted))
 
 
-def _select(pruner: Pruner, scores: Mapping[str, Tensor], living: Masks, sparsity: float, by: str) -> Masks:
+def _select(pruner: Pruner, theta: Mapping[str, Tensor], living: Masks, sparsity: float, by: str) -> Masks:
     """The whole groups that stay alive; with refill and regroup, of each layer a share as large as its density.
 
     The group of rank r (from 0) in a layer of n groups and density d scores d·n / (r + ½), which is above 1 within that
     share. All groups are ranked together, so the layers keep their proportions at any sparsity.
     """
+    scores = {name: theta[name].where(mask, theta[name] * REVIVED) for name, mask in living.items()}
     groups = pruner.groups
     if groups is None or by == "score":
         return pruner.select(scores, pruner.dense(), sparsity)
@@ -169,8 +154,27 @@ def _kept(theta: Mapping[str, Tensor], before: Masks, after: Masks) -> float:
     return lives / whole if whole else 0.0
 
 
+def _report(
+    ticket: Ticket, made: Ticket, by: str, theta: Mapping[str, Tensor], living: Masks, unpermuted: float
+) -> dict[str, Any]:
+    """What became of ``ticket``, whose ``living`` weights and θ are in the coordinates of ``made``."""
+    return {
+        "model": ticket.model,
+        "from": ticket.identity,
+        "ticket": made.identity,
+        "pattern": made.pattern,
+        "by": by,
+        "sparsity_before": ticket.sparsity,
+        "sparsity": made.sparsity,
+        "magnitude_kept": _kept(theta, living, made.masks),
+        "magnitude_kept_unpermuted": unpermuted if by == "regroup" else None,
+        "permuted_axes": sorted(made.permutations),
+        **_counts(theta, living, made.masks),
+    }
+
+
 def _counts(theta: Mapping[str, Tensor], before: Masks, after: Masks) -> dict[str, Any]:
-    """What became of the weights, in all and in each layer; all in the coordinates of ``after``."""
+    """What became of the weights, in all and in each layer."""
     layers = {}
     for name, was in before.items():
         now = after[name]

@@ -96,28 +96,44 @@ def _residual_ends(names: list[str]) -> Iterator[Slice]:
 
 def _attention(family: Family) -> dict[str, Axis]:
     *rows, output = family.slices
-    layers = list(dict.fromkeys(end.name.rpartition(".")[0] for end in rows))  # query, key, value
-    count = family.count * output.size
-    ends = {
-        "query-key": [end for end in rows if end.name.rpartition(".")[0] in layers[:2]],
-        "value-output": [*(end for end in rows if end.name.rpartition(".")[0] == layers[2]), output],
-    }
+    query, key, value = dict.fromkeys(map(_layer_of, rows))
+    query_key, value_output = f"query-key/{family.layer}", f"value-output/{family.layer}"
+
+    def axis(ends: list[Slice], partner: str) -> Axis:
+        return Axis(family.count * output.size, tuple(replace(end, size=1) for end in ends), family.count, partner)
+
     return {
-        f"{pair}/{family.layer}": Axis(
-            count,
-            tuple(Slice(end.name, end.dim, 1) for end in ends[pair]),
-            family.count,
-            f"{'value-output' if pair == 'query-key' else 'query-key'}/{family.layer}",
-        )
-        for pair in ends
+        query_key: axis([end for end in rows if _layer_of(end) in (query, key)], value_output),
+        value_output: axis([*(end for end in rows if _layer_of(end) == value), output], query_key),
     }
+
+
+def _layer_of(end: Slice) -> str:
+    return end.name.rpartition(".")[0]
 
 
 def check_fits(network: Network, permutations: Mapping[str, Tensor]) -> None:
     """Raise the :class:`UserError` of :func:`permute` where a network cannot be permuted so; changes nothing."""
-    known = axes(network.backbone_module)
+    known, model = axes(network.backbone_module), network.spec.name
     for name, permutation in permutations.items():
-        _check(name, permutation, known, permutations, network)
+        if name not in known:
+            raise UserError(f"this ticket permutes {name}, which {model!r} does not have: use it with its own model.")
+        axis = known[name]
+        if len(permutation) != axis.count or not is_permutation(permutation):
+            raise UserError(
+                f"this ticket's permutation of {name} is none of the {axis.count} entries that {model!r} has."
+            )
+        if name == RESIDUAL:
+            head_ends(network)
+        if axis.heads and not _heads_stay_whole(axis.heads, permutation, permutations.get(axis.partner)):
+            raise UserError(f"this ticket's permutation of {name} tears heads apart: make the ticket again.")
+
+
+def _heads_stay_whole(heads: int, permutation: Tensor, partner: Tensor | None) -> bool:
+    """Whether heads move as wholes, and alike on both axes of an attention; None is the order that there was."""
+    order = head_order(permutation, heads)
+    other = torch.arange(heads) if partner is None else head_order(partner, heads)
+    return order is not None and other is not None and torch.equal(order, other)
 
 
 @torch.no_grad()
@@ -217,26 +233,6 @@ def is_permutation(tensor: Tensor) -> bool:
         and tensor.ndim == 1
         and torch.equal(tensor.sort().values, torch.arange(len(tensor), dtype=torch.int32))
     )
-
-
-def _check(
-    name: str, permutation: Tensor, known: Mapping[str, Axis], permutations: Mapping[str, Tensor], network: Network
-) -> None:
-    model = network.spec.name
-    if name not in known:
-        raise UserError(f"this ticket permutes {name}, which {model!r} does not have: use it with its own model.")
-    axis = known[name]
-    if len(permutation) != axis.count or not is_permutation(permutation):
-        raise UserError(f"this ticket's permutation of {name} is none of the {axis.count} entries that {model!r} has.")
-    if axis.heads is None:
-        if name == RESIDUAL:
-            head_ends(network)
-        return
-    order = head_order(permutation, axis.heads)
-    other = permutations.get(axis.partner or "")
-    same = torch.arange(axis.heads) if other is None else head_order(other, axis.heads)
-    if order is None or same is None or not torch.equal(order, same):
-        raise UserError(f"this ticket's permutation of {name} tears heads apart: make the ticket again.")
 
 
 def head_order(permutation: Tensor, heads: int) -> Tensor | None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from sparseticket import masks as algebra
-from sparseticket.convert import shape
+from sparseticket.convert import coarsen
 from sparseticket.errors import UserError
 from sparseticket.models import Head, resolve
 from sparseticket.models.families import families
@@ -62,7 +62,7 @@ def minilm():
 def refilled(tiny, minilm):
     """The ticket of one of them by refilling, made once."""
     return cache(
-        lambda model, pattern, wanted: shape(
+        lambda model, pattern, wanted: coarsen(
             *reversed({"tiny": tiny, "minilm": minilm}[model]), parse(pattern), "refill", wanted
         )
     )
@@ -75,7 +75,7 @@ def test_a_shaped_ticket_is_of_whole_groups_and_as_sparse_as_asked(tiny, pattern
     wanted = 0.5 if pattern in ("2:4", "heads") else 0.3 if pattern == "neurons" else 0.6
     if pattern == "heads":
         wanted = 0.15  # one of two heads survives in each of two layers
-    made = shape(ticket, network, parse(pattern), by, wanted)
+    made = coarsen(ticket, network, parse(pattern), by, wanted)
     check_masks(parse(pattern), made.ticket.masks)
     weights = {name: network.backbone()[name] for name in ticket.masks}
     pruner = Pruner.of(pattern, network.backbone_module, weights)
@@ -90,7 +90,7 @@ def test_a_shaped_ticket_is_of_whole_groups_and_as_sparse_as_asked(tiny, pattern
 
 def test_score_keeps_the_blocks_of_the_largest_living_magnitude_of_all_layers(tiny):
     network, ticket = tiny
-    made = shape(ticket, network, Block(8, 8), "score", 0.7).ticket
+    made = coarsen(ticket, network, Block(8, 8), "score", 0.7).ticket
     worth = {}
     for name, mask in ticket.masks.items():
         living = network.backbone()[name].detach().abs() * mask
@@ -113,7 +113,7 @@ def test_refill_keeps_in_each_layer_the_share_of_groups_that_is_its_density(mini
 
 def test_refill_keeps_as_many_neurons_of_each_layer_as_it_has_density(minilm):
     network, ticket = minilm
-    made = shape(ticket, network, parse("neurons"), "refill", 0.45).ticket
+    made = coarsen(ticket, network, parse("neurons"), "refill", 0.45).ticket
     kept, dense = [], []
     for family in families(network.backbone_module, "neurons"):
         ends = [end.name for end in family.slices if end.name in ticket.masks]
@@ -127,7 +127,7 @@ def test_refill_keeps_as_many_neurons_of_each_layer_as_it_has_density(minilm):
 
 def test_two_of_four_keeps_the_largest_living_ones_and_revives_where_too_few_live(tiny):
     network, ticket = tiny
-    made = shape(ticket, network, NOfM(2, 4), "refill", 0.5).ticket
+    made = coarsen(ticket, network, NOfM(2, 4), "refill", 0.5).ticket
     for name, was in ticket.masks.items():
         now = made.masks[name].unflatten(1, (-1, 4))
         assert (now.sum(2) == 2).all()
@@ -145,7 +145,7 @@ def test_regrouped_blocks_hold_more_of_a_real_tickets_magnitude_than_unpermuted_
     weights = {name: tensor.detach().clone() for name, tensor in network.backbone().items()}
     wanted = 0.5 if pattern == "2:4" else ticket.sparsity
     unpermuted = refilled("minilm", pattern, wanted).report["magnitude_kept"]
-    made = shape(ticket, network, parse(pattern), "regroup", wanted)
+    made = coarsen(ticket, network, parse(pattern), "regroup", wanted)
     assert made.report["magnitude_kept_unpermuted"] == unpermuted
     assert made.report["magnitude_kept"] > unpermuted + (0.003 if pattern == "2:4" else 0.08)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.backbone().items())
@@ -162,11 +162,11 @@ def test_regrouped_blocks_hold_more_of_a_real_tickets_magnitude_than_unpermuted_
 @pytest.mark.parametrize("pattern", ["block:8x8", "block:4x1", "block:4x4", "block:16x4", "2:4", "block:5x3"])
 def test_regrouping_keeps_more_of_what_the_network_absorbs_and_always_the_same(tiny, refilled, pattern):
     network, ticket = tiny
-    made = shape(ticket, network, parse(pattern), "regroup", 0.5)
+    made = coarsen(ticket, network, parse(pattern), "regroup", 0.5)
     plain = refilled("tiny", pattern, 0.5)
     assert made.ticket.permutations and made.report["magnitude_kept"] > plain.report["magnitude_kept"]
     assert made.ticket.sparsity == pytest.approx(plain.ticket.sparsity, abs=16 / algebra.size(ticket.masks))
-    assert made.ticket.identity == shape(ticket, network, parse(pattern), "regroup", 0.5).ticket.identity
+    assert made.ticket.identity == coarsen(ticket, network, parse(pattern), "regroup", 0.5).ticket.identity
 
 
 def test_permutations_of_one_end_alone_which_a_network_does_not_absorb_are_refused(tiny, monkeypatch):
@@ -179,7 +179,7 @@ def test_permutations_of_one_end_alone_which_a_network_does_not_absorb_are_refus
     monkeypatch.setattr("sparseticket.convert.axes", one_end)
     monkeypatch.setattr("sparseticket.permute.axes", one_end)
     with pytest.raises(UserError, match="does not absorb the permutations that regrouping found"):
-        shape(ticket, network, Block(4, 4), "regroup", 0.5)
+        coarsen(ticket, network, Block(4, 4), "regroup", 0.5)
 
 
 @settings(max_examples=15, deadline=None)
@@ -208,7 +208,7 @@ def test_vision_tickets_regroup_their_inner_channels(tmp_path):
     masks = magnitude_prune(weights, algebra.ones(weights), 0.6)
     theta = Origin.of(network).hashes["backbone"]
     ticket = Ticket(masks=masks, model="resnet20-cifar", theta=theta, scheduled_sparsity=0.6)
-    made = shape(ticket, network, Block(4, 4), "regroup", 0.6)
+    made = coarsen(ticket, network, Block(4, 4), "regroup", 0.6)
     assert made.report["magnitude_kept"] > made.report["magnitude_kept_unpermuted"] + 0.01
     assert all(name.startswith("channels/") for name in made.ticket.permutations)
     made.ticket.save(tmp_path / "a.ticket")
@@ -251,7 +251,7 @@ def test_weights_with_the_stem_for_small_images_are_recognised(cli, tmp_path):
 def regrouped(tiny, tmp_path_factory):
     network, ticket = tiny
     path = tmp_path_factory.mktemp("tickets") / "regrouped.ticket"
-    shape(ticket, network, Block(4, 4), "regroup", 0.6).ticket.save(path)
+    coarsen(ticket, network, Block(4, 4), "regroup", 0.6).ticket.save(path)
     return path
 
 

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from sparseticket import permute as permutations
-from sparseticket.convert import shape
+from sparseticket.convert import coarsen
 from sparseticket.errors import UserError
 from sparseticket.export.shrink import shrink
 from sparseticket.models import Network
@@ -107,12 +107,12 @@ def test_rotated_dimensions_that_were_taken_for_plain_ones_are_found_out_and_the
     ticket = unstructured(made)
     assert not any(
         axis.startswith("query-key")
-        for axis in shape(ticket, made, parse("block:4x4"), "regroup", 0.5).ticket.permutations
+        for axis in coarsen(ticket, made, parse("block:4x4"), "regroup", 0.5).ticket.permutations
     )
     monkeypatch.setattr(permutations, "PLAIN_ATTENTION", ("roformer",))
     with pytest.raises(UserError, match=r"'RoFormer' does not absorb .* --by score or --by refill"):
-        shape(ticket, made, parse("block:4x4"), "regroup", 0.5)
-    shape(ticket, made, parse("block:4x4"), "refill", 0.5)
+        coarsen(ticket, made, parse("block:4x4"), "regroup", 0.5)
+    coarsen(ticket, made, parse("block:4x4"), "refill", 0.5)
 
 
 @pytest.mark.parametrize("name", HEADS_STAY)
