@@ -126,26 +126,7 @@ def _write(
     weights = list(torch_layers(model.module).values())
     sparsity = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
     metadata = origin.entries(sparsity)
-    if options.format == "onnx":
-        written = _write_onnx(prepared, source, folder, options, origin, metadata)
-    elif options.format == "pt2":
-        from sparseticket.export import to_pt2, verify
-
-        written = to_pt2.write_pt2(
-            model, origin.ticket, folder, dtype=options.dtype, tolerance=verify.tolerance(options, model)
-        )
-    else:
-        from sparseticket.export import to_safetensors
-
-        compared: dict[str, Any] = {}
-        if options.format == "hf":
-            counted = to_safetensors.write_hf(model, source.model, folder, options.dtype)
-        elif prepared.shrunk is not None:
-            compared = _compare_shrunk(prepared)
-            counted = to_safetensors.write_shrunk(prepared.shrunk, source, folder, options.dtype)
-        else:
-            counted = to_safetensors.write_safetensors(model, folder, options.dtype, metadata)
-        written = {**compared, "layers": [{**vars(layer), "sparsity": layer.sparsity} for layer in counted]}
+    written = _write_weights(prepared, source, folder, options, origin, metadata)
     for name, content in model.companions.items():
         if not (folder / name).exists():
             (folder / name).write_bytes(content)
@@ -159,6 +140,36 @@ def _write(
         "notes": _notes(options, sparsity),
         "versions": _versions(),
     }
+
+
+def _write_weights(
+    prepared: Prepared,
+    source: Source,
+    folder: Path,
+    options: Options,
+    origin: provenance.Provenance,
+    metadata: dict[str, str],
+) -> dict[str, Any]:
+    """In the format that is asked for; returns what the report says of them."""
+    if options.format == "onnx":
+        return _write_onnx(prepared, source, folder, options, origin, metadata)
+    if options.format == "pt2":
+        from sparseticket.export import to_pt2, verify
+
+        tolerance = verify.tolerance(options, prepared.model)
+        return to_pt2.write_pt2(prepared.model, origin.ticket, folder, dtype=options.dtype, tolerance=tolerance)
+
+    from sparseticket.export import to_safetensors
+
+    compared: dict[str, Any] = {}
+    if options.format == "hf":
+        counted = to_safetensors.write_hf(prepared.model, source.model, folder, options.dtype)
+    elif prepared.shrunk is not None:
+        compared = _compare_shrunk(prepared)
+        counted = to_safetensors.write_shrunk(prepared.shrunk, source, folder, options.dtype)
+    else:
+        counted = to_safetensors.write_safetensors(prepared.model, folder, options.dtype, metadata)
+    return {**compared, "layers": [{**vars(layer), "sparsity": layer.sparsity} for layer in counted]}
 
 
 def _write_onnx(
@@ -206,7 +217,7 @@ def _notes(options: Options, sparsity: float) -> list[str]:
     notes = []
     if options.layout == "sparse-op":
         notes.append(SPARSE_OP_NOTE)
-    elif options.format == "onnx" and options.quantize == "none" and sparsity >= 0.01:
+    elif options.format == "onnx" and not options.int8 and sparsity >= 0.01:
         notes.append(ZEROS_NOTE)
     if options.layout == "sparse-storage":
         notes.append(STORAGE_NOTE)

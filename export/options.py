@@ -71,89 +71,89 @@ class Options:
             raise UserError(f"--agreement {self.agreement} is no share of decisions: give a number from 0 to 1.")
         if self.metric_drop is not None and not 0 <= self.metric_drop <= 1:
             raise UserError(f"--metric-drop {self.metric_drop} is no loss of a metric: give a fraction from 0 to 1.")
-        self._check_together()
+        self._check_format()
+        self._check_layout()
+        self._check_int8()
+        if self.metric_drop is not None and not self.measures:
+            raise UserError(
+                "--metric-drop is how much the task's metric may lose: give the task's data with --data DIR."
+            )
+        if self.data is not None and not self.data.exists():
+            raise UserError(f"there is no {self.data}: give the data's place.")
+
+    @property
+    def int8(self) -> bool:
+        """The weights are quantized, dynamically or statically."""
+        return self.quantize != "none"
 
     @property
     def measures(self) -> bool:
         """The task's metric of the file is measured beside PyTorch's."""
         return self.data is not None or self.task is not None
 
-    def _check_together(self) -> None:
-        for refused, why in (
-            (
-                self.format == "hf" and self.layout == "shrunk",
+    def _check_format(self) -> None:
+        if self.format == "hf" and self.layout == "shrunk":
+            raise UserError(
                 "a configuration of transformers cannot say that layers differ in size: use --format safetensors, "
-                "whose folder sparseticket.export.load_shrunk loads, or onnx.",
-            ),
-            (
-                self.format == "pt2" and self.layout == "shrunk",
-                "--format pt2 is for live blocks, and shrunk layers have none that are dead: choose --layout dense.",
-            ),
-            (
-                self.format == "onnx" and self.dtype == "bf16",
-                "ONNX Runtime has hardly an operator in bf16: choose --dtype fp16, or another format.",
-            ),
-            (self.format != "onnx" and self._onnx_only(), f"--{self._onnx_only()} is for --format onnx: leave it out."),
-            (
-                self.quantize != "none" and self.optimize == "ort",
-                "fuse or quantize, not both: the quantizer cannot see into fused attention (measured on BERT-base: "
-                "1.83x instead of 2.50x). Leave out --optimize ort; INT8 is the faster of the two.",
-            ),
-            (
-                self.quantize != "none" and self.layout == "sparse-storage",
-                "a sparse-storage file cannot be quantized, and INT8 weights with 8-byte positions are smaller than "
-                "dense ones only above 89 % zeros: leave out --quantize or --layout sparse-storage.",
-            ),
-            (
-                self.layout in ("sparse-op", "auto") and self.dtype == "fp16",
-                f"--layout {self.layout} is for CPUs, and the sparse operator takes fp32: leave out --dtype fp16.",
-            ),
-            (
-                self.layout in ("sparse-op", "auto") and self.optimize == "ort",
-                "fusing hides the linear layers that the sparse operator would take: leave out --optimize ort.",
-            ),
-            (
-                self.target != "this" and self.layout not in ("sparse-op", "auto"),
-                "--target is for --layout sparse-op and auto: leave it out.",
-            ),
-            (
-                self.quantize == "static" and self.layout == "sparse-op",
-                "the sparse operator measures activations when it runs: use --quantize dynamic.",
-            ),
-            (
-                self.layout == "auto" and self.quantize != "none",
+                "whose folder sparseticket.export.load_shrunk loads, or onnx."
+            )
+        if self.format == "pt2" and self.layout == "shrunk":
+            raise UserError(
+                "--format pt2 is for live blocks, and shrunk layers have none that are dead: choose --layout dense."
+            )
+        if self.format == "onnx" and self.dtype == "bf16":
+            raise UserError("ONNX Runtime has hardly an operator in bf16: choose --dtype fp16, or another format.")
+        if self.format != "onnx" and (asked := self._onnx_only()):
+            raise UserError(f"--{asked} is for --format onnx: leave it out.")
+
+    def _check_layout(self) -> None:
+        may_be_sparse_op = self.layout in ("sparse-op", "auto")
+        if may_be_sparse_op and self.dtype == "fp16":
+            raise UserError(
+                f"--layout {self.layout} is for CPUs, and the sparse operator takes fp32: leave out --dtype fp16."
+            )
+        if may_be_sparse_op and self.optimize == "ort":
+            raise UserError(
+                "fusing hides the linear layers that the sparse operator would take: leave out --optimize ort."
+            )
+        if self.target != "this" and not may_be_sparse_op:
+            raise UserError("--target is for --layout sparse-op and auto: leave it out.")
+        if self.layout == "auto" and self.int8:
+            raise UserError(
                 "--layout auto chooses INT8 by itself, where --data and --metric-drop say how much the task's metric "
-                "may lose: leave out --quantize.",
-            ),
-            (
-                self.metric_drop is not None and not self.measures,
-                "--metric-drop is how much the task's metric may lose: give the task's data with --data DIR.",
-            ),
-            (
-                self.quantize != "none" and self.dtype == "fp16",
-                "INT8 operators take fp32 (ONNX Runtime rejects fp16 there): leave out --dtype fp16 or --quantize.",
-            ),
-            (
-                self.quantize == "static" and not self.measures,
+                "may lose: leave out --quantize."
+            )
+        if self.layout == "sparse-op" and self.quantize == "static":
+            raise UserError("the sparse operator measures activations when it runs: use --quantize dynamic.")
+        if self.layout == "sparse-storage" and self.external_data:
+            raise UserError("sparse-storage keeps all weights inside the file: leave out --external-data.")
+
+    def _check_int8(self) -> None:
+        if not self.int8:
+            if self.agreement is not None and self.layout != "auto":
+                raise UserError("--agreement is for INT8 files; floats are judged by --atol and --rtol.")
+            return
+        if self.optimize == "ort":
+            raise UserError(
+                "fuse or quantize, not both: the quantizer cannot see into fused attention (measured on BERT-base: "
+                "1.83x instead of 2.50x). Leave out --optimize ort; INT8 is the faster of the two."
+            )
+        if self.layout == "sparse-storage":
+            raise UserError(
+                "a sparse-storage file cannot be quantized, and INT8 weights with 8-byte positions are smaller than "
+                "dense ones only above 89 % zeros: leave out --quantize or --layout sparse-storage."
+            )
+        if self.dtype == "fp16":
+            raise UserError(
+                "INT8 operators take fp32 (ONNX Runtime rejects fp16 there): leave out --dtype fp16 or --quantize."
+            )
+        if self.quantize == "static" and not self.measures:
+            raise UserError(
                 "static quantization measures activations on real data: give the task's with --data DIR "
-                "(or --task NAME for one that brings its own).",
-            ),
-            (
-                self.layout == "sparse-storage" and self.external_data,
-                "sparse-storage keeps all weights inside the file: leave out --external-data.",
-            ),
-            (
-                self.quantize != "none" and (self.atol is not None or self.rtol is not None),
-                "--atol and --rtol are for floats; an INT8 file is judged by its decisions: --agreement.",
-            ),
-            (
-                self.quantize == "none" and self.layout != "auto" and self.agreement is not None,
-                "--agreement is for INT8 files; floats are judged by --atol and --rtol.",
-            ),
-            (self.data is not None and not self.data.exists(), f"there is no {self.data}: give the data's place."),
-        ):
-            if refused:
-                raise UserError(why)
+                "(or --task NAME for one that brings its own)."
+            )
+        if self.atol is not None or self.rtol is not None:
+            raise UserError("--atol and --rtol are for floats; an INT8 file is judged by its decisions: --agreement.")
 
     def _onnx_only(self) -> str | None:
         same = {"format", "dtype"} | ({"layout"} if self.layout == "shrunk" else set())

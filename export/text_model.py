@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -58,8 +59,7 @@ def load_text(folder: Path, attention: str | None) -> LoadedModel:
         raise UserError(
             f"{type(module).__name__} returns {others[0]}, which is no tensor: only encoders are exported, with a head."
         )
-    outputs = tuple(outputs)
-    return LoadedModel(**{**vars(unnamed), "outputs": outputs})
+    return replace(unnamed, outputs=tuple(outputs))
 
 
 def load_module(folder: Path, attention: str | None) -> nn.Module:

@@ -65,7 +65,7 @@ def write_onnx(
         "opset": options.opset,
         **({"fused": fused} if fused else {}),
         **({"stored_sparse": stored} if stored else {}),
-        **({"sparse_op": _rewritten(rewritten, held, options)} if rewritten else {}),
+        **({"sparse_op": _sparse_op_report(rewritten, held, options)} if rewritten else {}),
         **_compare(prepared.whole, file, options, task),
         "layers": [{**asdict(layer), "sparsity": layer.sparsity} for layer in counted],
     }
@@ -76,7 +76,7 @@ def _trace(
 ) -> tuple[dict[str, places.Place], dict[str, Any], dict[str, int]]:
     """Write the traced, perhaps fused graph; where each layer's weight is, which of it is 0, and what was fused."""
     program = graph.trace(model, options.opset)
-    if options.quantize != "none" or options.layout == "sparse-op":
+    if options.int8 or options.layout == "sparse-op":
         graph.fold_transposed_weights(program)
     held = places.find_weights(program, model.module)
     expected = places.expected_zeros(program, model.module, held)
@@ -107,7 +107,7 @@ def _rewrite(traced: Path, options: Options) -> tuple[Path, list[sparse_rewrite.
     return rewritten, decisions
 
 
-def _rewritten(
+def _sparse_op_report(
     decisions: list[sparse_rewrite.Decision], held: Mapping[str, places.Place], options: Options
 ) -> dict[str, Any]:
     names = {place.initializer: name for name, place in held.items()}
@@ -176,18 +176,17 @@ def _check_file(file: Path, options: Options) -> None:
 
 
 def _compare(model: LoadedModel, file: Path, options: Options, task: Task | None) -> dict[str, Any]:
-    quantized = options.quantize != "none"
     least = AGREEMENT if options.agreement is None else options.agreement
     tolerance = verify.tolerance(options, model)
-    asked = verify.verify(model, file, None if quantized else tolerance)
+    asked = verify.verify(model, file, None if options.int8 else tolerance)
     report: dict[str, Any] = {
         "max_abs_error": max(one.max_abs_error for one in asked),
-        "tolerance": None if quantized else asdict(tolerance),
+        "tolerance": None if options.int8 else asdict(tolerance),
         "shapes": [asdict(one) for one in asked],
     }
     if options.layout == "sparse-op":
-        report["library"] = verify.both_worlds(model, file, None if quantized else tolerance)
-    if quantized:
+        report["library"] = verify.both_worlds(model, file, None if options.int8 else tolerance)
+    if options.int8:
         report["agreement"] = {
             "least": least,
             "inputs": "random" if task is None else task.name,
@@ -203,6 +202,6 @@ def _allowed_drop(options: Options) -> float:
     """How much of the task's metric the file may lose, as a fraction: a lower --agreement allows INT8 more."""
     if options.metric_drop is not None:
         return options.metric_drop
-    if options.quantize == "none":
+    if not options.int8:
         return ALLOWED_DROP
     return ALLOWED_INT8_DROP if options.agreement is None else max(ALLOWED_INT8_DROP, 1 - options.agreement)
