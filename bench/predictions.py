@@ -22,7 +22,7 @@ from sparseticket.export.loaded_model import load
 from sparseticket.files import write_whole
 from sparseticket.models import resolve
 from sparseticket.models.detector import Detector, decode
-from sparseticket.models.vision import describe_saved
+from sparseticket.models.vision_saved import describe_saved
 from sparseticket.tasks import TaskOptions, make_task
 from sparseticket.tasks.detection import NO_BOX, Detection
 

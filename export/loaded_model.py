@@ -95,7 +95,7 @@ def kind_of(folder: Path) -> Literal["text", "vision"]:
 def _load_vision(folder: Path) -> LoadedModel:
     from sparseticket.export.shrunk_folder import is_shrunk, load_shrunk
     from sparseticket.models.detector import Detector
-    from sparseticket.models.vision import describe_saved, load_saved
+    from sparseticket.models.vision_saved import describe_saved, load_saved
 
     described = asdict(describe_saved(folder))
     module = (load_shrunk if is_shrunk(folder) else load_saved)(folder).float()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch import nn
 from sparseticket.errors import RunFailure, UserError
 from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.export.onnx_module import OnnxModule
-from sparseticket.models import Head, ModelSpec, resolve
+from sparseticket.models import Head, resolve
 from sparseticket.models.scene import head_of
+from sparseticket.models.vision_saved import describe_saved, saved_spec
 from sparseticket.tasks import Task, TaskOptions, make_task
 
 CLASSES = {
@@ -43,7 +43,7 @@ def make(
     """
     length = min(max_length, model.max_length or max_length)
     options = TaskOptions(data=data, batch_size=batch_size, max_length=length)
-    spec = resolve(str(folder)) if model.kind == "text" else _vision_spec(folder)
+    spec = resolve(str(folder)) if model.kind == "text" else saved_spec(folder)
     task = make_task(name, spec, options)
     if not (_fits(task.head, model.module) if model.kind == "text" else _gives(task.head, model)):
         raise UserError(
@@ -79,8 +79,6 @@ def compare(task: Task, model: LoadedModel, file: Path, allowed_drop: float) -> 
 def _class_names(model: LoadedModel, folder: Path) -> list[str]:
     """The names that the model was saved with. A text model may have its own words for the same classes."""
     if model.kind == "vision":
-        from sparseticket.models.vision import describe_saved
-
         return _folded(describe_saved(folder).class_names or ())
     names = getattr(model.module.config, "id2label", None) or {}
     listed = _folded(names[number] for number in sorted(names))
@@ -93,14 +91,6 @@ def _folded(names: Iterable[object]) -> list[str]:
 
 def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-
-
-def _vision_spec(folder: Path) -> ModelSpec:
-    from sparseticket.models.vision import ImageFormat, describe_saved
-
-    saved = describe_saved(folder)
-    spec = resolve(saved.architecture).for_images(saved.size)
-    return replace(spec, format=ImageFormat(saved.size, saved.mean, saved.std), small_stem=saved.small_stem)
 
 
 def _gives(head: Head, model: LoadedModel) -> bool:

@@ -26,7 +26,7 @@ from sparseticket.export.text_model import PATH_KEYS, architecture, companions
 from sparseticket.files import read_json, replace_folder, write_json, write_whole
 from sparseticket.hub import quiet_transformers
 from sparseticket.models.base import POOLER
-from sparseticket.models.vision import DESCRIPTION, WEIGHTS, make_saved
+from sparseticket.models.vision_saved import DESCRIPTION, WEIGHTS, make_saved
 from sparseticket.models.vision_weights import check_fit
 from sparseticket.ticket import Ticket
 

@@ -18,7 +18,7 @@ from sparseticket.export.shrink import Shrunk
 from sparseticket.export.shrunk_folder import load_shrunk, save_shrunk
 from sparseticket.export.source import Source
 from sparseticket.hub import quiet_transformers
-from sparseticket.models.vision import DESCRIPTION, WEIGHTS
+from sparseticket.models.vision_saved import DESCRIPTION, WEIGHTS
 
 
 def write_safetensors(model: LoadedModel, folder: Path, dtype: str, metadata: Mapping[str, str]) -> list[Layer]:
@@ -52,7 +52,7 @@ def write_hf(model: LoadedModel, source: Path, folder: Path, dtype: str) -> list
         RunFailure: what is read back is not what was written.
     """
     if model.kind == "vision":
-        from sparseticket.models.vision import load_saved
+        from sparseticket.models.vision_saved import load_saved
 
         module = model.module.to(DTYPES[dtype])
         (folder / DESCRIPTION).write_bytes((source / DESCRIPTION).read_bytes())

@@ -1,16 +1,12 @@
-"""ResNets for image classification: how they are built from a weights file, saved, and loaded again."""
+"""ResNets for image classification: how they are built from a weights file, and saved."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
@@ -20,14 +16,13 @@ from sparseticket.models.base import Head, ModelSpec, Network
 from sparseticket.models.scene import MODULES, head_of
 from sparseticket.models.stages import SceneFormat
 from sparseticket.models.vision_layouts import Stored
+from sparseticket.models.vision_saved import DESCRIPTION, HEADLESS, WEIGHTS, SavedModel
 from sparseticket.models.vision_weights import check_fit, coverage, read_weights
 from sparseticket.seeds import derive
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STEM = "conv1.weight"  # never pruned, in either paper's code
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-HEADLESS = 0  # classes of a saved backbone
 
 
 @dataclass(frozen=True)
@@ -212,97 +207,3 @@ def _load_pretrained(network: Network, file: Stored, *, source: str) -> list[str
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-@dataclass(frozen=True)
-class SavedModel:
-    """The ``model.json`` beside a saved network's weights. 0 classes: no head, the network ends in pooled features."""
-
-    architecture: str
-    classes: int
-    class_names: tuple[str, ...] | None
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    small_stem: bool
-    head: str = "image-classification"
-
-
-def describe_saved(folder: Path) -> SavedModel:
-    """Read and check ``model.json``; :class:`UserError` where it is not one that :meth:`VisionModel.save` wrote."""
-    path = folder / DESCRIPTION
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{folder} holds no saved vision model: {path.name} cannot be read ({error}).") from error
-    if isinstance(found, dict):
-        found = {"head": "image-classification", **found}  # not said by files from before there were others
-    if not isinstance(found, dict) or set(found) != set(SavedModel.__dataclass_fields__):
-        raise UserError(f"{path} does not describe a saved vision model.")
-    names = found["class_names"]
-    sound = (
-        isinstance(found["architecture"], str)
-        and _is_count(found["classes"], least=HEADLESS)
-        and _is_count(found["size"])
-        and _are_three_numbers(found["mean"])
-        and _are_three_numbers(found["std"])
-        and min(found["std"]) > 0
-        and isinstance(found["small_stem"], bool)
-        and found["head"] in ("image-classification", *MODULES)
-        and (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)))
-        and (names is None or len(names) == found["classes"])
-    )
-    if not sound:
-        raise UserError(f"{path} does not describe a saved vision model: a field has a value that it cannot have.")
-    for field in ("mean", "std"):
-        found[field] = tuple(float(value) for value in found[field])
-    return SavedModel(**{**found, "class_names": None if names is None else tuple(names)})
-
-
-def _is_count(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= 1_000_000
-
-
-def _are_three_numbers(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 3
-        and all(isinstance(part, int | float) and not isinstance(part, bool) and math.isfinite(part) for part in value)
-    )
-
-
-def make_saved(folder: Path) -> nn.Module:
-    """The network that ``model.json`` in ``folder`` describes, with random weights.
-
-    Raises:
-        UserError: no saved vision model is described there.
-    """
-    from sparseticket.models import resolve
-
-    saved = describe_saved(folder)
-    spec = resolve(saved.architecture)
-    if not isinstance(spec, VisionModel):
-        raise UserError(f"{folder / DESCRIPTION}: {saved.architecture!r} is not a vision model.")
-    spec = replace(spec.for_images(saved.size), small_stem=saved.small_stem)
-    module = spec.random_module(Head(saved.head, saved.classes), seed=0)
-    if saved.classes == HEADLESS:
-        setattr(module, spec.head_name, nn.Identity())
-    return module
-
-
-def load_saved(folder: Path) -> nn.Module:
-    """The network that :meth:`VisionModel.save` wrote into ``folder``, on the CPU, in eval mode.
-
-    Raises:
-        UserError: no saved vision model there, a damaged file, or weights that are not those of the architecture.
-    """
-    module = make_saved(folder)
-    path = folder / WEIGHTS
-    try:
-        stored = safetensors_load(path.read_bytes())
-    except Exception as error:  # safetensors' own error type is not an OSError or ValueError
-        raise UserError(f"{path} cannot be read as safetensors: {error}.") from error
-    live = module.state_dict()
-    check_fit(stored, live, missing_allowed=frozenset(), source=str(path), model=describe_saved(folder).architecture)
-    module.load_state_dict(stored, strict=False)  # check_fit allows absent BatchNorm counters only
-    return module.eval()

@@ -13,7 +13,7 @@ from sparseticket.bench.runner import bench
 from sparseticket.errors import UserError
 from sparseticket.export.exporter import export_model
 from sparseticket.models import resolve
-from sparseticket.models.vision import load_saved
+from sparseticket.models.vision_saved import load_saved
 from sparseticket.tasks import TaskOptions, entries, entry, make_task
 
 SIDES = {"resnet20-cifar": 32, "resnet18": 40}  # the smallest of each family; up to 32 pixels ResNet-18 loses its stem

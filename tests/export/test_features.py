@@ -19,7 +19,7 @@ from sparseticket.errors import UserError
 from sparseticket.export.exporter import export_model
 from sparseticket.imp import find
 from sparseticket.models import Head, resolve
-from sparseticket.models.vision import describe_saved, load_saved
+from sparseticket.models.vision_saved import describe_saved, load_saved
 from sparseticket.options import find_settings
 from sparseticket.progress import Screen
 

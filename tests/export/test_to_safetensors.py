@@ -12,7 +12,7 @@ from sparseticket.errors import RunFailure
 from sparseticket.export import to_safetensors
 from sparseticket.export.exporter import export_model
 from sparseticket.export.loaded_model import load
-from sparseticket.models.vision import load_saved
+from sparseticket.models.vision_saved import load_saved
 
 HEADS = ("classifier", "regression", "question-answering", "masked-lm", "encoder")
 

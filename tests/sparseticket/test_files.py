@@ -11,7 +11,7 @@ import torch
 from sparseticket.errors import RunFailure, UserError
 from sparseticket.files import read_json, replace_folder, write_whole
 from sparseticket.kernels.dispatch import Table
-from sparseticket.models.vision import describe_saved
+from sparseticket.models.vision_saved import describe_saved
 from sparseticket.tensors import load_tensors
 
 

@@ -253,7 +253,7 @@ def test_small_image_tasks_give_torchvisions_resnets_the_small_stem_and_leave_ci
 
 
 def test_a_saved_model_knows_its_tasks_class_names(pictures, tmp_path):
-    from sparseticket.models.vision import describe_saved
+    from sparseticket.models.vision_saved import describe_saved
 
     task = folder_task(pictures)
     task.adapt(RESNET20).build(task.head, seed=0).save(tmp_path / "model")

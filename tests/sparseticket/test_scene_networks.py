@@ -12,7 +12,7 @@ from sparseticket.models import Head, resolve
 from sparseticket.models.detector import OUTPUTS
 from sparseticket.models.scene import MODULES, head_of
 from sparseticket.models.stages import dilate, stage_names, stages_of
-from sparseticket.models.vision import load_saved
+from sparseticket.models.vision_saved import load_saved
 
 RESNET20 = resolve("resnet20-cifar").for_images(64)
 RESNET18 = resolve("resnet18").for_images(64)

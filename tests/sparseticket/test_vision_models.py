@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from sparseticket.errors import RunFailure, UserError
 from sparseticket.models import Head, resolve
 from sparseticket.models.cifar_resnet import PadShortcut
-from sparseticket.models.vision import describe_saved, load_saved, prunable_names
+from sparseticket.models.vision import prunable_names
+from sparseticket.models.vision_saved import describe_saved, load_saved
 from sparseticket.settings import Protocol
 
 TEN = Head("image-classification", 10)
