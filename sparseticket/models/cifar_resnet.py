@@ -99,4 +99,4 @@ class CifarResNet(VisionModel):
 
 @register(*BLOCKS_PER_STAGE)
 def _make(alias: str) -> VisionModel:
-    return CifarResNet(name=alias, kind="vision", format=ImageFormat(size=32), head_name="linear", scene=SCENE)
+    return CifarResNet(name=alias, format=ImageFormat(size=32), head_name="linear", scene=SCENE)

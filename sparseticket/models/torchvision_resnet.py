@@ -55,4 +55,4 @@ class TorchvisionResNet(VisionModel):
 
 @register("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 def _make(alias: str) -> VisionModel:
-    return TorchvisionResNet(name=alias, kind="vision", format=ImageFormat(size=224), head_name="fc", scene=SCENE)
+    return TorchvisionResNet(name=alias, format=ImageFormat(size=224), head_name="fc", scene=SCENE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors.torch import save as safetensors_bytes
@@ -42,6 +43,7 @@ class VisionModel(ModelSpec):
     With ``scratch``, :meth:`build` loads no weights unless it is given a file of them.
     """
 
+    kind: ClassVar[str] = "vision"
     format: ImageFormat
     head_name: str
     scene: SceneFormat
