@@ -1,4 +1,4 @@
-"""ResNets for image classification: how they are built from a weights file, and saved."""
+"""ResNets: how they are built under a head, from a weights file where there is one, and saved."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class VisionModel(ModelSpec):
         """The bare network: backbone drawn from ``derive(seed, "init")``, the head from ``derive(seed, "head")``."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(seed, "init"))
-            # of one size for all scenes, because torchvision draws the convolutions after the classifier
+            # torchvision draws convolutions after the classifier: how many classes a scene has must not move them
             module = self.make_module(1 if head.kind in MODULES else max(1, head.classes))
             torch.default_generator.manual_seed(derive(seed, "head"))
             if head.kind in MODULES:
