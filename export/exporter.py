@@ -169,7 +169,7 @@ def _write_weights(
         counted = to_safetensors.write_shrunk(prepared.shrunk, source, folder, options.dtype)
     else:
         counted = to_safetensors.write_safetensors(prepared.model, folder, options.dtype, metadata)
-    return {**compared, "layers": [{**vars(layer), "sparsity": layer.sparsity} for layer in counted]}
+    return {**compared, "layers": [layer.report() for layer in counted]}
 
 
 def _write_onnx(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -32,9 +32,16 @@ class Layer:
     zeros: int
     weights: int
 
+    @classmethod
+    def of(cls, name: str, weight: Tensor) -> Layer:
+        return cls(name, int((weight == 0).sum()), weight.numel())
+
     @property
     def sparsity(self) -> float:
         return self.zeros / self.weights
+
+    def report(self) -> dict[str, Any]:
+        return {**vars(self), "sparsity": self.sparsity}
 
 
 class StoredWeights:

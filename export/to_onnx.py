@@ -67,7 +67,7 @@ def write_onnx(
         **({"stored_sparse": stored} if stored else {}),
         **({"sparse_op": _sparse_op_report(rewritten, held, options)} if rewritten else {}),
         **_compare(prepared.whole, file, options, task),
-        "layers": [{**asdict(layer), "sparsity": layer.sparsity} for layer in counted],
+        "layers": [layer.report() for layer in counted],
     }
 
 

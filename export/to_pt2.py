@@ -59,7 +59,7 @@ def write_pt2(
         "max_abs_error": max(one.max_abs_error for several in compared.values() for one in several),
         "tolerance": vars(tolerance),
         "kernels": [_described(one) for one in placed],
-        "layers": [_counted(name, weight) for name, weight in torch_layers(model.module).items()],
+        "layers": [Layer.of(name, weight).report() for name, weight in torch_layers(model.module).items()],
     }
 
 
@@ -168,11 +168,6 @@ def _compare(
 
 def _on(inputs: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in inputs.items()}
-
-
-def _counted(name: str, weight: Tensor) -> dict[str, Any]:
-    layer = Layer(name, int((weight == 0).sum()), weight.numel())
-    return {**vars(layer), "sparsity": layer.sparsity}
 
 
 def _described(placed: Placement) -> dict[str, Any]:

@@ -86,8 +86,4 @@ def _read_back(module: nn.Module, stored: Mapping[str, Tensor]) -> list[Layer]:
             continue
         if name not in stored or not torch.equal(stored[name], tensor):
             raise RunFailure(f"{name} is not in the written file as it is in the model. Nothing was kept.")
-    counted = []
-    for name, weight in torch_layers(module).items():
-        held = stored.get(f"{name}.weight", weight)
-        counted.append(Layer(name, int((held == 0).sum()), held.numel()))
-    return counted
+    return [Layer.of(name, stored.get(f"{name}.weight", held)) for name, held in torch_layers(module).items()]
