@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from onnx_ir import Node
     from torch.onnx import ONNXProgram
 
+    from sparseticket.export.loaded_model import LoadedModel
+
 TRACED_OPERATORS = ("MatMul", "Gemm", "Conv")
 
 
@@ -47,8 +49,11 @@ class _Use:
     array: np.ndarray
 
 
-def find_weights(program: ONNXProgram, module: nn.Module) -> dict[str, Place]:
+def find_weights(program: ONNXProgram, model: LoadedModel) -> dict[str, Place]:
     """Where each layer's weight is, by the layer's name. Needs the nodes' metadata, so before any fusion.
+
+    Left out are layers that an answer does not call: BigBird's pooler under a classifier, ESM's contact head, and a
+    part of MobileBERT's MLM decoder, which calls none of its two halves.
 
     Three ways, in this order, because each fails for some layers: by the module that the operator came from (a
     convolution with folded BatchNorm says that it came from the BatchNorm); by name (linear weights are transposed
@@ -60,13 +65,31 @@ def find_weights(program: ONNXProgram, module: nn.Module) -> dict[str, Place]:
     uses = list(_uses(program))
     by_module = {use.module: use.place for use in uses}
     by_name = {use.place.initializer.removesuffix(".weight"): use.place for use in uses}
-    found = {}
-    for name, weight in torch_layers(module).items():
+    found, missing = {}, []
+    for name, weight in torch_layers(model.module).items():
         place = by_module.get(name) or by_name.get(name) or _same_content(weight.cpu().numpy(), uses)
         if place is None:
-            raise RunFailure(f"the weight of {name} is not in the exported graph, so its zeros cannot be recounted.")
-        found[name] = place
+            missing.append(name)
+        else:
+            found[name] = place
+    if lost := [name for name in missing if name in _called(model)]:
+        raise RunFailure(f"the weight of {lost[0]} is not in the exported graph, so its zeros cannot be recounted.")
     return found
+
+
+def _called(model: LoadedModel) -> set[str]:
+    """Names of the modules that an answer calls."""
+    called: set[str] = set()
+    hooks = [
+        part.register_forward_hook(lambda *_, name=name: called.add(name))
+        for name, part in model.module.named_modules()
+    ]
+    try:
+        model.answer(model.example(1, min(8, model.max_length)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
 
 
 def find_fused(program: ONNXProgram, module: nn.Module, places: Mapping[str, Place]) -> dict[str, Place]:
@@ -95,9 +118,9 @@ def expected_zeros(program: ONNXProgram, module: nn.Module, places: Mapping[str,
     """
     modules = dict(module.named_modules())
     folded = {use.place.initializer: modules.get(use.module) for use in _uses(program)}
-    expected = {}
-    for name, weight in torch_layers(module).items():
-        norm = folded[places[name].initializer]
+    weights, expected = torch_layers(module), {}
+    for name, place in places.items():
+        weight, norm = weights[name], folded[place.initializer]
         if isinstance(norm, nn.BatchNorm2d) and norm.affine and weight.dim() == 4:
             scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
             weight = weight * scale[:, None, None, None]
