@@ -167,6 +167,8 @@ def _load_tokenizer(spec: TextModel) -> PreTrainedTokenizerBase:
     tokenizer = spec._load(AutoTokenizer)
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise UserError(f"the tokenizer of {spec.name!r} must be a fast one with a padding token.")
+    if getattr(spec.config, "type_vocab_size", 2) < 2:  # a RoBERTa with BERT's tokenizer has no row for a second type
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     return tokenizer
 
 
