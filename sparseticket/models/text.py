@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import inspect
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -77,6 +78,8 @@ class TextModel(ModelSpec):
             AutoModelForSequenceClassification,
         )
 
+        if getattr(self.config, "is_encoder_decoder", False):
+            raise UserError(f"model {self.name!r} is an encoder with a decoder: give a BERT-like encoder.")
         if head.kind == "masked-lm":
             load, arguments = AutoModelForMaskedLM, {}
         elif head.kind == "sequence-classification":
@@ -190,6 +193,16 @@ def prunable_names(backbone: nn.Module) -> tuple[str, ...]:
     )
 
 
+def _in_no_linear_layer(backbone: nn.Module) -> dict[str, int]:
+    """Sizes of the matrices and filters that are not pruned: of convolutions (ConvBERT), bare parameters (XLNet)."""
+    others = {id(part.weight) for part in backbone.modules() if isinstance(part, nn.Linear | nn.Embedding)}
+    return {
+        name: weight.numel()
+        for name, weight in backbone.named_parameters()
+        if weight.ndim > 1 and id(weight) not in others and "embedding" not in name
+    }
+
+
 def _known(candidates: tuple[str, ...], pretrained: frozenset[str]) -> tuple[str, ...]:
     """Only what came pre-trained can be pruned and rewound."""
     return tuple(name for name in candidates if name in pretrained)
@@ -199,8 +212,14 @@ def describe(spec: TextModel, head: Head, module: PreTrainedModel, report: dict[
     """Say what is backbone, head, prunable and pre-trained in ``module``, given from_pretrained's loading report.
 
     Raises:
-        UserError: the checkpoint lacks part of the backbone (a pooler may be missing: it is drawn, and not pruned).
+        UserError: the checkpoint lacks part of the backbone (a pooler may be missing: it is drawn, and not pruned), or
+            the model is no BERT-like encoder.
     """
+    if "attention_mask" not in inspect.signature(module.forward).parameters:
+        raise UserError(
+            f"model {spec.name!r} takes no attention_mask, so that what it says of a text depends on the padding "
+            "behind it: give a BERT-like encoder."
+        )
     prefix = f"{module.base_model_prefix}."
     state = module.state_dict(keep_vars=True)
     mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]}
@@ -217,9 +236,22 @@ def describe(spec: TextModel, head: Head, module: PreTrainedModel, report: dict[
     pretrained = frozenset(name.removeprefix(prefix) for name in backbone - fresh)
     candidates = prunable_names(module.base_model)
     prunable = _known(candidates, pretrained)
-    if not prunable:
+    left = _in_no_linear_layer(module.base_model)
+    linear = sum(state[prefix + name].numel() for name in prunable if not name.startswith(POOLER))
+    if not linear:
         raise UserError(f"model {spec.name!r} has no linear layers that could be pruned: give a BERT-like encoder.")
+    if sum(left.values()) > linear:
+        raise UserError(
+            f"most weights of model {spec.name!r} are in no linear layer ({next(iter(left))}, …), and only linear "
+            "layers are pruned: give a BERT-like encoder."
+        )
     notes = []
+    if left:
+        share = sum(left.values()) / (linear + sum(left.values()))
+        notes.append(
+            f"{share:.1%} of the encoder's weights are in no linear layer ({next(iter(left))}, …): they are not "
+            "pruned, and counted in no sparsity."
+        )
     if set(candidates) - pretrained:
         notes.append(NO_POOLER)
     head_pretrained = not fresh & head_names
