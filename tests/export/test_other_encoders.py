@@ -5,7 +5,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from sparseticket.errors import RunFailure
+from sparseticket.errors import RunFailure, UserError
 from sparseticket.export import graph, loaded_model
 from sparseticket.export.exporter import export_model
 from sparseticket.export.to_safetensors import write_safetensors
@@ -36,6 +36,17 @@ def test_a_pooler_that_belongs_to_the_head_answers_as_in_plain_transformers(kind
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager")
     with torch.inference_mode():
         torch.testing.assert_close(loaded.answer(inputs)["logits"], plain.eval()(**inputs).logits)
+
+
+def test_what_a_configuration_asks_for_beside_the_answer_is_no_output(tmp_path):
+    save(tmp_path, "bert", output_hidden_states=True)
+    assert loaded_model.load(tmp_path).outputs == ("logits",)
+
+
+def test_an_encoder_that_takes_sequences_of_one_length_is_refused_as_such(tmp_path):
+    save(tmp_path, "nystromformer", segment_means_seq_len=32, num_landmarks=8)
+    with pytest.raises(UserError, match="only encoders that take sequences of any length are exported"):
+        loaded_model.load(tmp_path)
 
 
 def test_a_layer_that_no_answer_goes_through_is_no_part_of_the_file(tmp_path):

@@ -247,6 +247,27 @@ def test_a_checkpoint_that_lacks_a_layer_is_refused(tiny_bert, tmp_path):
         resolve(str(tmp_path / "holes")).build(CLASSIFIER, seed=0)
 
 
+@pytest.mark.parametrize("head", [CLASSIFIER, MLM])
+def test_what_a_configuration_asks_for_beside_the_answer_is_not_given(tiny_bert, tmp_path, head):
+    """Attentions cannot be saved with (under SDPA); a tuple has no logits."""
+    shutil.copytree(tiny_bert, tmp_path / "chatty")
+    config = json.loads((tiny_bert / "config.json").read_text())
+    config |= {"output_hidden_states": True, "output_attentions": True, "return_dict": False}
+    (tmp_path / "chatty" / "config.json").write_text(json.dumps(config))
+    network = resolve(str(tmp_path / "chatty")).build(head, seed=0)
+    assert network.module(torch.tensor([[2, 5, 6, 3]])).keys() == {"logits"}
+    network.save(tmp_path / "saved")
+
+
+def test_a_tokenizer_that_knows_more_than_the_model_is_refused_with_what_to_do(tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "grown")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "grown")
+    tokenizer.add_tokens([f"new{number}" for number in range(50)])
+    tokenizer.save_pretrained(tmp_path / "grown")
+    with pytest.raises(UserError, match=r"knows \d+ tokens and the model 100: .*resize_token_embeddings"):
+        resolve(str(tmp_path / "grown")).tokenizer()
+
+
 def test_truncated_weights_in_a_folder_are_one_clear_message(tiny_bert, tmp_path):
     shutil.copytree(tiny_bert, tmp_path / "cut")
     path = tmp_path / "cut" / "model.safetensors"
