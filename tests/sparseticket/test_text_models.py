@@ -79,6 +79,15 @@ def test_a_head_of_another_size_is_drawn_anew_and_one_that_fits_is_kept(tiny_ber
     assert not drawn.head_pretrained and drawn.module.classifier.weight.shape[0] == 5
 
 
+def test_a_head_with_the_tasks_classes_in_another_order_answers_in_the_tasks(tiny_bert, tmp_path):
+    trained = resolve(str(tiny_bert)).build(Head("sequence-classification", 3, ("No", "MAYBE", "yes")), seed=0)
+    trained.save(tmp_path / "saved")
+    kept = resolve(str(tmp_path / "saved")).build(Head("sequence-classification", 3, ("yes", "no", "maybe")), seed=9)
+    text = torch.tensor([[2, 5, 6, 3]])
+    assert kept.head_pretrained and kept.module.config.id2label == {0: "yes", 1: "no", 2: "maybe"}
+    torch.testing.assert_close(kept.module(text).logits, trained.module.eval()(text).logits[:, [2, 0, 1]])
+
+
 def test_a_pooler_that_the_checkpoint_lacks_is_neither_pruned_nor_called_pretrained(tiny_folders):
     network = resolve(str(tiny_folders["bert-mlm"])).build(CLASSIFIER, seed=0)
     assert "pooler.dense.weight" in network.backbone()
