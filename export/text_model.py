@@ -34,7 +34,7 @@ PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_
 def load_text(folder: Path, attention: str | None) -> LoadedModel:
     """Load ``folder``; a tensor that its architecture needs and the file lacks is an error, never a random one."""
     module = load_module(folder, attention)
-    if module.base_model is module and getattr(module, "pooler", None) is not None:
+    if "add_pooling_layer" in inspect.signature(type(module).__init__).parameters:
         module.pooler = None  # a plain encoder is exported for its token embeddings; nothing reads its pooler
     config = module.config
     takes = inspect.signature(module.forward).parameters

@@ -1,12 +1,14 @@
 """Encoders that are BERT-like, but not BERT: what their heads and unread layers mean for an export."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
 
 from sparseticket.errors import RunFailure, UserError
-from sparseticket.export import graph, loaded_model
+from sparseticket.export import graph, loaded_model, verify
 from sparseticket.export.exporter import export_model
 from sparseticket.export.to_safetensors import write_safetensors
 
@@ -21,9 +23,8 @@ SIZES = {
 }
 
 
-def save(folder, kind, **config):
+def save(folder, kind, auto=transformers.AutoModelForSequenceClassification, **config):
     torch.manual_seed(0)
-    auto = transformers.AutoModelForSequenceClassification
     auto.from_config(transformers.AutoConfig.for_model(kind, **SIZES, **config)).save_pretrained(folder)
     return folder
 
@@ -36,6 +37,19 @@ def test_a_pooler_that_belongs_to_the_head_answers_as_in_plain_transformers(kind
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager")
     with torch.inference_mode():
         torch.testing.assert_close(loaded.answer(inputs)["logits"], plain.eval()(**inputs).logits)
+
+
+def test_a_plain_encoder_is_exported_without_a_pooler_where_its_class_can_do_without(tmp_path):
+    for kind, outputs in (("bert", ("last_hidden_state",)), ("layoutlm", ("last_hidden_state", "pooler_output"))):
+        save(tmp_path / kind, kind, auto=transformers.AutoModel)
+        assert loaded_model.load(tmp_path / kind).outputs == outputs
+
+
+def test_of_a_model_that_takes_thousands_of_tokens_a_thousand_are_asked(tmp_path):
+    save(tmp_path, "bert")
+    loaded = loaded_model.load(tmp_path)
+    assert max(length for _, length, _ in verify.shapes(loaded)) == 40
+    assert max(length for _, length, _ in verify.shapes(replace(loaded, max_length=8192))) == verify.LONGEST_ASKED
 
 
 def test_what_a_configuration_asks_for_beside_the_answer_is_no_output(tmp_path):
