@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparseticket.errors import RunFailure
 from sparseticket.export.layers import torch_layers
@@ -52,8 +52,8 @@ class _Use:
 def find_weights(program: ONNXProgram, model: LoadedModel) -> dict[str, Place]:
     """Where each layer's weight is, by the layer's name. Needs the nodes' metadata, so before any fusion.
 
-    Left out are layers that an answer does not call: BigBird's pooler under a classifier, ESM's contact head, and a
-    part of MobileBERT's MLM decoder, which calls none of its two halves.
+    Left out are layers that no answer depends on (ESM's contact head, BigBird's pooler), or reads without calling them
+    (a part of MobileBERT's MLM decoder).
 
     Three ways, in this order, because each fails for some layers: by the module that the operator came from (a
     convolution with folded BatchNorm says that it came from the BatchNorm); by name (linear weights are transposed
@@ -72,24 +72,29 @@ def find_weights(program: ONNXProgram, model: LoadedModel) -> dict[str, Place]:
             missing.append(name)
         else:
             found[name] = place
-    if lost := [name for name in missing if name in _called(model)]:
+    if missing and (lost := _read_by_calls(model, missing)):
         raise RunFailure(f"the weight of {lost[0]} is not in the exported graph, so its zeros cannot be recounted.")
     return found
 
 
-def _called(model: LoadedModel) -> set[str]:
-    """Names of the modules that an answer calls."""
-    called: set[str] = set()
-    hooks = [
-        part.register_forward_hook(lambda *_, name=name: called.add(name))
-        for name, part in model.module.named_modules()
-    ]
+def _read_by_calls(model: LoadedModel, layers: Sequence[str]) -> list[str]:
+    """Which of these layers an answer calls, and depends on: BigBird calls a pooler whose output its heads drop."""
+    called: list[str] = []
+    parts = {name: model.module.get_submodule(name) for name in layers}
+    hooks = [part.register_forward_hook(lambda *_, name=name: called.append(name)) for name, part in parts.items()]
+    fed = model.example(1, min(8, model.max_length))
     try:
-        model.answer(model.example(1, min(8, model.max_length)))
+        with torch.enable_grad():
+            answer = model.module(**fed) if model.kind == "text" else model.module(*fed.values())
     finally:
         for hook in hooks:
             hook.remove()
-    return called
+    if not called:
+        return []
+    outputs = [answer] if isinstance(answer, Tensor) else [answer[name] for name in model.outputs]
+    weights = [parts[name].weight for name in called]
+    gradients = torch.autograd.grad(sum(output.sum() for output in outputs), weights, allow_unused=True)
+    return [name for name, gradient in zip(called, gradients, strict=True) if gradient is not None]
 
 
 def find_fused(program: ONNXProgram, module: nn.Module, places: Mapping[str, Place]) -> dict[str, Place]:

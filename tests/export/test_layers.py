@@ -43,13 +43,15 @@ def test_one_zero_more_in_the_file_is_noticed_and_the_layer_named(written, layer
         layers.recount(tmp_path / "tampered.onnx", holders, expected)
 
 
-def test_a_weight_that_is_not_in_the_graph_is_a_failure_unless_no_answer_goes_through_it(awkward):
+def test_a_weight_that_is_not_in_the_graph_is_a_failure_unless_no_answer_depends_on_it(awkward):
     program = graph.trace(awkward, 20)
     more = replace(awkward, module=copy.deepcopy(awkward.module))
     more.module.unused = nn.Linear(5, 3)
-    assert "unused" not in places.find_weights(program, more)
+    more.module.dropped = nn.Linear(8, 7)
+    more.module.halved.register_forward_hook(lambda _, given, answer: (more.module.dropped(*given), answer)[1])
+    assert not places.find_weights(program, more).keys() & {"unused", "dropped"}
     more.module.stem = nn.Sequential(more.module.stem, nn.Conv2d(8, 8, 1))
-    with pytest.raises(RunFailure, match=r"stem\.1"):
+    with pytest.raises(RunFailure, match=r"weight of stem\."):
         places.find_weights(program, more)
 
 
