@@ -43,7 +43,10 @@ def trace(model: LoadedModel, opset: int) -> ONNXProgram:
                 verbose=False,
             )
     except Exception as error:
-        raise RunFailure(f"torch could not export {type(model.module).__name__} to ONNX: {reason(error)}") from error
+        raise RunFailure(
+            f"torch could not export {type(model.module).__name__} to ONNX: {reason(error.__cause__ or error)}\n"
+            "For PyTorch it can be written with --format hf or safetensors."
+        ) from error
 
 
 def fuse(program: ONNXProgram) -> dict[str, int]:

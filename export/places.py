@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparseticket.errors import RunFailure
 from sparseticket.export.layers import torch_layers
@@ -17,6 +17,8 @@ from sparseticket.export.layers import torch_layers
 if TYPE_CHECKING:
     from onnx_ir import Node
     from torch.onnx import ONNXProgram
+
+    from sparseticket.export.loaded_model import LoadedModel
 
 TRACED_OPERATORS = ("MatMul", "Gemm", "Conv")
 
@@ -47,8 +49,11 @@ class _Use:
     array: np.ndarray
 
 
-def find_weights(program: ONNXProgram, module: nn.Module) -> dict[str, Place]:
+def find_weights(program: ONNXProgram, model: LoadedModel) -> dict[str, Place]:
     """Where each layer's weight is, by the layer's name. Needs the nodes' metadata, so before any fusion.
+
+    Left out are layers that no answer depends on (ESM's contact head, BigBird's pooler), or reads without calling them
+    (a part of MobileBERT's MLM decoder).
 
     Three ways, in this order, because each fails for some layers: by the module that the operator came from (a
     convolution with folded BatchNorm says that it came from the BatchNorm); by name (linear weights are transposed
@@ -60,13 +65,36 @@ def find_weights(program: ONNXProgram, module: nn.Module) -> dict[str, Place]:
     uses = list(_uses(program))
     by_module = {use.module: use.place for use in uses}
     by_name = {use.place.initializer.removesuffix(".weight"): use.place for use in uses}
-    found = {}
-    for name, weight in torch_layers(module).items():
+    found, missing = {}, []
+    for name, weight in torch_layers(model.module).items():
         place = by_module.get(name) or by_name.get(name) or _same_content(weight.cpu().numpy(), uses)
         if place is None:
-            raise RunFailure(f"the weight of {name} is not in the exported graph, so its zeros cannot be recounted.")
-        found[name] = place
+            missing.append(name)
+        else:
+            found[name] = place
+    if missing and (lost := _read_by_calls(model, missing)):
+        raise RunFailure(f"the weight of {lost[0]} is not in the exported graph, so its zeros cannot be recounted.")
     return found
+
+
+def _read_by_calls(model: LoadedModel, layers: Sequence[str]) -> list[str]:
+    """Which of these layers an answer calls, and depends on: BigBird calls a pooler whose output its heads drop."""
+    called: list[str] = []
+    parts = {name: model.module.get_submodule(name) for name in layers}
+    hooks = [part.register_forward_hook(lambda *_, name=name: called.append(name)) for name, part in parts.items()]
+    fed = model.example(1, min(8, model.max_length))
+    try:
+        with torch.enable_grad():
+            answer = model.module(**fed) if model.kind == "text" else model.module(*fed.values())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not called:
+        return []
+    outputs = [answer] if isinstance(answer, Tensor) else [answer[name] for name in model.outputs]
+    weights = [parts[name].weight for name in called]
+    gradients = torch.autograd.grad(sum(output.sum() for output in outputs), weights, allow_unused=True)
+    return [name for name, gradient in zip(called, gradients, strict=True) if gradient is not None]
 
 
 def find_fused(program: ONNXProgram, module: nn.Module, places: Mapping[str, Place]) -> dict[str, Place]:
@@ -95,9 +123,9 @@ def expected_zeros(program: ONNXProgram, module: nn.Module, places: Mapping[str,
     """
     modules = dict(module.named_modules())
     folded = {use.place.initializer: modules.get(use.module) for use in _uses(program)}
-    expected = {}
-    for name, weight in torch_layers(module).items():
-        norm = folded[places[name].initializer]
+    weights, expected = torch_layers(module), {}
+    for name, place in places.items():
+        weight, norm = weights[name], folded[place.initializer]
         if isinstance(norm, nn.BatchNorm2d) and norm.affine and weight.dim() == 4:
             scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
             weight = weight * scale[:, None, None, None]

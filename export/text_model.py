@@ -16,6 +16,7 @@ from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.files import read_json
 from sparseticket.hub import quiet_transformers
 from sparseticket.models.positions import longest_sequence
+from sparseticket.models.text import PLAIN_ANSWERS
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,7 +35,7 @@ PATH_KEYS = ("_name_or_path", "name_or_path", "tokenizer_file", "special_tokens_
 def load_text(folder: Path, attention: str | None) -> LoadedModel:
     """Load ``folder``; a tensor that its architecture needs and the file lacks is an error, never a random one."""
     module = load_module(folder, attention)
-    if getattr(module, "pooler", None) is not None:
+    if "add_pooling_layer" in inspect.signature(type(module).__init__).parameters:
         module.pooler = None  # a plain encoder is exported for its token embeddings; nothing reads its pooler
     config = module.config
     takes = inspect.signature(module.forward).parameters
@@ -53,8 +54,14 @@ def load_text(folder: Path, attention: str | None) -> LoadedModel:
         max_length=longest_sequence(config),
         companions=companions(folder),
     )
-    with torch.inference_mode():
-        outputs = module(**unnamed.example(1, 2))
+    try:
+        with torch.inference_mode():
+            outputs = module(**unnamed.example(1, 2))
+    except Exception as error:
+        raise UserError(
+            f"{type(module).__name__} does not answer two tokens, and only encoders that take sequences of any length "
+            f"are exported: {reason(error)}"
+        ) from error
     if others := [name for name, value in outputs.items() if not isinstance(value, Tensor)]:
         raise UserError(
             f"{type(module).__name__} returns {others[0]}, which is no tensor: only encoders are exported, with a head."
@@ -97,6 +104,7 @@ def _load_whole(folder: Path, attention: str | None) -> nn.Module:
                 local_files_only=True,
                 attn_implementation=attention,
                 dtype=torch.float32,
+                **PLAIN_ANSWERS,
             )
     except Exception as error:
         raise UserError(f"{folder} cannot be loaded as {kind.__name__}: {reason(error)}") from error

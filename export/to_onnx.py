@@ -78,7 +78,7 @@ def _trace(
     program = graph.trace(model, options.opset)
     if options.int8 or options.layout == "sparse-op":
         graph.fold_transposed_weights(program)
-    held = places.find_weights(program, model.module)
+    held = places.find_weights(program, model)
     expected = places.expected_zeros(program, model.module, held)
     fused = {}
     if options.optimize == "ort":

@@ -28,6 +28,8 @@ AFTER_PADDING = {
 def longest_sequence(config: Any) -> int:
     """In tokens, special ones included; ``config`` has the attributes of a configuration of transformers."""
     positions: int = getattr(config, "max_position_embeddings", USUAL)
+    if positions < 1:  # XLNet's way to say: any
+        return USUAL
     if getattr(config, "model_type", None) not in AFTER_PADDING:
         return positions
     padding = getattr(config, "pad_token_id", None)

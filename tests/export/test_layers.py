@@ -1,6 +1,7 @@
 """The zeros in the written file, for graphs in which weights are renamed, folded and merged."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from sparseticket.export import graph, layers, places
 @pytest.fixture(scope="module")
 def written(awkward, tmp_path_factory):
     program = graph.trace(awkward, 20)
-    holders = places.find_weights(program, awkward.module)
+    holders = places.find_weights(program, awkward)
     expected = places.expected_zeros(program, awkward.module, holders)
     file = tmp_path_factory.mktemp("awkward") / "model.onnx"
     graph.write(program, file)
@@ -42,12 +43,16 @@ def test_one_zero_more_in_the_file_is_noticed_and_the_layer_named(written, layer
         layers.recount(tmp_path / "tampered.onnx", holders, expected)
 
 
-def test_a_weight_that_is_not_in_the_graph_is_a_failure_and_not_skipped(awkward):
+def test_a_weight_that_is_not_in_the_graph_is_a_failure_unless_no_answer_depends_on_it(awkward):
     program = graph.trace(awkward, 20)
-    with_more = copy.deepcopy(awkward.module)
-    with_more.unused = nn.Linear(5, 3)
-    with pytest.raises(RunFailure, match="unused"):
-        places.find_weights(program, with_more)
+    more = replace(awkward, module=copy.deepcopy(awkward.module))
+    more.module.unused = nn.Linear(5, 3)
+    more.module.dropped = nn.Linear(8, 7)
+    more.module.halved.register_forward_hook(lambda _, given, answer: (more.module.dropped(*given), answer)[1])
+    assert not places.find_weights(program, more).keys() & {"unused", "dropped"}
+    more.module.stem = nn.Sequential(more.module.stem, nn.Conv2d(8, 8, 1))
+    with pytest.raises(RunFailure, match=r"weight of stem\."):
+        places.find_weights(program, more)
 
 
 def test_zeros_of_a_file_are_counted_without_its_model(written):

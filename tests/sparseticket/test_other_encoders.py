@@ -10,8 +10,9 @@ from sparseticket import permute as permutations
 from sparseticket.convert import coarsen
 from sparseticket.errors import UserError
 from sparseticket.export.shrink import shrink
-from sparseticket.models import Network
+from sparseticket.models import Head, Network, resolve
 from sparseticket.models.families import families
+from sparseticket.models.positions import USUAL, longest_sequence
 from sparseticket.pattern import parse
 from sparseticket.permute import axes, check_absorbed, permute
 from sparseticket.pruning import Pruner
@@ -54,6 +55,13 @@ def network(name):
     prefix = f"{module.base_model_prefix}."
     head = frozenset(key for key in module.state_dict() if not key.startswith(prefix))
     return Network(SimpleNamespace(name=name, kind="text"), module, prefix, (), head, frozenset())
+
+
+def saved(folder, kind, auto=transformers.AutoModelForSequenceClassification, **changes):
+    """A folder as a user has it; its tokenizer is not looked at here."""
+    sizes = {name: size for name, size in (SIZES | changes).items() if size is not None}
+    auto.from_config(transformers.AutoConfig.for_model(kind, **sizes)).save_pretrained(folder)
+    return resolve(str(folder))
 
 
 def in_random_order(axis):
@@ -129,3 +137,34 @@ def test_a_permutation_that_the_network_does_not_have_is_refused_and_changes_not
     with pytest.raises(UserError, match="does not have"):
         permute(made, {"query-key/encoder.layer.0.attention": torch.arange(32, dtype=torch.int32)})
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "why"),
+    [
+        ("bart", {"d_model": 32}, "is an encoder with a decoder"),
+        ("fnet", {}, "takes no attention_mask"),
+        ("ibert", {}, "no linear layers"),
+        ("squeezebert", {"embedding_size": 32}, "no linear layers"),  # but its pooler
+        ("xlnet", {"d_head": 8, "max_position_embeddings": None}, "by a text's last token"),
+    ],
+)
+def test_what_is_no_bert_like_encoder_is_refused_with_the_reason_before_it_is_trained(kind, changes, why, tmp_path):
+    spec = saved(tmp_path, kind, **changes)
+    with pytest.raises(UserError, match=f"{why}.*: give a BERT-like encoder"):
+        spec.build(Head("sequence-classification", 3), seed=0)
+
+
+def test_weights_in_no_linear_layer_are_said_to_be_left_alone(tmp_path):
+    spec = saved(tmp_path, "convbert", embedding_size=32)
+    network = spec.build(Head("sequence-classification", 3), seed=0)
+    left = [tensor.numel() for name, tensor in network.backbone().items() if ".key_conv_attn_layer." in name]
+    pruned = [network.backbone()[name].numel() for name in network.prunable]
+    assert network.notes[0].startswith(f"{sum(left) / (sum(left) + sum(pruned)):.1%} of the encoder's weights")
+    assert not any(
+        "no linear layer" in note for note in saved(tmp_path / "b", "bert").build(Head("masked-lm"), seed=0).notes
+    )
+
+
+def test_a_configuration_that_names_no_longest_sequence_is_taken_for_the_usual_one():
+    assert longest_sequence(transformers.XLNetConfig()) == USUAL

@@ -79,6 +79,15 @@ def test_a_head_of_another_size_is_drawn_anew_and_one_that_fits_is_kept(tiny_ber
     assert not drawn.head_pretrained and drawn.module.classifier.weight.shape[0] == 5
 
 
+def test_a_head_with_the_tasks_classes_in_another_order_answers_in_the_tasks(tiny_bert, tmp_path):
+    trained = resolve(str(tiny_bert)).build(Head("sequence-classification", 3, ("No", "MAYBE", "yes")), seed=0)
+    trained.save(tmp_path / "saved")
+    kept = resolve(str(tmp_path / "saved")).build(Head("sequence-classification", 3, ("yes", "no", "maybe")), seed=9)
+    text = torch.tensor([[2, 5, 6, 3]])
+    assert kept.head_pretrained and kept.module.config.id2label == {0: "yes", 1: "no", 2: "maybe"}
+    torch.testing.assert_close(kept.module(text).logits, trained.module.eval()(text).logits[:, [2, 0, 1]])
+
+
 def test_a_pooler_that_the_checkpoint_lacks_is_neither_pruned_nor_called_pretrained(tiny_folders):
     network = resolve(str(tiny_folders["bert-mlm"])).build(CLASSIFIER, seed=0)
     assert "pooler.dense.weight" in network.backbone()
@@ -245,6 +254,27 @@ def test_a_checkpoint_that_lacks_a_layer_is_refused(tiny_bert, tmp_path):
     save_file({n: t for n, t in state.items() if "layer.1." not in n}, tmp_path / "holes" / "model.safetensors")
     with pytest.raises(UserError, match="does not fit its configuration"):
         resolve(str(tmp_path / "holes")).build(CLASSIFIER, seed=0)
+
+
+@pytest.mark.parametrize("head", [CLASSIFIER, MLM])
+def test_what_a_configuration_asks_for_beside_the_answer_is_not_given(tiny_bert, tmp_path, head):
+    """Attentions cannot be saved with (under SDPA); a tuple has no logits."""
+    shutil.copytree(tiny_bert, tmp_path / "chatty")
+    config = json.loads((tiny_bert / "config.json").read_text())
+    config |= {"output_hidden_states": True, "output_attentions": True, "return_dict": False}
+    (tmp_path / "chatty" / "config.json").write_text(json.dumps(config))
+    network = resolve(str(tmp_path / "chatty")).build(head, seed=0)
+    assert network.module(torch.tensor([[2, 5, 6, 3]])).keys() == {"logits"}
+    network.save(tmp_path / "saved")
+
+
+def test_a_tokenizer_that_knows_more_than_the_model_is_refused_with_what_to_do(tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "grown")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "grown")
+    tokenizer.add_tokens([f"new{number}" for number in range(50)])
+    tokenizer.save_pretrained(tmp_path / "grown")
+    with pytest.raises(UserError, match=r"knows \d+ tokens and the model 100: .*resize_token_embeddings"):
+        resolve(str(tmp_path / "grown")).tokenizer()
 
 
 def test_truncated_weights_in_a_folder_are_one_clear_message(tiny_bert, tmp_path):

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
 from torchmetrics.functional.classification import multiclass_matthews_corrcoef
+from transformers import RobertaConfig, RobertaForMaskedLM
 
 from sparseticket.errors import UserError
 from sparseticket.models import resolve
@@ -140,6 +142,19 @@ def test_pairs_carry_token_types(spec):
     task = TextClassification("x", spec, options(), examples, examples, classes=2)
     batch = task.batches("eval", seed=0, round=0, epoch=0)[0]
     assert batch["token_type_ids"].sum(1).tolist() == [3, 4]  # the second text with its [SEP]
+
+
+def test_pairs_carry_no_token_types_where_the_model_has_one_for_all(tiny_folders, tmp_path):
+    """As of RoBERTas that came with BERT's tokenizer: the second type would be outside of their table."""
+    shutil.copytree(tiny_folders["roberta"], tmp_path / "one-type")
+    config = RobertaConfig.from_pretrained(tmp_path / "one-type", type_vocab_size=1)
+    RobertaForMaskedLM(config).save_pretrained(tmp_path / "one-type")
+    roberta = resolve(str(tmp_path / "one-type"))
+    pairs = Examples(["the film"] * 3, [0, 1, 0], ["the plot is dull"] * 3)
+    task = TextClassification("pairs", roberta, options(), pairs, pairs, classes=2)
+    batch = task.batches("eval", seed=0, round=0, epoch=0)[0]
+    assert batch.keys() == {"input_ids", "attention_mask", "labels"}
+    assert task.evaluate(roberta.build(task.head, seed=0).module)["accuracy"] > 0
 
 
 def test_sequences_longer_than_the_models_positions_are_refused(spec, file):
