@@ -248,7 +248,10 @@ def describe(spec: TextModel, head: Head, module: PreTrainedModel, report: dict[
         UserError: the checkpoint lacks part of the backbone (a pooler may be missing: it is drawn, and not pruned), or
             the model is no BERT-like encoder.
     """
-    if "attention_mask" not in inspect.signature(module.forward).parameters:
+    takes = inspect.signature(module.forward).parameters
+    if head.kind == "sequence-classification" and "past_key_values" in takes:  # Llama, GPT-2
+        raise UserError(f"model {spec.name!r} is a decoder: give a BERT-like encoder.")
+    if "attention_mask" not in takes:
         raise UserError(
             f"model {spec.name!r} takes no attention_mask, so that what it says of a text depends on the padding "
             "behind it: give a BERT-like encoder."
@@ -320,6 +323,11 @@ def from_hub_or_folder(name: str, known: list[str]) -> TextModel:
     """
     folder = Path(name)
     if folder.is_dir():
+        if (folder / "adapter_config.json").exists():
+            raise UserError(
+                f"the folder {name} holds an adapter (LoRA), which would be left out: save the model after "
+                "merge_and_unload() to another folder."
+            )
         if not (folder / "config.json").exists():
             raise UserError(f"the folder {name} has no config.json: --model takes a folder that save_pretrained wrote.")
         return TextModel(folder.resolve().name, str(folder.resolve()))

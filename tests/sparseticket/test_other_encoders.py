@@ -144,6 +144,7 @@ def test_a_permutation_that_the_network_does_not_have_is_refused_and_changes_not
     [
         ("bart", {"d_model": 32}, "is an encoder with a decoder"),
         ("fnet", {}, "takes no attention_mask"),
+        ("llama", {}, "is a decoder"),
         ("ibert", {}, "no linear layers"),
         ("squeezebert", {"embedding_size": 32}, "no linear layers"),  # but its pooler
         ("xlnet", {"d_head": 8, "max_position_embeddings": None}, "by a text's last token"),

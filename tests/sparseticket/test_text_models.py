@@ -277,6 +277,13 @@ def test_a_tokenizer_that_knows_more_than_the_model_is_refused_with_what_to_do(t
         resolve(str(tmp_path / "grown")).tokenizer()
 
 
+def test_an_adapter_is_refused_and_not_left_out(tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "lora")
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds an adapter .*merge_and_unload"):
+        resolve(str(tmp_path / "lora"))
+
+
 def test_truncated_weights_in_a_folder_are_one_clear_message(tiny_bert, tmp_path):
     shutil.copytree(tiny_bert, tmp_path / "cut")
     path = tmp_path / "cut" / "model.safetensors"
