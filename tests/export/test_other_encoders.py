@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from sparseticket.errors import RunFailure, UserError
 from sparseticket.export import graph, loaded_model, verify
 from sparseticket.export.exporter import export_model
+from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.export.to_safetensors import write_safetensors
 
 SIZES = {
@@ -71,13 +72,17 @@ def test_a_layer_that_no_answer_goes_through_is_no_part_of_the_file(tmp_path):
     assert "esm.encoder.layer.0.attention.self.query" in names and "classifier.out_proj" in names
 
 
-def test_a_model_that_torch_cannot_trace_is_one_error_that_says_why_and_what_can_be_had(awkward, monkeypatch, capsys):
-    def forward(x):
-        return x if x.sum() > 0 else -x  # known only once it runs
+class Branching(torch.nn.Module):
+    """Which way it goes is known only once it runs."""
 
-    monkeypatch.setattr(awkward.module, "forward", forward)
-    with pytest.raises(RunFailure, match=r"(?s)Awkward to ONNX: Could not .* --format hf or safetensors") as failure:
-        graph.trace(awkward, 20)
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_a_model_that_torch_cannot_trace_is_one_error_that_says_why_and_what_can_be_had(capsys):
+    branching = LoadedModel("vision", Branching(), ("pixel_values",), ("logits",), image=(3, 8, 8))
+    with pytest.raises(RunFailure, match=r"(?s)Branching to ONNX: Could not .* --format hf or safetensors") as failure:
+        graph.trace(branching, 20)
     assert "\033" not in str(failure.value) and "Next steps" not in str(failure.value)
     assert capsys.readouterr().err == ""
 
