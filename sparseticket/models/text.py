@@ -114,7 +114,8 @@ class TextModel(ModelSpec):
             )
         network = describe(self, head, module.float(), report)
         if network.head_pretrained and head.labels:
-            _put_in_order(network, list(self.config.id2label.values()), head.labels)
+            own = self.config.id2label
+            _put_in_order(network, [own[number] for number in sorted(own)], head.labels)
         if weights is not None:
             replace_backbone(network, weights)
             candidates = prunable_names(network.module.base_model)
@@ -181,10 +182,11 @@ def _put_in_order(network: Network, own: Sequence[str], labels: Sequence[str]) -
     wanted = [label.lower() for label in labels]
     if names == wanted or sorted(names) != sorted(wanted) or len(set(names)) < len(names):
         return
-    order = torch.tensor([names.index(label) for label in wanted])
-    for name, tensor in network.module.state_dict().items():
-        if name in network.head and tensor.shape[:1] == order.shape:
-            tensor.copy_(tensor[order])
+    order = [names.index(label) for label in wanted]
+    layers = network.module.named_modules()
+    *_, last = (layer for name, layer in layers if isinstance(layer, nn.Linear) and f"{name}.weight" in network.head)
+    for tensor in last.parameters():  # not those of a layer before it (RoBERTa's), which may be as wide
+        tensor.copy_(tensor[order])
 
 
 def _load_tokenizer(spec: TextModel) -> PreTrainedTokenizerBase:
