@@ -251,7 +251,7 @@ def describe(spec: TextModel, head: Head, module: PreTrainedModel, report: dict[
             the model is no BERT-like encoder.
     """
     takes = inspect.signature(module.forward).parameters
-    if head.kind == "sequence-classification" and "past_key_values" in takes:  # Llama, GPT-2
+    if head.kind in ("sequence-classification", "regression") and "past_key_values" in takes:  # Llama, GPT-2
         raise UserError(f"model {spec.name!r} is a decoder: give a BERT-like encoder.")
     if "attention_mask" not in takes:
         raise UserError(

@@ -157,6 +157,11 @@ def test_what_is_no_bert_like_encoder_is_refused_with_the_reason_before_it_is_tr
         spec.build(Head("sequence-classification", 3), seed=0)
 
 
+def test_a_decoder_is_refused_for_regression_too(tmp_path):
+    with pytest.raises(UserError, match="is a decoder: give a BERT-like encoder"):
+        saved(tmp_path, "llama").build(Head("regression", 1), seed=0)
+
+
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "deberta-v2", "distilbert", "modernbert"])
 def test_of_a_head_of_two_layers_as_wide_as_there_are_classes_only_the_last_is_put_in_order(kind, tmp_path):
     sizes = {"dim": 4, "n_heads": 4} if kind == "distilbert" else {"hidden_size": 4}
