@@ -206,7 +206,8 @@ def _load_tokenizer(spec: TextModel) -> PreTrainedTokenizerBase:
             "save it again after model.resize_token_embeddings(len(tokenizer))."
         )
     if getattr(spec.config, "type_vocab_size", 2) < 2:  # a RoBERTa with BERT's tokenizer has no row for a second type
-        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names  # now, and when it is saved
     return tokenizer
 
 
