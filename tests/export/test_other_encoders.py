@@ -71,13 +71,16 @@ def test_a_layer_that_no_answer_goes_through_is_no_part_of_the_file(tmp_path):
     assert "esm.encoder.layer.0.attention.self.query" in names and "classifier.out_proj" in names
 
 
-def test_a_model_that_torch_cannot_trace_is_one_error_that_says_why_and_what_can_be_had(awkward, monkeypatch, capsys):
-    def forward(x):
-        return x if x.sum() > 0 else -x  # known only once it runs
+class Undecided(torch.nn.Module):
+    """Which way it goes is known only once it runs."""
 
-    monkeypatch.setattr(awkward.module, "forward", forward)
-    with pytest.raises(RunFailure, match=r"(?s)Awkward to ONNX: Could not .* --format hf or safetensors") as failure:
-        graph.trace(awkward, 20)
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_a_model_that_torch_cannot_trace_is_one_error_that_says_why_and_what_can_be_had(awkward, capsys):
+    with pytest.raises(RunFailure, match=r"(?s)Undecided to ONNX: Could not .* --format hf or safetensors") as failure:
+        graph.trace(replace(awkward, module=Undecided().eval()), 20)
     assert "\033" not in str(failure.value) and "Next steps" not in str(failure.value)
     assert capsys.readouterr().err == ""
 
