@@ -114,7 +114,8 @@ class TextModel(ModelSpec):
             )
         network = describe(self, head, module.float(), report)
         if network.head_pretrained and head.labels:
-            _put_in_order(network, list(self.config.id2label.values()), head.labels)
+            own = self.config.id2label
+            _put_in_order(network, [own[number] for number in sorted(own)], head.labels)
         if weights is not None:
             replace_backbone(network, weights)
             candidates = prunable_names(network.module.base_model)
@@ -181,10 +182,11 @@ def _put_in_order(network: Network, own: Sequence[str], labels: Sequence[str]) -
     wanted = [label.lower() for label in labels]
     if names == wanted or sorted(names) != sorted(wanted) or len(set(names)) < len(names):
         return
-    order = torch.tensor([names.index(label) for label in wanted])
-    for name, tensor in network.module.state_dict().items():
-        if name in network.head and tensor.shape[:1] == order.shape:
-            tensor.copy_(tensor[order])
+    order = [names.index(label) for label in wanted]
+    layers = network.module.named_modules()
+    *_, last = (layer for name, layer in layers if isinstance(layer, nn.Linear) and f"{name}.weight" in network.head)
+    for tensor in last.parameters():  # not those of a layer before it (RoBERTa's), which may be as wide
+        tensor.copy_(tensor[order])
 
 
 def _load_tokenizer(spec: TextModel) -> PreTrainedTokenizerBase:
@@ -204,7 +206,8 @@ def _load_tokenizer(spec: TextModel) -> PreTrainedTokenizerBase:
             "save it again after model.resize_token_embeddings(len(tokenizer))."
         )
     if getattr(spec.config, "type_vocab_size", 2) < 2:  # a RoBERTa with BERT's tokenizer has no row for a second type
-        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names  # now, and when it is saved
     return tokenizer
 
 
@@ -249,7 +252,7 @@ def describe(spec: TextModel, head: Head, module: PreTrainedModel, report: dict[
             the model is no BERT-like encoder.
     """
     takes = inspect.signature(module.forward).parameters
-    if head.kind == "sequence-classification" and "past_key_values" in takes:  # Llama, GPT-2
+    if head.kind in ("sequence-classification", "regression") and "past_key_values" in takes:  # Llama, GPT-2
         raise UserError(f"model {spec.name!r} is a decoder: give a BERT-like encoder.")
     if "attention_mask" not in takes:
         raise UserError(

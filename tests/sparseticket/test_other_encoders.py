@@ -1,5 +1,6 @@
 """Encoders that are BERT-like, but not BERT: what is permuted or removed changes no output, or is left alone."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -154,6 +155,25 @@ def test_what_is_no_bert_like_encoder_is_refused_with_the_reason_before_it_is_tr
     spec = saved(tmp_path, kind, **changes)
     with pytest.raises(UserError, match=f"{why}.*: give a BERT-like encoder"):
         spec.build(Head("sequence-classification", 3), seed=0)
+
+
+def test_a_decoder_is_refused_for_regression_too(tmp_path):
+    with pytest.raises(UserError, match="is a decoder: give a BERT-like encoder"):
+        saved(tmp_path, "llama").build(Head("regression", 1), seed=0)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "deberta-v2", "distilbert", "modernbert"])
+def test_of_a_head_of_two_layers_as_wide_as_there_are_classes_only_the_last_is_put_in_order(kind, tmp_path):
+    sizes = {"dim": 4, "n_heads": 4} if kind == "distilbert" else {"hidden_size": 4}
+    spec = saved(tmp_path, kind, **sizes, id2label=dict(enumerate("abcd")), pad_token_id=0, sep_token_id=3)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["id2label"] = dict(reversed(config["id2label"].items()))  # a file may name them in any order
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    inputs = {"input_ids": torch.tensor([[2, 5, 6, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
+    network = spec.build(Head("sequence-classification", 4, tuple("dabc")), seed=0)
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert network.head_pretrained
+    torch.testing.assert_close(network.module.eval()(**inputs).logits, plain(**inputs).logits[:, [3, 0, 1, 2]])
 
 
 def test_weights_in_no_linear_layer_are_said_to_be_left_alone(tmp_path):

@@ -83,6 +83,14 @@ def test_a_description_of_an_unknown_head_is_refused_and_one_without_a_head_is_a
         load_saved(tmp_path / "model")
 
 
+@pytest.mark.parametrize("kind", MODULES)
+def test_small_images_get_the_small_stem_under_these_heads_as_under_a_classifier(kind, weights):
+    small = network(resolve("resnet18").for_images(32), kind, weights)
+    stem = small.backbone()["conv1.weight"]
+    assert stem.shape[-2:] == (3, 3) and "conv1.weight" not in small.pretrained
+    assert "its 3x3 conv1 is drawn from the seed" in small.notes[-1]
+
+
 def test_weights_of_another_backbone_are_refused(weights):
     with pytest.raises(UserError, match="does not fit resnet18"):
         RESNET18.build(Head("detection", 3), seed=0, weights=weights["resnet20-cifar"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
 from torchmetrics.functional.classification import multiclass_matthews_corrcoef
-from transformers import RobertaConfig, RobertaForMaskedLM
+from transformers import AutoTokenizer, RobertaConfig, RobertaForMaskedLM
 
 from sparseticket.errors import UserError
 from sparseticket.models import resolve
@@ -154,7 +154,11 @@ def test_pairs_carry_no_token_types_where_the_model_has_one_for_all(tiny_folders
     task = TextClassification("pairs", roberta, options(), pairs, pairs, classes=2)
     batch = task.batches("eval", seed=0, round=0, epoch=0)[0]
     assert batch.keys() == {"input_ids", "attention_mask", "labels"}
-    assert task.evaluate(roberta.build(task.head, seed=0).module)["accuracy"] > 0
+    network = roberta.build(task.head, seed=0)
+    assert task.evaluate(network.module)["accuracy"] > 0
+    network.save(tmp_path / "saved")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert saved("the film", "the plot is dull").keys() == {"input_ids", "attention_mask"}
 
 
 def test_sequences_longer_than_the_models_positions_are_refused(spec, file):
