@@ -118,3 +118,13 @@ def test_the_packaged_recipes_are_those_of_the_demo_and_transfer_with_a_verdict(
         assert len(recipe.settings.protocol.sparsities()) == 3
         assert recipe.transfer.seeds >= 3
         assert recipe.transfer.controls == ["random-mask"]
+
+
+def test_the_readme_shows_what_the_committed_run_printed():
+    root = Path(__file__).parents[2]
+    screen = Screen()
+    screen.console.width = 200
+    with screen.console.capture() as printed:
+        demo.show_demo(screen, json.loads((root / "bench/results/demo.json").read_text()))
+    shown = [line for line in printed.get().splitlines() if "What was found" not in line and ": demo/" not in line]
+    assert "\n".join(shown) in (root / "README.md").read_text()
