@@ -52,7 +52,7 @@ TIMES_OF_EVENTS = 3
 PLAIN, MASKED, FILLED, PRUNE = "without", "with", "masked_fill", "torch.nn.utils.prune"
 WHAT_THEY_ARE = {
     PLAIN: "no masks",
-    MASKED: "gradients times a float mask, in place, once a step (what sparseticket does)",
+    MASKED: "gradients AND the mask, in place, once a step (what sparseticket does)",
     FILLED: "gradients.masked_fill_ with a bool mask, in place, once a step",
     PRUNE: "torch.nn.utils.prune: weight = original x mask in every forward",
 }
