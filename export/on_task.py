@@ -13,7 +13,7 @@ from sparseticket.export.loaded_model import LoadedModel
 from sparseticket.export.onnx_module import OnnxModule
 from sparseticket.models import Head, resolve
 from sparseticket.models.scene import head_of
-from sparseticket.models.vision_saved import describe_saved, saved_spec
+from sparseticket.models.vision_saved import describe_saved
 from sparseticket.tasks import Task, TaskOptions, make_task
 
 CLASSES = {
@@ -43,7 +43,7 @@ def make(
     """
     length = min(max_length, model.max_length or max_length)
     options = TaskOptions(data=data, batch_size=batch_size, max_length=length)
-    spec = resolve(str(folder)) if model.kind == "text" else saved_spec(folder)
+    spec = resolve(str(folder)) if model.kind == "text" else describe_saved(folder).spec()
     task = make_task(name, spec, options)
     if not (_fits(task.head, model.module) if model.kind == "text" else _gives(task.head, model)):
         raise UserError(

@@ -26,7 +26,7 @@ from sparseticket.export.text_model import PATH_KEYS, architecture, companions
 from sparseticket.files import read_json, replace_folder, write_json, write_whole
 from sparseticket.hub import quiet_transformers
 from sparseticket.models.base import POOLER
-from sparseticket.models.vision_saved import DESCRIPTION, WEIGHTS, make_saved
+from sparseticket.models.vision_saved import DESCRIPTION, WEIGHTS, describe_saved
 from sparseticket.models.vision_weights import check_fit
 from sparseticket.ticket import Ticket
 
@@ -82,7 +82,8 @@ def load_shrunk(folder: str | Path, attention: str | None = None) -> nn.Module:
     """
     folder = Path(folder)
     layers = _read_layers(folder)
-    module = make_saved(folder) if (folder / DESCRIPTION).is_file() else _make_text(folder, attention)
+    is_vision = (folder / DESCRIPTION).is_file()
+    module = describe_saved(folder).random_module() if is_vision else _make_text(folder, attention)
     stored = _read_weights(folder / WEIGHTS)
     if hasattr(module, "pooler") and not any(name.startswith(POOLER) for name in stored):
         module.pooler = None  # a bare encoder may have been shrunk without

@@ -81,13 +81,7 @@ class TextModel(ModelSpec):
             AutoModelForSequenceClassification,
         )
 
-        if getattr(self.config, "is_encoder_decoder", False):
-            raise UserError(f"model {self.name!r} is an encoder with a decoder: give a BERT-like encoder.")
-        if getattr(self.config, "summary_type", None) == "last":  # XLNet
-            raise UserError(
-                f"model {self.name!r} classifies by a text's last token, which padding would be: give a BERT-like "
-                "encoder."
-            )
+        self._refuse_decoders()
         if head.kind == "masked-lm":
             load, arguments = AutoModelForMaskedLM, {}
         elif head.kind == "sequence-classification":
@@ -150,6 +144,16 @@ class TextModel(ModelSpec):
             if folder.exists():
                 earlier = [path.name for pattern in SAVED for path in folder.glob(pattern)]
                 refuse_to_lose(folder, [*earlier, *(path.name for path in new.iterdir())])
+
+    def _refuse_decoders(self) -> None:
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+        kind = type(self.config)
+        if getattr(self.config, "is_encoder_decoder", False):
+            raise UserError(f"model {self.name!r} is an encoder with a decoder: give a BERT-like encoder.")
+        only_continues_texts = kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+        if only_continues_texts or getattr(self.config, "is_decoder", False):
+            raise UserError(f"model {self.name!r} is a decoder, or trained as one: give a BERT-like encoder.")
 
     def _load(self, auto_class: Any, **arguments: Any) -> Any:
         """``auto_class.from_pretrained`` without its noise; whatever goes wrong in it is said in one message."""
@@ -251,10 +255,7 @@ def describe(spec: TextModel, head: Head, module: PreTrainedModel, report: dict[
         UserError: the checkpoint lacks part of the backbone (a pooler may be missing: it is drawn, and not pruned), or
             the model is no BERT-like encoder.
     """
-    takes = inspect.signature(module.forward).parameters
-    if head.kind in ("sequence-classification", "regression") and "past_key_values" in takes:  # Llama, GPT-2
-        raise UserError(f"model {spec.name!r} is a decoder: give a BERT-like encoder.")
-    if "attention_mask" not in takes:
+    if "attention_mask" not in inspect.signature(module.forward).parameters:
         raise UserError(
             f"model {spec.name!r} takes no attention_mask, so that what it says of a text depends on the padding "
             "behind it: give a BERT-like encoder."

@@ -36,9 +36,29 @@ class SavedModel:
     small_stem: bool
     head: str = "image-classification"
 
+    def spec(self) -> VisionModel:
+        """The registry's entry of the architecture, for images of this format."""
+        from sparseticket.models import resolve
+        from sparseticket.models.vision import ImageFormat, VisionModel
+
+        spec = resolve(self.architecture)
+        assert isinstance(spec, VisionModel)  # as describe_saved checked
+        format = ImageFormat(self.size, self.mean, self.std)
+        return replace(spec.for_images(self.size), format=format, small_stem=self.small_stem)
+
+    def random_module(self) -> nn.Module:
+        """The network, with random weights."""
+        spec = self.spec()
+        module = spec.random_module(Head(self.head, self.classes), seed=0)
+        if self.classes == HEADLESS:
+            setattr(module, spec.head_name, nn.Identity())
+        return module
+
 
 def describe_saved(folder: Path) -> SavedModel:
     """Read and check ``model.json``; :class:`UserError` where it is not one that :meth:`VisionModel.save` wrote."""
+    from sparseticket.models import resolve
+
     path = folder / DESCRIPTION
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -65,6 +85,8 @@ def describe_saved(folder: Path) -> SavedModel:
         raise UserError(f"{path} does not describe a saved vision model: a field has a value that it cannot have.")
     for field in ("mean", "std"):
         found[field] = tuple(float(value) for value in found[field])
+    if resolve(found["architecture"]).kind != "vision":
+        raise UserError(f"{path}: {found['architecture']!r} is not a vision model.")
     return SavedModel(**{**found, "class_names": None if names is None else tuple(names)})
 
 
@@ -80,49 +102,20 @@ def _are_three_numbers(value: Any) -> bool:
     )
 
 
-def saved_spec(folder: Path) -> VisionModel:
-    """The registry's entry of the network that ``model.json`` in ``folder`` describes, for its images.
-
-    Raises:
-        UserError: no saved vision model is described there.
-    """
-    from sparseticket.models import resolve
-    from sparseticket.models.vision import ImageFormat
-
-    saved = describe_saved(folder)
-    spec = resolve(saved.architecture)
-    if spec.kind != "vision":
-        raise UserError(f"{folder / DESCRIPTION}: {saved.architecture!r} is not a vision model.")
-    format = ImageFormat(saved.size, saved.mean, saved.std)
-    return replace(spec.for_images(saved.size), format=format, small_stem=saved.small_stem)
-
-
-def make_saved(folder: Path) -> nn.Module:
-    """The network that ``model.json`` in ``folder`` describes, with random weights.
-
-    Raises:
-        UserError: no saved vision model is described there.
-    """
-    saved, spec = describe_saved(folder), saved_spec(folder)
-    module = spec.random_module(Head(saved.head, saved.classes), seed=0)
-    if saved.classes == HEADLESS:
-        setattr(module, spec.head_name, nn.Identity())
-    return module
-
-
 def load_saved(folder: Path) -> nn.Module:
     """The network that :meth:`VisionModel.save` wrote into ``folder``, on the CPU, in eval mode.
 
     Raises:
         UserError: no saved vision model there, a damaged file, or weights that are not those of the architecture.
     """
-    module = make_saved(folder)
+    saved = describe_saved(folder)
+    module = saved.random_module()
     path = folder / WEIGHTS
     try:
         stored = safetensors_load(path.read_bytes())
     except Exception as error:  # safetensors' own error type is not an OSError or ValueError
         raise UserError(f"{path} cannot be read as safetensors: {error}.") from error
     live = module.state_dict()
-    check_fit(stored, live, missing_allowed=frozenset(), source=str(path), model=describe_saved(folder).architecture)
+    check_fit(stored, live, missing_allowed=frozenset(), source=str(path), model=saved.architecture)
     module.load_state_dict(stored, strict=False)  # check_fit allows absent BatchNorm counters only
     return module.eval()

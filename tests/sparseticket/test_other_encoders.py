@@ -148,7 +148,7 @@ def test_a_permutation_that_the_network_does_not_have_is_refused_and_changes_not
         ("llama", {}, "is a decoder"),
         ("ibert", {}, "no linear layers"),
         ("squeezebert", {"embedding_size": 32}, "no linear layers"),  # but its pooler
-        ("xlnet", {"d_head": 8, "max_position_embeddings": None}, "by a text's last token"),
+        ("xlnet", {"d_head": 8, "max_position_embeddings": None}, "is a decoder, or trained as one"),
     ],
 )
 def test_what_is_no_bert_like_encoder_is_refused_with_the_reason_before_it_is_trained(kind, changes, why, tmp_path):
@@ -157,9 +157,16 @@ def test_what_is_no_bert_like_encoder_is_refused_with_the_reason_before_it_is_tr
         spec.build(Head("sequence-classification", 3), seed=0)
 
 
-def test_a_decoder_is_refused_for_regression_too(tmp_path):
-    with pytest.raises(UserError, match="is a decoder: give a BERT-like encoder"):
-        saved(tmp_path, "llama").build(Head("regression", 1), seed=0)
+@pytest.mark.parametrize("head", [Head("regression", 1), Head("question-answering", 2)])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_decoder_is_refused_for_every_task(kind, head, tmp_path):
+    with pytest.raises(UserError, match="is a decoder"):
+        saved(tmp_path, kind).build(head, seed=0)
+
+
+def test_a_bert_that_is_configured_as_a_decoder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is a decoder"):
+        saved(tmp_path, "bert", is_decoder=True).build(Head("sequence-classification", 3), seed=0)
 
 
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "deberta-v2", "distilbert", "modernbert"])
