@@ -63,7 +63,7 @@ def write_pt2(
     }
 
 
-def load_pt2(path: Path) -> ExportedProgram:
+def load_pt2(path: str | Path) -> ExportedProgram:
     """Load a program that :func:`write_pt2` wrote, with its operators; ``.module()`` of it runs.
 
     Raises:
@@ -72,6 +72,7 @@ def load_pt2(path: Path) -> ExportedProgram:
     import sparseticket.kernels.bsr_packed
     import sparseticket.kernels.conv2d  # noqa: F401  (both register their operators)
 
+    path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}: export with --format pt2 first.")
     try:
