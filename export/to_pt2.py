@@ -131,7 +131,7 @@ def _program(
 ) -> tuple[ExportedProgram, list[Placement]]:
     from sparseticket.kernels import use_kernels
 
-    sparse = copy.deepcopy(model.module).to(device=device, dtype=DTYPES[dtype]).eval()
+    sparse = copy.deepcopy(model.module).to(device=device, dtype=DTYPES[dtype]).eval().requires_grad_(False)
     placed = use_kernels(sparse, masks, "infer", everywhere=True, free_dense=True)
     named = (_Text if model.kind == "text" else _Image)(model, sparse)
     batch, length = traced

@@ -92,6 +92,11 @@ def test_the_program_runs_in_another_process_with_any_batch_and_length(exported,
     torch.testing.assert_close(answer["logits"], load(blocky[0]).answer(inputs)["logits"], rtol=0, atol=1e-4)
 
 
+def test_an_answer_of_the_program_holds_no_graph_for_gradients(exported, blocky):
+    answer = load_pt2(exported[0] / "model.pt2").module()(**load(blocky[0]).example(1, 5))
+    assert not answer["logits"].requires_grad
+
+
 @pytest.mark.parametrize(("dtype", "atol"), [("fp16", 2e-2), ("bf16", 0.16)])
 def test_half_precision_is_written_and_judged_by_its_own_tolerance(dtype, atol, blocky, tmp_path):
     report = export_model(blocky[0], tmp_path / "half", ticket=blocky[1], format="pt2", dtype=dtype)
