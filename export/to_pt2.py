@@ -147,8 +147,10 @@ def _export(module: nn.Module, example: Mapping[str, Tensor], model: LoadedModel
     try:
         return torch.export.export(module, (), dict(example), dynamic_shapes=shapes_of_inputs, strict=False)
     except Exception as error:
-        name = type(model.module).__name__
-        raise RunFailure(f"torch could not export {name} as a program: {reason(error)}") from error
+        raise RunFailure(
+            f"torch could not export {type(model.module).__name__} as a program: {reason(error)}\n"
+            "It can be written with --format hf or safetensors, and perhaps with onnx, which asks less of a model."
+        ) from error
 
 
 def _compare(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparseticket.errors import UserError
+from sparseticket.errors import RunFailure, UserError
 from sparseticket.export import load_pt2
 from sparseticket.export.exporter import export_model
 from sparseticket.export.loaded_model import DTYPES, load
@@ -125,6 +125,16 @@ def test_without_a_ticket_or_without_blocks_it_is_refused(classifier, tmp_path):
     with pytest.raises(UserError, match="convert TICKET --to block:64x64"):
         export_model(classifier, tmp_path / "b", ticket=tmp_path / "loose.ticket", format="pt2")
     assert not list(tmp_path.glob("[ab]"))
+
+
+def test_a_model_that_torch_cannot_export_is_one_error_that_says_why_and_what_can_be_had(blocky, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("Constraints violated (sequence)!\nmore of it")
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    with pytest.raises(RunFailure, match=r"Bert\w+ as a program: Constraints .*\n.*--format hf or safetensors"):
+        export_model(blocky[0], tmp_path / "a", ticket=blocky[1], format="pt2")
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("option", [{"layout": "shrunk"}, {"quantize": "dynamic"}, {"opset": 17}])
