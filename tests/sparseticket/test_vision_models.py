@@ -212,6 +212,13 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, change, said):
     assert said in str(refused.value) and str(path) in str(refused.value)
 
 
+def test_weights_of_which_no_name_fits_are_not_said_to_be_0(tmp_path):
+    torch.save({"features.0.weight": torch.ones(8, 3, 3, 3)}, tmp_path / "vgg.pth")
+    with pytest.raises(UserError, match=r"0 of the \d+ tensors.*\n  not in the model: features.0.weight") as refused:
+        resnet20().build(TEN, seed=0, weights=tmp_path / "vgg.pth")
+    assert "all weights are 0" not in str(refused.value)
+
+
 @needs_data
 def test_a_resnet32_file_is_refused_for_a_resnet20():
     with pytest.raises(UserError, match=r"does not fit resnet20-cifar.*\n.*layer1\.3\.conv1\.weight"):
