@@ -287,6 +287,15 @@ def imagenet_like(tmp_path_factory):
     return path
 
 
+def test_a_folder_may_be_called_as_a_model_of_torchvision_that_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="swin_t of torchvision is not taken"):
+        resolve("swin_t")
+    (tmp_path / "swin_t").mkdir()
+    (tmp_path / "swin_t" / "config.json").write_text("{}")
+    assert resolve("swin_t").kind == "text"
+
+
 def test_random_weights_need_no_network_and_are_for_vision_models_only(monkeypatch):
     from accelerate import Accelerator
 
