@@ -145,12 +145,15 @@ def _export(module: nn.Module, example: Mapping[str, Tensor], model: LoadedModel
         dynamic[1] = Dim("sequence", min=1, max=model.max_length)
     shapes_of_inputs = dict.fromkeys(example, dynamic)
     try:
-        return torch.export.export(module, (), dict(example), dynamic_shapes=shapes_of_inputs, strict=False)
+        program = torch.export.export(module, (), dict(example), dynamic_shapes=shapes_of_inputs, strict=False)
     except Exception as error:
         raise RunFailure(
             f"torch could not export {type(model.module).__name__} as a program: {reason(error)}\n"
             "It can be written with --format hf or safetensors, and perhaps with onnx, which asks less of a model."
         ) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # the Python stack that made it, with paths of the machine it was made on
+    return program
 
 
 def _compare(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,12 @@ def test_the_program_holds_the_sparse_operators_and_agrees_on_every_shape(export
     assert report["max_abs_error"] <= 1e-4 and len(report["shapes"]) == 6
     (kernel,) = report["kernels"]
     assert kernel["pattern"].startswith("block:") and kernel["density"] == 0.5 and kernel["runs"] == "bsr_packed"
+
+
+def test_the_program_holds_no_path_of_the_machine_it_was_made_on(exported):
+    with zipfile.ZipFile(exported[0] / "model.pt2") as archive:
+        described = [archive.read(name) for name in archive.namelist() if name.endswith(".json")]
+    assert described and not any(place in text for place in (b"site-packages", b"to_pt2.py") for text in described)
 
 
 def test_the_program_runs_in_another_process_with_any_batch_and_length(exported, blocky):
