@@ -63,7 +63,7 @@ def write_pt2(
     }
 
 
-def load_pt2(path: Path) -> ExportedProgram:
+def load_pt2(path: str | Path) -> ExportedProgram:
     """Load a program that :func:`write_pt2` wrote, with its operators; ``.module()`` of it runs.
 
     Raises:
@@ -72,6 +72,7 @@ def load_pt2(path: Path) -> ExportedProgram:
     import sparseticket.kernels.bsr_packed
     import sparseticket.kernels.conv2d  # noqa: F401  (both register their operators)
 
+    path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}: export with --format pt2 first.")
     try:
@@ -130,7 +131,7 @@ def _program(
 ) -> tuple[ExportedProgram, list[Placement]]:
     from sparseticket.kernels import use_kernels
 
-    sparse = copy.deepcopy(model.module).to(device=device, dtype=DTYPES[dtype]).eval()
+    sparse = copy.deepcopy(model.module).to(device=device, dtype=DTYPES[dtype]).eval().requires_grad_(False)
     placed = use_kernels(sparse, masks, "infer", everywhere=True, free_dense=True)
     named = (_Text if model.kind == "text" else _Image)(model, sparse)
     batch, length = traced
@@ -144,10 +145,15 @@ def _export(module: nn.Module, example: Mapping[str, Tensor], model: LoadedModel
         dynamic[1] = Dim("sequence", min=1, max=model.max_length)
     shapes_of_inputs = dict.fromkeys(example, dynamic)
     try:
-        return torch.export.export(module, (), dict(example), dynamic_shapes=shapes_of_inputs, strict=False)
+        program = torch.export.export(module, (), dict(example), dynamic_shapes=shapes_of_inputs, strict=False)
     except Exception as error:
-        name = type(model.module).__name__
-        raise RunFailure(f"torch could not export {name} as a program: {reason(error)}") from error
+        raise RunFailure(
+            f"torch could not export {type(model.module).__name__} as a program: {reason(error)}\n"
+            "It can be written with --format hf or safetensors, and perhaps with onnx, which asks less of a model."
+        ) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # the Python stack that made it, with paths of the machine it was made on
+    return program
 
 
 def _compare(

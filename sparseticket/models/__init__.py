@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+from sparseticket.errors import UserError
 from sparseticket.models.base import Head, ModelSpec, Network
 
-__all__ = ["Head", "ModelSpec", "Network", "aliases", "register", "resolve"]
+__all__ = ["Head", "ModelSpec", "Network", "aliases", "image_models", "register", "resolve"]
 
 _REGISTRY: dict[str, Callable[[str], ModelSpec]] = {}
 
@@ -32,6 +34,11 @@ def aliases() -> list[str]:
     return sorted(_REGISTRY)
 
 
+def image_models() -> str:
+    """The aliases of the models for images, as messages list them."""
+    return ", ".join(alias for alias in aliases() if "resnet" in alias)
+
+
 def resolve(name: str) -> ModelSpec:
     """The spec of an alias, a hub name ("google/bert_uncased_L-2_H-128_A-2") or a folder with a ``config.json``.
 
@@ -40,6 +47,13 @@ def resolve(name: str) -> ModelSpec:
     _load_families()
     if name in _REGISTRY:
         return _REGISTRY[name](name)
+    from torchvision.models import list_models
+
+    if name in list_models() and not Path(name).exists():
+        raise UserError(
+            f"{name} of torchvision is not taken: what may be pruned, and where a channel ends, is known here of plain "
+            f"ResNets only. Models for images: {image_models()}."
+        )
     from sparseticket.models.text import from_hub_or_folder
 
     return from_hub_or_folder(name, known=sorted(_REGISTRY))

@@ -59,7 +59,8 @@ def check_fit(
         "negative variances": [n for n in shared if n.endswith("running_var") and (stored[n] < 0).any()],
     }
     found = [f"{problem}: {_first_three(names)}" for problem, names in problems.items() if names]
-    if not any(stored[name].any() for name in shared if stored[name].dim() > 1):
+    ranked = [stored[name] for name in shared if stored[name].dim() > 1]
+    if ranked and not any(weight.any() for weight in ranked):
         found.append("all weights are 0, and could not be ranked")
     if found:
         covered = sum(name in required and has == needs for name, (has, needs) in shapes.items())

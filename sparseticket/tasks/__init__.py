@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sparseticket.errors import UserError
-from sparseticket.models import ModelSpec
+from sparseticket.models import ModelSpec, image_models
 from sparseticket.tasks.base import Batch, Task, TaskOptions
 
 __all__ = ["Batch", "Task", "TaskEntry", "TaskOptions", "check_options", "entries", "entry", "make_task", "register"]
@@ -80,8 +80,9 @@ def make_task(name: str, spec: ModelSpec, options: TaskOptions) -> Task:
     """Make the task ``name`` for a model; reads (and checks) its data."""
     found = entry(name)
     if found.kind != spec.kind:
+        taken = f" (a folder or hub name always is; models for images: {image_models()})" * (spec.kind == "text")
         raise UserError(
-            f"task {name!r} is for {found.kind} models and {spec.name!r} is a {spec.kind} model: "
+            f"task {name!r} is for {found.kind} models and {spec.name!r} is a {spec.kind} model{taken}: "
             "choose another of the two."
         )
     found.check_installed()

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from sparseticket.errors import UserError
+from sparseticket.errors import RunFailure, UserError
 from sparseticket.export import load_pt2
 from sparseticket.export.exporter import export_model
 from sparseticket.export.loaded_model import DTYPES, load
@@ -77,19 +78,30 @@ def test_the_program_holds_the_sparse_operators_and_agrees_on_every_shape(export
     assert kernel["pattern"].startswith("block:") and kernel["density"] == 0.5 and kernel["runs"] == "bsr_packed"
 
 
+def test_the_program_holds_no_path_of_the_machine_it_was_made_on(exported):
+    with zipfile.ZipFile(exported[0] / "model.pt2") as archive:
+        described = [archive.read(name) for name in archive.namelist() if name.endswith(".json")]
+    assert described and not any(place in text for place in (b"site-packages", b"to_pt2.py") for text in described)
+
+
 def test_the_program_runs_in_another_process_with_any_batch_and_length(exported, blocky):
     out, _ = exported
     inputs = load(blocky[0]).example(3, 11, padded=True)
     torch.save(inputs, out.parent / "inputs.pt")
     code = (
         "import sys, torch; from sparseticket.export import load_pt2; folder = sys.argv[1]\n"
-        "program = load_pt2(__import__('pathlib').Path(folder) / 'pt2' / 'model.pt2').module()\n"
+        "program = load_pt2(folder + '/pt2/model.pt2').module()\n"
         "torch.save(program(**torch.load(folder + '/inputs.pt', weights_only=True)), folder + '/answer.pt')"
     )
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code, str(out.parent)], check=True, env=env, cwd=out.parent)
     answer = torch.load(out.parent / "answer.pt", weights_only=True)
     torch.testing.assert_close(answer["logits"], load(blocky[0]).answer(inputs)["logits"], rtol=0, atol=1e-4)
+
+
+def test_an_answer_of_the_program_holds_no_graph_for_gradients(exported, blocky):
+    answer = load_pt2(exported[0] / "model.pt2").module()(**load(blocky[0]).example(1, 5))
+    assert not answer["logits"].requires_grad
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [("fp16", 2e-2), ("bf16", 0.16)])
@@ -120,6 +132,16 @@ def test_without_a_ticket_or_without_blocks_it_is_refused(classifier, tmp_path):
     with pytest.raises(UserError, match="convert TICKET --to block:64x64"):
         export_model(classifier, tmp_path / "b", ticket=tmp_path / "loose.ticket", format="pt2")
     assert not list(tmp_path.glob("[ab]"))
+
+
+def test_a_model_that_torch_cannot_export_is_one_error_that_says_why_and_what_can_be_had(blocky, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("Constraints violated (sequence)!\nmore of it")
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    with pytest.raises(RunFailure, match=r"Bert\w+ as a program: Constraints .*\n.*--format hf or safetensors"):
+        export_model(blocky[0], tmp_path / "a", ticket=blocky[1], format="pt2")
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize("option", [{"layout": "shrunk"}, {"quantize": "dynamic"}, {"opset": 17}])

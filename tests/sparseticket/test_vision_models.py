@@ -212,6 +212,13 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, change, said):
     assert said in str(refused.value) and str(path) in str(refused.value)
 
 
+def test_weights_of_which_no_name_fits_are_not_said_to_be_0(tmp_path):
+    torch.save({"features.0.weight": torch.ones(8, 3, 3, 3)}, tmp_path / "vgg.pth")
+    with pytest.raises(UserError, match=r"0 of the \d+ tensors.*\n  not in the model: features.0.weight") as refused:
+        resnet20().build(TEN, seed=0, weights=tmp_path / "vgg.pth")
+    assert "all weights are 0" not in str(refused.value)
+
+
 @needs_data
 def test_a_resnet32_file_is_refused_for_a_resnet20():
     with pytest.raises(UserError, match=r"does not fit resnet20-cifar.*\n.*layer1\.3\.conv1\.weight"):
@@ -278,6 +285,15 @@ def imagenet_like(tmp_path_factory):
     torch.nn.init.constant_(module.bn1.weight, 0.75)
     torch.save(module.state_dict(), path)
     return path
+
+
+def test_a_folder_may_be_called_as_a_model_of_torchvision_that_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="swin_t of torchvision is not taken"):
+        resolve("swin_t")
+    (tmp_path / "swin_t").mkdir()
+    (tmp_path / "swin_t" / "config.json").write_text("{}")
+    assert resolve("swin_t").kind == "text"
 
 
 def test_random_weights_need_no_network_and_are_for_vision_models_only(monkeypatch):
