@@ -11,7 +11,7 @@ import torchvision
 from safetensors.torch import load_file, save_file
 
 from sparseticket.errors import RunFailure, UserError
-from sparseticket.models import Head, resolve
+from sparseticket.models import Head, aliases, image_models, resolve
 from sparseticket.models.cifar_resnet import PadShortcut
 from sparseticket.models.vision import prunable_names
 from sparseticket.models.vision_saved import describe_saved, load_saved
@@ -285,6 +285,10 @@ def imagenet_like(tmp_path_factory):
     torch.nn.init.constant_(module.bn1.weight, 0.75)
     torch.save(module.state_dict(), path)
     return path
+
+
+def test_messages_list_every_model_for_images():
+    assert image_models().split(", ") == [alias for alias in aliases() if resolve(alias).kind == "vision"]
 
 
 def test_a_folder_may_be_called_as_a_model_of_torchvision_that_is_not_taken(tmp_path, monkeypatch):
