@@ -325,12 +325,19 @@ def from_hub_or_folder(name: str, known: list[str]) -> TextModel:
     Raises:
         UserError: ``name`` can be neither, with the aliases of ``known`` that come close.
     """
+    from sparseticket.models.vision_saved import DESCRIPTION, WEIGHTS, describe_saved
+
     folder = Path(name)
     if folder.is_dir():
         if (folder / "adapter_config.json").exists():
             raise UserError(
                 f"the folder {name} holds an adapter (LoRA), which would be left out: save the model after "
                 "merge_and_unload() to another folder."
+            )
+        if (folder / DESCRIPTION).exists():
+            raise UserError(
+                f"the folder {name} holds an image model: give --model {describe_saved(folder).architecture} "
+                f"--weights {folder / WEIGHTS}"
             )
         if not (folder / "config.json").exists():
             raise UserError(f"the folder {name} has no config.json: --model takes a folder that save_pretrained wrote.")

@@ -429,6 +429,12 @@ def test_a_description_that_does_not_fit_is_refused(tmp_path, field, value):
         load_saved(tmp_path / "model")
 
 
+def test_a_saved_vision_model_as_a_model_says_which_options_it_takes(tmp_path):
+    resnet20().build(TEN, seed=0).save(tmp_path / "model")
+    with pytest.raises(UserError, match=r"--model resnet20-cifar --weights \S+model.safetensors$"):
+        resolve(str(tmp_path / "model"))
+
+
 def test_a_folder_without_a_model_or_with_a_damaged_one_is_refused(tmp_path):
     with pytest.raises(UserError, match="no saved vision model"):
         load_saved(tmp_path)
