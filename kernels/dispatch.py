@@ -229,6 +229,6 @@ def _cell(line: dict[str, Any]) -> Measured:
         raise ValueError(f"{line['case']} is no case")
     if not (isinstance(cell.m, int) and cell.m > 0 and 0 <= cell.density <= 1 and 0 < cell.low <= cell.high):
         raise ValueError(f"a cell of {case} holds impossible numbers")
-    if not (isinstance(best.kernel, str) and all(isinstance(tile, int) and tile > 0 for tile in best.tiles)):
+    if not (isinstance(best.kernel, str) and all(isinstance(tile, int) and tile >= 0 for tile in best.tiles)):
         raise ValueError(f"a cell of {case} names no kernel")
     return cell

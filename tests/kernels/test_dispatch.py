@@ -1,13 +1,21 @@
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseticket.kernels import dispatch
 from sparseticket.kernels.dispatch import LEAST_GAIN, Case, Choice, Measured, Table, table_path
+from sparseticket.kernels.packing import packing_for
 from sparseticket.kernels.plan import Plan
+
+ROOT = Path(__file__).parents[2]
 
 CASE = Case("forward", 768, 768, "block:128x128", "bfloat16")
 KERNEL = Choice("bsr_linear", (128, 128, 64, 8, 3))
@@ -19,6 +27,10 @@ def cell(m, low, density=0.25, case=CASE, best=KERNEL):
 
 def table(*cells):
     return Table("Some GPU", {"torch": "2.15.0"}, "2026-11-24", list(cells))
+
+
+def test_what_pays_is_3_percent_with_95_percent_certainty():
+    assert LEAST_GAIN == 1.03
 
 
 def test_a_kernel_is_chosen_only_where_the_lower_bound_pays():
@@ -77,6 +89,44 @@ def test_a_table_comes_back_from_its_file(tmp_path):
     assert Table.load(path) == measured
 
 
+@pytest.mark.parametrize("pattern", ["block:128x128", "unstructured", "2:4"])
+def test_a_table_comes_back_with_whatever_tiles_a_pattern_can_be_packed_with(pattern, tmp_path):
+    packing, path = packing_for(pattern, (4096, 1024), torch.bfloat16), tmp_path / "table.json"
+    case = Case("infer", 4096, 1024, pattern, "bfloat16")
+    measured = table(*(cell(m, 1.5, case=case, best=Choice(packing.kernel, t)) for m, t in enumerate(packing.tiles, 1)))
+    path.write_text(measured.to_json())
+    assert Table.load(path) == measured
+
+
+FIRST_DECIDES = """
+import sys
+import torch.distributed as dist
+from sparseticket.kernels.dispatch import decided_by_one
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+print(decided_by_one(lambda: f"as measured by {rank}"))
+try:
+    decided_by_one(lambda: 1 // rank)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_the_first_of_two_processes_decides_for_both_and_fails_in_both(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", FIRST_DECIDES, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    for process in processes:
+        decided, failed = process.communicate(timeout=120)[0].splitlines()
+        assert decided == "as measured by 0"
+        assert "the first process could not choose kernels: ZeroDivisionError" in failed
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -86,6 +136,7 @@ def test_a_table_comes_back_from_its_file(tmp_path):
         lambda record: record["cells"][0].update(low=9.0),
         lambda record: record["cells"][0]["case"].update(which="sideways"),
         lambda record: record["cells"][0]["best"].update(tiles=["a"]),
+        lambda record: record["cells"][0]["best"].update(tiles=[-1]),
         lambda record: record["cells"][0]["case"].update(extra=1),
     ],
 )
