@@ -80,8 +80,9 @@ def use_kernels(
     brings dead weights back to life: mask gradients before the step, or take one of the masked optimizers, in any case.
     For inference weights are packed, Q, K and V run as one product, and an activation behind
     a feed-forward layer in its epilogue; then ``state_dict`` stays as it was, no gradient flows through a packed layer,
-    and it is an error to change a weight, or to call the model in training mode. In training, a weight that is loaded
-    later must be 0 in dead blocks too: a pass that runs dense would use what is there.
+    and it is an error to change a weight (which compiled code does not notice), or to call the model in training mode.
+    In training, a weight that is loaded later must be 0 in dead blocks too: a pass that runs dense would use what is
+    there.
 
     Args:
         model: on the device where it will run, its dead weights exactly 0.

@@ -47,15 +47,18 @@ class Frozen:
         self.check_unchanged()
 
     def check_unchanged(self) -> None:
-        """Raise RuntimeError where weight or bias are no longer what was packed. (Edits of ``.data`` are not seen.)"""
+        """Raise RuntimeError where weight or bias are no longer what was packed.
+
+        Not seen are edits of ``.data``, and any in compiled code.
+        """
         if torch.compiler.is_compiling():
             return
         for name, parameter, version in self._frozen:
-            if self._parameters[name] is not parameter or version_of(parameter) != version:
+            if self._parameters[name] is not parameter or (parameter is not None and version_of(parameter) != version):
                 raise RuntimeError(CHANGED)
 
     def _watch(self) -> None:
-        self._frozen = [(name, p, version_of(p)) for name, p in self._parameters.items() if p is not None]
+        self._frozen = [(name, p, None if p is None else version_of(p)) for name, p in self._parameters.items()]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         if self._parameters["weight"] is None:

@@ -154,6 +154,15 @@ def test_a_weight_changed_under_packed_blocks_is_an_error():
         model(**batch())
 
 
+def test_a_new_weight_in_the_place_of_a_dropped_one_is_an_error():
+    model, masks = bert_and_masks()
+    use_kernels(model, masks, "infer", everywhere=True, free_dense=True)
+    dense = model.bert.encoder.layer[1].output.dense
+    dense.weight = torch.nn.Parameter(torch.zeros(dense.out_features, dense.in_features))
+    with pytest.raises(RuntimeError, match="restore"):
+        model(**batch())
+
+
 def test_loading_into_packed_layers_is_an_error():
     model, masks = bert_and_masks()
     state = model.state_dict()
