@@ -58,8 +58,8 @@ def test_an_activation_in_the_epilogue_and_its_gradient_agree_with_float64(activ
 
 
 def test_few_live_blocks_split_m_and_sum_it_twice_alike(device, close):
-    x, weight, bias, dy, layout, mask = problem(300, 32, 64, (32, 32), 1, torch.float16, device)
-    tiles = [*(t.as_ints() for t in default_tiles((32, 32), 300, torch.float16)[:2]), Tiles(32, 32, 32, 4, 2).as_ints()]
+    x, weight, bias, dy, layout, mask = problem(250, 32, 64, (32, 32), 1, torch.float16, device)  # 8 splits, all filled
+    tiles = [*(t.as_ints() for t in default_tiles((32, 32), 250, torch.float16)[:2]), Tiles(32, 32, 32, 4, 2).as_ints()]
     grads = []
     for _ in range(2):
         weight.grad = None
