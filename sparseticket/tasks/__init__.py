@@ -80,9 +80,9 @@ def make_task(name: str, spec: ModelSpec, options: TaskOptions) -> Task:
     """Make the task ``name`` for a model; reads (and checks) its data."""
     found = entry(name)
     if found.kind != spec.kind:
-        taken = f" (a folder or hub name always is; models for images: {image_models()})" * (spec.kind == "text")
+        why = f" (a folder or hub name always is; models for images: {image_models()})" if spec.kind == "text" else ""
         raise UserError(
-            f"task {name!r} is for {found.kind} models and {spec.name!r} is a {spec.kind} model{taken}: "
+            f"task {name!r} is for {found.kind} models and {spec.name!r} is a {spec.kind} model{why}: "
             "choose another of the two."
         )
     found.check_installed()
