@@ -34,9 +34,9 @@ def aliases() -> list[str]:
     return sorted(_REGISTRY)
 
 
-def image_models() -> str:
-    """The aliases of the models for images, as messages list them."""
-    return ", ".join(alias for alias in aliases() if "resnet" in alias)
+def image_models() -> list[str]:
+    """The aliases of the models for images, sorted."""
+    return [alias for alias in aliases() if "resnet" in alias]
 
 
 def resolve(name: str) -> ModelSpec:
@@ -52,7 +52,7 @@ def resolve(name: str) -> ModelSpec:
     if name in list_models() and not Path(name).exists():
         raise UserError(
             f"{name} of torchvision is not taken: what may be pruned, and where a channel ends, is known here of plain "
-            f"ResNets only. Models for images: {image_models()}."
+            f"ResNets only. Models for images: {', '.join(image_models())}."
         )
     from sparseticket.models.text import from_hub_or_folder
 

@@ -57,7 +57,7 @@ class SavedModel:
 
 def describe_saved(folder: Path) -> SavedModel:
     """Read and check ``model.json``; :class:`UserError` where it is not one that :meth:`VisionModel.save` wrote."""
-    from sparseticket.models import resolve
+    from sparseticket.models import image_models
 
     path = folder / DESCRIPTION
     try:
@@ -85,7 +85,7 @@ def describe_saved(folder: Path) -> SavedModel:
         raise UserError(f"{path} does not describe a saved vision model: a field has a value that it cannot have.")
     for field in ("mean", "std"):
         found[field] = tuple(float(value) for value in found[field])
-    if resolve(found["architecture"]).kind != "vision":
+    if found["architecture"] not in image_models():  # never resolved unchecked: it may name this very folder
         raise UserError(f"{path}: {found['architecture']!r} is not a vision model.")
     return SavedModel(**{**found, "class_names": None if names is None else tuple(names)})
 

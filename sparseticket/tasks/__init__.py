@@ -80,7 +80,8 @@ def make_task(name: str, spec: ModelSpec, options: TaskOptions) -> Task:
     """Make the task ``name`` for a model; reads (and checks) its data."""
     found = entry(name)
     if found.kind != spec.kind:
-        why = f" (a folder or hub name always is; models for images: {image_models()})" if spec.kind == "text" else ""
+        images = ", ".join(image_models())
+        why = f" (a folder or hub name always is; models for images: {images})" if spec.kind == "text" else ""
         raise UserError(
             f"task {name!r} is for {found.kind} models and {spec.name!r} is a {spec.kind} model{why}: "
             "choose another of the two."
